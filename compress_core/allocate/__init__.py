@@ -1,0 +1,1 @@
+"""Ways to divide one budget among the layers."""

@@ -1,0 +1,211 @@
+"""Finds what can be compressed in any decoder that transformers loads, by type and shape alone.
+
+The model is built with fake tensors (no memory, no weights) and run once on a few fake tokens: the
+blocks are the longest list of modules that hold linears, and layers that received the very same
+tensor share a tap.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers.pytorch_utils import Conv1D
+
+from compress_core.errors import ModelError
+from compress_core.hf.checkpoint import Checkpoint
+from compress_core.types import LayerRef
+
+EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+
+
+@dataclass(frozen=True)
+class ModelLayout:
+    """Where the compressible layers of a model sit.
+
+    Attributes:
+        architecture: Class name, for instance ``LlamaForCausalLM``.
+        base_class: Class name of the model without its head.
+        base_prefix: Attribute that holds the base model, for instance ``model``.
+        blocks: Module paths of the decoder blocks, in order.
+        layers: Every compressible layer, in the order of blocks and of first use.
+        dtype: Name of the floating dtype that the model computes in.
+        block_parameters: Block index to the parameter names inside it.
+        outer_parameters: Parameter names of the base model outside the blocks.
+        tuple_output: Whether a block returns a tuple that starts with the hidden states.
+    """
+
+    architecture: str
+    base_class: str
+    base_prefix: str
+    blocks: tuple[str, ...]
+    layers: tuple[LayerRef, ...]
+    dtype: str
+    block_parameters: tuple[tuple[str, ...], ...]
+    outer_parameters: tuple[str, ...]
+    tuple_output: bool
+
+    def of_block(self, block: int) -> tuple[LayerRef, ...]:
+        """The compressible layers of one block."""
+        return tuple(layer for layer in self.layers if layer.block == block)
+
+    def taps(self, block: int) -> dict[str, tuple[LayerRef, ...]]:
+        """Tap name to the layers of ``block`` that share it."""
+        taps: dict[str, list[LayerRef]] = {}
+        for layer in self.of_block(block):
+            taps.setdefault(layer.tap, []).append(layer)
+        return {name: tuple(layers) for name, layers in taps.items()}
+
+
+def load_config(checkpoint: Checkpoint, trust_remote_code: bool = False) -> PretrainedConfig:
+    """The model's configuration.
+
+    Raises:
+        ModelError: transformers cannot read it.
+    """
+    try:
+        return AutoConfig.from_pretrained(
+            checkpoint.folder, trust_remote_code=trust_remote_code, local_files_only=True
+        )
+    except (ValueError, OSError, KeyError) as error:
+        line = str(error).strip().splitlines()[0]
+        raise ModelError(f"transformers cannot read {checkpoint.folder}/config.json: {line}") from None
+
+
+def model_dtype(checkpoint: Checkpoint, config: PretrainedConfig) -> torch.dtype:
+    """The dtype that ``from_pretrained(dtype="auto")`` would compute in."""
+    if isinstance(config.dtype, torch.dtype):
+        return config.dtype
+    stored = checkpoint.read(checkpoint.names[0]).dtype
+    return stored if stored.is_floating_point else torch.float32
+
+
+def inspect_model(checkpoint: Checkpoint, trust_remote_code: bool = False) -> ModelLayout:
+    """Finds blocks, layers and taps without reading a weight.
+
+    Raises:
+        ModelError: The model is a mixture of experts, has no list of decoder blocks, or shares one
+            linear between blocks; the message gives the reason.
+    """
+    config = load_config(checkpoint, trust_remote_code)
+    _refuse_experts(config)
+    dtype = model_dtype(checkpoint, config)
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=dtype, trust_remote_code=trust_remote_code
+        ).eval()
+        blocks = _find_blocks(model)
+        observed = _observe(model, blocks)
+    layers = _layers(model, blocks, observed)
+    names = [name for name, _ in model.base_model.named_parameters()]
+    prefix = model.base_model_prefix
+    full = [f"{prefix}.{name}" if model.base_model is not model else name for name in names]
+    inside = [tuple(n for n in full if n.startswith(block + ".")) for block in blocks]
+    taken = {name for names in inside for name in names}
+    return ModelLayout(
+        architecture=type(model).__name__,
+        base_class=type(model.base_model).__name__,
+        base_prefix=prefix,
+        blocks=blocks,
+        layers=layers,
+        dtype=str(dtype).removeprefix("torch."),
+        block_parameters=tuple(inside),
+        outer_parameters=tuple(name for name in full if name not in taken),
+        tuple_output=observed.tuple_output,
+    )
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether the module is a plain linear layer that we know how to replace."""
+    return type(module) is nn.Linear or type(module) is Conv1D
+
+
+def _refuse_experts(config: PretrainedConfig) -> None:
+    text = config.get_text_config()
+    for name in EXPERT_COUNTS:
+        count = getattr(text, name, None)
+        if isinstance(count, int) and count > 1:
+            raise ModelError(
+                f"{config.model_type} is a mixture of experts ({name}={count}): its experts share "
+                "fused three-dimensional weights and see different tokens, which Eigenpress does "
+                "not compress yet"
+            )
+
+
+def _find_blocks(model: nn.Module) -> tuple[str, ...]:
+    """Paths of the decoder blocks: the longest ModelList whose members all hold linears."""
+    found: list[tuple[str, ...]] = []
+    for path, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) > 0:
+            if all(any(is_linear(part) for part in child.modules()) for child in module):
+                found.append(tuple(f"{path}.{i}" for i in range(len(module))))
+    if not found:
+        raise ModelError(
+            f"{type(model).__name__} has no list of blocks with linear layers, so there is nothing "
+            "to compress block by block"
+        )
+    blocks = max(found, key=len)
+    for path in blocks:
+        for name, parameter in model.get_submodule(path).named_parameters():
+            if parameter.ndim > 2:
+                raise ModelError(
+                    f"{path}.{name} has {parameter.ndim} dimensions {tuple(parameter.shape)}: "
+                    "fused expert weights are not compressed yet"
+                )
+    return blocks
+
+
+@dataclass
+class _Observed:
+    inputs: dict[int, tuple[Tensor, list[str]]]  # id -> (the tensor, kept alive, and its readers)
+    tuple_output: bool = False
+
+
+def _observe(model: nn.Module, blocks: tuple[str, ...]) -> _Observed:
+    """Runs a few fake tokens and notes which linears read the same tensor."""
+    observed = _Observed({})
+    inner = {
+        f"{path}.{name}": module
+        for path in blocks
+        for name, module in model.get_submodule(path).named_modules()
+        if is_linear(module)
+    }
+    if len({id(module) for module in inner.values()}) < len(inner):
+        raise ModelError("two blocks share one linear layer; compressing it twice would be wrong")
+
+    def note_input(name: str) -> Any:
+        def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
+            observed.inputs.setdefault(id(args[0]), (args[0], []))[1].append(name)
+
+        return hook
+
+    def note_output(_: nn.Module, args: Any, output: Any) -> None:
+        observed.tuple_output = isinstance(output, tuple)
+
+    for name, module in inner.items():
+        module.register_forward_pre_hook(note_input(name))
+    for path in blocks:
+        model.get_submodule(path).register_forward_hook(note_output)
+    model.base_model(input_ids=torch.zeros(1, 8, dtype=torch.long), use_cache=False)
+    return observed
+
+
+def _layers(
+    model: nn.Module, blocks: tuple[str, ...], observed: _Observed
+) -> tuple[LayerRef, ...]:
+    layers: dict[str, LayerRef] = {}
+    for _, readers in observed.inputs.values():
+        for name in readers:
+            if name in layers:  # called more than once: its first input names the tap
+                continue
+            module = model.get_submodule(name)
+            transposed = isinstance(module, Conv1D)
+            rows, columns = module.weight.shape
+            out_features, in_features = (columns, rows) if transposed else (rows, columns)
+            block = next(i for i, path in enumerate(blocks) if name.startswith(path + "."))
+            layers[name] = LayerRef(
+                name, block, out_features, in_features, readers[0], transposed
+            )
+    return tuple(sorted(layers.values(), key=lambda layer: layer.block))

@@ -1,0 +1,25 @@
+"""Loads a whole model, dense or compressed, where a stage must have it whole."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+import compress_core.hf.quantizer  # noqa: F401  registers the compressed format
+
+
+def load_model(
+    folder: str | Path, device: torch.device | str = "cpu", *, trust_remote_code: bool = False
+) -> Any:
+    """The model in ``folder``, in the dtype it is stored in, ready to evaluate.
+
+    Args:
+        folder: A model folder; a compressed one loads as its stock class.
+        device: Where it goes.
+        trust_remote_code: Whether the folder's own Python may run.
+    """
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype="auto", trust_remote_code=trust_remote_code, local_files_only=True
+    )
+    return model.to(device).eval()

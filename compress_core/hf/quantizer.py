@@ -1,0 +1,171 @@
+"""Let transformers load a compressed folder as the stock class, without code from the folder.
+
+Importing `compress_core.hf` registers this with transformers under the name in config.json; from
+then on `from_pretrained` puts FactoredLinear layers into the model before it reads the weights.
+"""
+
+import types
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+from transformers.quantizers.auto import (
+    AUTO_QUANTIZER_MAPPING,
+    register_quantization_config,
+    register_quantizer,
+)
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from compress_core.hf.checkpoint import QUANT_METHOD, tensor_headers
+from compress_core.hf.factored import (
+    FORMAT_VERSION,
+    FactoredLinear,
+    check_version,
+    factorise,
+    is_factored,
+)
+from compress_core.hf.folder import MODELLING_FILE, modelling_source, stock_class
+
+
+class EigenpressConfig(QuantizationConfigMixin):
+    """The compressed layers of a checkpoint, as its config.json lists them.
+
+    Attributes:
+        modules: Layer name -> {"rank": int}.
+        format_version: Version of the checkpoint format.
+    """
+
+    def __init__(
+        self,
+        modules: Mapping[str, Mapping[str, Any]],
+        format_version: int = FORMAT_VERSION,
+        quant_method: str = QUANT_METHOD,
+        **unknown: Any,
+    ) -> None:
+        """Hold the list of layers.
+
+        Raises:
+            ValueError: The format is newer than this code, or has settings this code does not know.
+        """
+        check_version(format_version)
+        if unknown:
+            raise ValueError(f"unknown entries in quantization_config: {', '.join(unknown)}")
+        self.quant_method = quant_method  # type: ignore[assignment]
+        self.format_version = format_version
+        self.modules = {name: dict(entry) for name, entry in modules.items()}
+
+
+class EigenpressQuantizer(HfQuantizer):
+    """Puts factored layers where the checkpoint has them; compressing itself happens elsewhere."""
+
+    requires_calibration = True  # only compressed checkpoints are loaded, none is compressed here
+    quantization_config: EigenpressConfig
+
+    def _process_model_before_weight_loading(
+        self, model: PreTrainedModel, checkpoint_files: Sequence[str] | None = None, **_: Any
+    ) -> PreTrainedModel:
+        settings = self.quantization_config
+        factorise(model, settings.modules, _name_prefix(model), settings.format_version)
+        if checkpoint_files:
+            _require_factors(model, checkpoint_files)
+        return model
+
+    def _process_model_after_weight_loading(
+        self, model: PreTrainedModel, **_: Any
+    ) -> PreTrainedModel:
+        # The stock class saves no modelling file, yet the config it saves points to one.
+        model.save_pretrained = types.MethodType(_save_pretrained, model)  # type: ignore[method-assign]
+        return model
+
+    def _dequantize(
+        self, model: PreTrainedModel, dtype: torch.dtype | None = None
+    ) -> PreTrainedModel:
+        for name, module in list(model.named_modules()):
+            if is_factored(module):
+                model.set_submodule(name, _dense_layer(module, dtype or module.weight.dtype))
+        model.__dict__.pop("save_pretrained", None)
+        if hasattr(model.config, "auto_map"):
+            del model.config.auto_map
+        return model
+
+    def is_serializable(self) -> bool:
+        """Whether `save_pretrained` works: yes."""
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """Whether the Trainer may train adapters on top: yes."""
+        return True
+
+    @property
+    def is_qat_trainable(self) -> bool:
+        """Whether the Trainer may train the factors themselves: yes, they are plain parameters."""
+        return True
+
+    @property
+    def is_compileable(self) -> bool:
+        """Whether torch.compile works: yes."""
+        return True
+
+
+def register() -> None:
+    """Make transformers know the format; a second call, or a second import, changes nothing."""
+    if QUANT_METHOD not in AUTO_QUANTIZER_MAPPING:
+        register_quantization_config(QUANT_METHOD)(EigenpressConfig)
+        register_quantizer(QUANT_METHOD)(EigenpressQuantizer)
+
+
+def _name_prefix(model: PreTrainedModel) -> str:
+    """What the listed names carry in front of this model's own: only a base model's differ."""
+    prefix = model.base_model_prefix
+    return "" if not prefix or hasattr(model, prefix) else f"{prefix}."
+
+
+def _require_factors(model: PreTrainedModel, files: Sequence[str]) -> None:
+    """Refuse a checkpoint that lacks an in-factor: transformers would only warn."""
+    stored = {key for file in files for key in tensor_headers(Path(file))}
+    prefix = f"{model.base_model_prefix}."
+    for name, module in model.named_modules():
+        key = f"{name}.factor_in"
+        if is_factored(module) and not stored & {key, prefix + key, key.removeprefix(prefix)}:
+            raise ValueError(f"the checkpoint has no {key}: it is incomplete, get the model again")
+
+
+def _save_pretrained(
+    self: PreTrainedModel, save_directory: str | Path, *args: Any, **kwargs: Any
+) -> None:
+    names = getattr(self.config, "auto_map", None) or {}
+    if kwargs.get("is_main_process", True) and "AutoModelForCausalLM" in names:
+        architecture, base = (
+            stock_class(names, "AutoModelForCausalLM"),
+            stock_class(names, "AutoModel"),
+        )
+        source = modelling_source(
+            architecture, base, getattr(transformers, architecture).base_model_prefix
+        )
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / MODELLING_FILE).write_text(source, encoding="utf-8")
+    type(self).save_pretrained(self, save_directory, *args, **kwargs)
+
+
+# A pickled method is found again by its name on the model.
+_save_pretrained.__name__ = "save_pretrained"
+
+
+def _dense_layer(module: FactoredLinear, dtype: torch.dtype) -> nn.Module:
+    weight = module.dense_weight().detach().to(dtype)
+    with torch.device("meta"):
+        if module.transposed:
+            dense: nn.Module = Conv1D(module.out_features, module.in_features)
+        else:
+            dense = nn.Linear(module.in_features, module.out_features, bias=False)
+    dense.weight = nn.Parameter(weight.T.contiguous() if module.transposed else weight)
+    dense.bias = module.bias
+    return dense.train(module.training)

@@ -1,0 +1,249 @@
+"""Runs a model one block at a time, so that no more than one block's weights are in memory.
+
+The model's own forward runs once per batch with every block replaced by a stub that notes its
+arguments (masks, positions) and hands the hidden states on; the real blocks then run in turn.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from compress_core.errors import ModelError, NumericsError
+from compress_core.hf.checkpoint import Checkpoint
+from compress_core.hf.layout import ModelLayout, load_config
+from compress_core.stats import InputAccumulator, InputStats
+
+Progress = Callable[[int, int], None]  # samples done, samples in all
+Call = tuple[tuple[Any, ...], dict[str, Any]]  # what a block is called with
+
+
+class _Stub(nn.Module):
+    """Stands in for a block: notes what it was called with and returns its input."""
+
+    def __init__(self, tuple_output: bool) -> None:
+        super().__init__()
+        self.tuple_output = tuple_output
+        self.call: Call = ((), {})
+        self.passed: Tensor | None = None
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        self.call = (args, kwargs)
+        self.passed = _hidden_of(self.call).clone()  # its own tensor: the chain can be checked
+        return (self.passed,) if self.tuple_output else self.passed
+
+
+def _hidden_of(call: Call) -> Tensor:
+    args, kwargs = call
+    return args[0] if args else kwargs["hidden_states"]
+
+
+def _with_hidden(call: Call, hidden: Tensor) -> Call:
+    args, kwargs = call
+    return ((hidden, *args[1:]), kwargs) if args else ((), kwargs | {"hidden_states": hidden})
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _tensors(list(value.values()))
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _tensors(part)
+
+
+def _drop_parameters(module: nn.Module) -> None:
+    """Frees the weights but keeps the buffers, which no file may hold."""
+    for part in module.modules():
+        for leaf, parameter in part._parameters.items():
+            if parameter is not None:
+                part._parameters[leaf] = nn.Parameter(parameter.to("meta"), requires_grad=False)
+
+
+class BlockStream:
+    """A model on disk, runnable block by block.
+
+    Args:
+        checkpoint: The dense model.
+        layout: Its layout.
+        device: Where blocks run.
+        trust_remote_code: Passed to transformers.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        layout: ModelLayout,
+        device: torch.device | str = "cpu",
+        trust_remote_code: bool = False,
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.layout = layout
+        self.device = torch.device(device)
+        self.dtype = getattr(torch, layout.dtype)
+        with init_empty_weights(include_buffers=False):
+            self.model = AutoModelForCausalLM.from_config(
+                load_config(checkpoint, trust_remote_code),
+                dtype=self.dtype,
+                trust_remote_code=trust_remote_code,
+            ).eval()
+        self._blocks = [self.model.get_submodule(path) for path in layout.blocks]
+        self._stubs = [_Stub(layout.tuple_output) for _ in layout.blocks]
+        container = self.model.get_submodule(layout.blocks[0].rpartition(".")[0])
+        assert isinstance(container, nn.ModuleList)
+        for index, stub in enumerate(self._stubs):
+            container[index] = stub
+        self._load(self.model.base_model, layout.outer_parameters)
+        self._calls: dict[int, list[Call]] = {}  # rows of a batch -> call of each block
+
+    @torch.no_grad()
+    def embed(self, tokens: Tensor, batch_size: int) -> Tensor:
+        """Hidden states that enter block 0.
+
+        Args:
+            tokens: (samples, length) token ids.
+            batch_size: Samples per forward.
+
+        Returns:
+            (samples, length, hidden) on the CPU, in the model's dtype.
+
+        Raises:
+            ModelError: The model does more between its blocks than hand hidden states on.
+        """
+        self.prepare(tokens, batch_size)
+        return torch.cat([_hidden_of(self._outer(b)[0]).cpu() for b in tokens.split(batch_size)])
+
+    @torch.no_grad()
+    def prepare(self, tokens: Tensor, batch_size: int) -> None:
+        """Notes what blocks are called with for each size of batch; needed before any block runs.
+
+        Raises:
+            ModelError: As :meth:`embed`.
+        """
+        batches = tokens.split(batch_size)
+        for batch in (batches[0], batches[-1]):
+            if len(batch) in self._calls:
+                continue
+            calls, others = self._outer(batch), self._outer(batch.roll(1, dims=1))
+            for call, other in zip(calls, others, strict=True):
+                self._refuse_token_inputs(call, other)
+            self._calls[len(batch)] = calls
+
+    @torch.no_grad()
+    def run_block(
+        self,
+        block: int,
+        hidden: Tensor,
+        batch_size: int,
+        taps: Iterable[str] = (),
+        products: torch.dtype = torch.float64,
+        progress: Progress | None = None,
+    ) -> dict[str, InputStats]:
+        """Advances ``hidden`` through one block in place, measuring the inputs of ``taps``.
+
+        Args:
+            block: Index of the block.
+            hidden: (samples, length, hidden) on the CPU; replaced by the block's output.
+            batch_size: Samples per forward; :meth:`prepare` was called with the same.
+            taps: Names of linear layers whose inputs are measured.
+            products: Dtype of one batch's products.
+            progress: Called after each batch.
+
+        Raises:
+            NumericsError: A value is not finite; names the layer and the sample.
+        """
+        module = self._blocks[block]
+        self._load(module, self.layout.block_parameters[block], self.layout.blocks[block])
+        done = 0
+        try:
+            with self._measure(block, taps, products, lambda: done, hidden, batch_size) as sums:
+                for batch in hidden.split(batch_size):
+                    args, kwargs = _with_hidden(
+                        self._calls[len(batch)][block], batch.to(self.device)
+                    )
+                    output = module(*args, **kwargs)
+                    batch.copy_(output[0] if self.layout.tuple_output else output)
+                    done += len(batch)
+                    if progress is not None:
+                        progress(done, len(hidden))
+        finally:
+            _drop_parameters(module)
+        return {name: sums[name].finish() for name in sums}
+
+    @contextmanager
+    def _measure(
+        self,
+        block: int,
+        taps: Iterable[str],
+        products: torch.dtype,
+        first_sample: Callable[[], int],
+        hidden: Tensor,
+        batch_size: int,
+    ) -> Iterator[dict[str, InputAccumulator]]:
+        widths = {layer.name: layer.in_features for layer in self.layout.of_block(block)}
+        sums = {tap: InputAccumulator(widths[tap], self.device, products) for tap in taps}
+
+        def hook_for(tap: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+            def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
+                rows = min(batch_size, len(hidden) - first_sample())
+                try:
+                    sums[tap].add(args[0].reshape(rows, -1, widths[tap]), first_sample())
+                except NumericsError as error:
+                    raise NumericsError(f"layer {tap}: {error}") from None
+
+            return hook
+
+        root = self._blocks[block]
+        inside = len(self.layout.blocks[block]) + 1
+        handles = [
+            root.get_submodule(tap[inside:]).register_forward_pre_hook(hook_for(tap))
+            for tap in sums
+        ]
+        try:
+            yield sums
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _outer(self, batch: Tensor) -> list[Call]:
+        """One pass of everything but the blocks."""
+        self.model.base_model(input_ids=batch.to(self.device), use_cache=False)
+        for before, after in zip(self._stubs, self._stubs[1:], strict=False):
+            if _hidden_of(after.call) is not before.passed:
+                raise ModelError(
+                    f"{self.layout.architecture} changes hidden states between its blocks, so it "
+                    "cannot be run block by block"
+                )
+        return [stub.call for stub in self._stubs]
+
+    def _refuse_token_inputs(self, call: Call, other: Call) -> None:
+        plain, changed = (
+            list(_tensors([c[0][1:], {k: v for k, v in c[1].items() if k != "hidden_states"}]))
+            for c in (call, other)
+        )
+        if any(not torch.equal(a, b) for a, b in zip(plain, changed, strict=True)):
+            raise ModelError(
+                f"the blocks of {self.layout.architecture} read more of the tokens than their "
+                "hidden states, so it cannot be run block by block"
+            )
+
+    def _load(self, module: nn.Module, names: Iterable[str], path: str = "") -> None:
+        """Puts the named parameters and the module's buffers on the device."""
+        root = self.model if not path else module
+        for name in names:
+            tensor = self.checkpoint.read(self.checkpoint.key(name, self.layout.base_prefix))
+            owner, _, leaf = name[len(path) + 1 if path else 0 :].rpartition(".")
+            value = nn.Parameter(tensor.to(self.device, self.dtype), requires_grad=False)
+            root.get_submodule(owner)._parameters[leaf] = value
+        for name, buffer in list(module.named_buffers()):
+            full = f"{path or self.layout.base_prefix}.{name}"
+            if self.checkpoint.has(full, self.layout.base_prefix):
+                stored = self.checkpoint.key(full, self.layout.base_prefix)
+                buffer = self.checkpoint.read(stored).to(buffer.dtype)
+            owner, _, leaf = name.rpartition(".")
+            module.get_submodule(owner)._buffers[leaf] = buffer.to(self.device)

@@ -1,0 +1,113 @@
+"""The nouns every method speaks: a layer, a budget, and each layer's share of it.
+
+One number of a dense weight costs 1; a rank-one component of an (out, in) layer costs out + in.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from compress_core.errors import BudgetError, ConfigError
+
+Scope = Literal["compressible", "model"]
+
+
+@dataclass(frozen=True)
+class LayerRef:
+    """One linear layer of a decoder block.
+
+    Attributes:
+        name: Module path, for instance ``model.layers.0.self_attn.q_proj``.
+        block: Index of the decoder block it sits in.
+        out_features: Rows of the weight in the (out, in) convention.
+        in_features: Columns of the weight in the (out, in) convention.
+        tap: Name of the first layer that reads the same input; statistics are kept once per tap.
+        transposed: Whether the checkpoint stores the weight as (in, out), as GPT-2 does.
+    """
+
+    name: str
+    block: int
+    out_features: int
+    in_features: int
+    tap: str
+    transposed: bool = False
+
+    @property
+    def dense_cost(self) -> int:
+        """Numbers in the dense weight."""
+        return self.out_features * self.in_features
+
+    @property
+    def atom_cost(self) -> int:
+        """Numbers that one rank-one component adds."""
+        return self.out_features + self.in_features
+
+    @property
+    def paying_rank(self) -> int:
+        """Largest rank whose factors cost less than the dense weight."""
+        return (self.dense_cost - 1) // self.atom_cost
+
+
+def affordable(kept: float, cost: int) -> int:
+    """Whole numbers within ``kept`` of ``cost``; binary rounding of kept does not lose one."""
+    return math.floor(kept * cost + 1e-6)
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one layer keeps: the first ``rank`` components, or the dense weight when it is None."""
+
+    rank: int | None
+
+    def cost(self, layer: LayerRef) -> int:
+        """Numbers stored for ``layer`` at this share."""
+        return layer.dense_cost if self.rank is None else self.rank * layer.atom_cost
+
+
+Allocation = Mapping[str, Share]  # layer name -> share
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The one dial: the share of parameters that stays.
+
+    Attributes:
+        kept: In (0, 1]; 0.6 keeps 60 %.
+        of: Whether ``kept`` counts the compressible layers or the whole model.
+    """
+
+    kept: float
+    of: Scope = "compressible"
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.kept <= 1.0:
+            raise ConfigError(
+                f"kept must be in (0, 1], got {self.kept:g}: it is the share of parameters that "
+                "stays, so kept=0.8 removes 20 %"
+            )
+        if self.of not in ("compressible", "model"):
+            raise ConfigError(f"kept can be measured of 'compressible' or 'model', got {self.of!r}")
+
+    def of_compressible(self, layers: Sequence[LayerRef], model_parameters: int) -> float:
+        """The share of the compressible layers that stays, whatever ``kept`` was measured on.
+
+        Args:
+            layers: Every compressible layer.
+            model_parameters: Parameters of the whole model, each stored tensor counted once.
+
+        Raises:
+            BudgetError: The parameters outside the compressible layers exceed the budget alone.
+        """
+        if self.of == "compressible":
+            return self.kept
+        compressible = sum(layer.dense_cost for layer in layers)
+        fixed = model_parameters - compressible
+        wanted = self.kept * model_parameters - fixed
+        if wanted <= 0:
+            raise BudgetError(
+                f"kept={self.kept:g} of the whole model leaves nothing for the layers: embeddings, "
+                f"norms and head alone are {fixed / model_parameters:.3f} of it. Ask for more, or "
+                "measure kept on the compressible layers"
+            )
+        return min(1.0, wanted / compressible)

@@ -1,0 +1,165 @@
+"""What a run is asked to do: every flag of the command line, as one validated object.
+
+The same fields, in the same words, are flags, keys of a ``--config`` YAML file, and the form that
+Prefect shows for a deployment.
+"""
+
+import os
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from compress_core.errors import ConfigError
+
+Option = bool | int | float | str
+STAGES = (
+    "tokenise",
+    "collect",
+    "whiten",
+    "decompose",
+    "allocate",
+    "realise",
+    "materialise",
+    "evaluate",
+)
+Stage = Literal[
+    "tokenise",
+    "collect",
+    "whiten",
+    "decompose",
+    "allocate",
+    "realise",
+    "materialise",
+    "evaluate",
+]
+
+
+def default_home() -> Path:
+    """The data directory: EIGENPRESS_HOME, else ~/.eigenpress."""
+    return Path(os.environ.get("EIGENPRESS_HOME") or "~/.eigenpress").expanduser()
+
+
+class Settings(BaseModel):
+    """What a run and a sweep have in common."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True)
+
+    model: str = Field(description="model folder or hub id")
+    of: Literal["compressible", "model"] = Field(
+        "compressible", description="what kept is measured on"
+    )
+    options: dict[str, Option] = Field(
+        default_factory=dict, description="options of the method, by name"
+    )
+    calibration: str | None = Field(None, description="text to calibrate on: file or dataset id")
+    calibration_field: str | None = Field(None, description="column that holds the text")
+    samples: int = Field(256, ge=1, description="calibration windows")
+    length: int = Field(2048, ge=8, description="tokens per window, clipped to the model's context")
+    seed: int = Field(3, ge=0, description="seed of every random choice")
+    bos: bool = Field(False, description="begin calibration windows with the beginning-of-text token")
+    products: Literal["float64", "float32"] = Field(
+        "float64", description="dtype of one batch's statistics; sums are always float64"
+    )
+    eval_text: list[str] = Field(
+        default_factory=list, description="texts to evaluate on; without one, a held-out tenth"
+    )
+    eval_field: str | None = Field(None, description="column that holds evaluation text")
+    eval_windows: int = Field(64, ge=0, description="evaluation windows per text; 0 is all")
+    tasks: list[str] = Field(default_factory=list, description="lm-eval tasks")
+    task_path: Path | None = Field(None, description="folder of local lm-eval task files")
+    task_limit: int | None = Field(None, ge=1, description="documents per task")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, ...")
+    batch_size: int = Field(8, ge=1, description="windows per forward")
+    home: Path = Field(default_factory=default_home, description="data directory")
+    name: str | None = Field(None, description="name in the model registry")
+    refresh: list[Stage] = Field(
+        default_factory=list, description="stages to compute again even when cached"
+    )
+    trust_remote_code: bool = Field(False, description="let the model folder's own Python run")
+
+
+class RunConfig(Settings):
+    """One method at one budget."""
+
+    method: str = Field("svd_llm", description="see `eigenpress methods`")
+    kept: float = Field(description="share of parameters that stays, in (0, 1]")
+    output: Path | None = Field(None, description="where the model folder goes")
+
+
+class SweepConfig(Settings):
+    """Several methods, several budgets, one collection of activations."""
+
+    methods: list[str] = Field(min_length=1, description="see `eigenpress methods`")
+    kept: list[float] = Field(min_length=1, description="shares of parameters that stay")
+
+    def runs(self) -> list[RunConfig]:
+        """One run per method and budget, methods outermost."""
+        common = self.model_dump(exclude={"methods", "kept"})
+        return [
+            RunConfig(**common, method=method, kept=kept)
+            for method in self.methods
+            for kept in self.kept
+        ]
+
+
+T = TypeVar("T", bound=Settings)
+
+
+def build_config(kind: type[T], given: dict[str, Any], file: Path | None) -> T:
+    """The configuration of a YAML file, with what was given on the command line on top.
+
+    Args:
+        kind: RunConfig or SweepConfig.
+        given: Flags that the user set.
+        file: The YAML file, or None.
+
+    Raises:
+        ConfigError: The file cannot be read, or a value is unknown, missing or out of range.
+    """
+    values = read_yaml(file) if file else {}
+    try:
+        return kind(**(values | given))
+    except ValidationError as error:
+        raise ConfigError(_one_line(error, file)) from None
+
+
+def read_yaml(file: Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        ConfigError: There is no such file or it does not hold a mapping.
+    """
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read --config {file}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        line = " ".join(str(error).split())
+        raise ConfigError(f"--config {file} is not YAML: {line}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"--config {file} must hold a mapping of settings to values")
+    return values
+
+
+def write_yaml(config: BaseModel, file: Path) -> None:
+    """Saves the resolved configuration so that ``--config`` reads it back."""
+    file.write_text(
+        yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
+        encoding="utf-8",
+    )
+
+
+def _one_line(error: ValidationError, file: Path | None) -> str:
+    parts = []
+    for problem in error.errors():
+        name = ".".join(str(part) for part in problem["loc"]) or "configuration"
+        if problem["type"] == "missing":
+            parts.append(f"{name} is missing (--{name.replace('_', '-')} or `{name}:` in --config)")
+        elif problem["type"] == "extra_forbidden":
+            parts.append(f"there is no setting called {name!r}")
+        else:
+            parts.append(f"{name}: {problem['msg'].lower()}, got {problem['input']!r}")
+    where = f" (with --config {file})" if file else ""
+    return "; ".join(parts) + where

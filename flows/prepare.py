@@ -1,0 +1,278 @@
+"""Everything that can be refused is refused here, before a stage runs: settings, model, texts, tasks.
+
+Also the place where a configuration becomes the groups of units that the flow then runs in order.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from compress_core.errors import ConfigError
+from compress_core.hf.checkpoint import resolve_model
+from compress_core.hf.layout import load_config
+from compress_core.hf.lm_eval_tasks import TaskSpec, find_tasks
+from compress_core.hf.text import clip_length
+from compress_core.method import Method
+from compress_core.methods import build_method
+from compress_core.types import Budget
+from flows.config import RunConfig, Settings
+from storage.digests import DigestCache
+from storage.errors import StorePermissionError
+from storage.store import Store
+from tasks.allocate import allocate_group
+from tasks.collect import collect_groups
+from tasks.decompose import decompose_groups
+from tasks.evaluate import Models, task_group, text_group
+from tasks.materialise import materialise_group
+from tasks.model import DenseModel
+from tasks.realise import realise_groups
+from tasks.tokenise import Text, calibration_group, evaluation_group
+from tasks.units import Group, Unit
+from tasks.whiten import whiten_groups
+
+
+@dataclass
+class Workspace:
+    """What all runs of one command share.
+
+    Attributes:
+        settings: The command's settings.
+        store: Artifacts.
+        digests: Remembered file contents.
+        model: The dense model.
+        models: Whole models held for evaluation.
+        length: Tokens per window, clipped to the model's context.
+        tasks: lm-eval tasks, found.
+        notes: What people should be told.
+    """
+
+    settings: Settings
+    store: Store
+    digests: DigestCache
+    model: DenseModel
+    models: Models
+    length: int
+    tasks: list[TaskSpec]
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluation unit and where its numbers belong."""
+
+    model: str  # "dense" or "compressed"
+    kind: str  # "text" or "task"
+    label: str
+    unit: Unit
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """The groups of one run, in order, and the units whose artifacts make up its result."""
+
+    config: RunConfig
+    method: Method
+    groups: list[Group]
+    allocation: Unit
+    folder: Unit
+    evaluations: list[Evaluation]
+
+
+def choose_device(wanted: str) -> str:
+    """A device that exists.
+
+    Raises:
+        ConfigError: The device asked for is not there.
+    """
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(wanted).type
+        torch.empty(0, device=wanted)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        line = str(error).splitlines()[0]
+        raise ConfigError(f"--device {wanted} cannot be used: {line}") from None
+    if kind == "meta":
+        raise ConfigError("--device meta computes nothing; use cpu or cuda")
+    return wanted
+
+
+def open_home(home: Path) -> None:
+    """Makes the data directory.
+
+    Raises:
+        StorePermissionError: It cannot be made or written.
+    """
+    probe = home / ".writable"
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise StorePermissionError(
+            f"cannot write to the data directory {home}: {error.strerror}; "
+            "choose another with --home or EIGENPRESS_HOME"
+        ) from None
+
+
+def check_methods(settings: Settings, methods: list[str], kepts: list[float]) -> None:
+    """Builds every method and budget once, so that mistakes show at once.
+
+    Raises:
+        ConfigError: Unknown method or option, a budget out of range, missing calibration text.
+    """
+    for kept in kepts:
+        Budget(kept, settings.of)
+    for name in methods:
+        if build_method(name, settings.options).whiten.needs and settings.calibration is None:
+            raise ConfigError(f"method {name!r} needs calibration text: give --calibration FILE")
+    if settings.calibration is None and not settings.eval_text and not settings.tasks:
+        raise ConfigError(
+            "nothing to evaluate on: give --eval-text FILE, --tasks NAME or --calibration FILE "
+            "(of which a tenth is then held back)"
+        )
+    if settings.task_path is not None and not settings.tasks:
+        raise ConfigError("--task-path without --tasks: say which tasks of that folder to run")
+
+
+def open_workspace(settings: Settings, on_problem: list[str] | None = None) -> Workspace:
+    """Opens store and model and finds the tasks.
+
+    Raises:
+        CompressError, StorageError: Something the user asked for cannot be had.
+    """
+    home = settings.home.expanduser()
+    open_home(home)
+    notes: list[str] = [] if on_problem is None else on_problem
+    store = Store(home / "store", on_problem=notes.append)
+    digests = DigestCache(home / "digests.json")
+    device = choose_device(settings.device)
+    folder = resolve_model(settings.model)
+    model = DenseModel(folder, digests, device, settings.trust_remote_code)
+    config = load_config(model.checkpoint, settings.trust_remote_code)
+    length = clip_length(settings.length, config)
+    if length < settings.length:
+        notes.append(
+            f"windows are {length} tokens long, not {settings.length}: the model's context ends there"
+        )
+    tasks = find_tasks(settings.tasks, settings.task_path) if settings.tasks else []
+    return Workspace(settings, store, digests, model, Models(model), length, tasks, notes)
+
+
+def text_groups(workspace: Workspace) -> tuple[Group | None, dict[str, Group]]:
+    """The calibration group, if there is calibration text, and label to evaluation group."""
+    settings, model = workspace.settings, workspace.model
+    held_out = settings.calibration is not None and not settings.eval_text
+    calibration = None
+    if settings.calibration is not None:
+        text = Text(
+            settings.calibration,
+            settings.calibration_field,
+            "calibration" if held_out else "all",
+        )
+        calibration = calibration_group(
+            model,
+            text,
+            workspace.digests,
+            samples=settings.samples,
+            length=workspace.length,
+            seed=settings.seed,
+            bos=settings.bos,
+        )
+    texts = [Text(source, settings.eval_field) for source in settings.eval_text]
+    if held_out and settings.calibration is not None:
+        texts = [Text(settings.calibration, settings.calibration_field, "held-out")]
+        note = f"no --eval-text: the last tenth of {settings.calibration} is held back for it"
+        if note not in workspace.notes:
+            workspace.notes.append(note)
+    labels = [text.label for text in texts]
+    groups = {
+        (text.label if labels.count(text.label) == 1 else text.source): evaluation_group(
+            model,
+            text,
+            workspace.digests,
+            length=workspace.length,
+            windows=settings.eval_windows or None,
+        )
+        for text in texts
+    }
+    return calibration, groups
+
+
+def build_pipeline(workspace: Workspace, config: RunConfig) -> Pipeline:
+    """The groups of one run.
+
+    Raises:
+        ConfigError, BudgetError: Method, options or budget do not fit the model.
+    """
+    model = workspace.model
+    method = build_method(config.method, config.options)
+    layers = model.layout.layers
+    kept = Budget(config.kept, config.of).of_compressible(layers, model.parameters)
+    if not method.allocate.reads_losses:  # shapes alone decide: refuse now what cannot be met
+        method.allocate.allocate(layers, kept, {})
+    calibration, texts = text_groups(workspace)
+    collected, whitened = [], []
+    if method.whiten.needs:
+        assert calibration is not None
+        collected = collect_groups(
+            model,
+            calibration.units[0],
+            products=config.products,
+            batch_size=config.batch_size,
+            samples=config.samples,
+            length=workspace.length,
+        )
+        whitened = whiten_groups(model, method.whiten, _by_name(collected))
+    decomposed = decompose_groups(model, method, _by_name(collected), _by_name(whitened))
+    allocated = allocate_group(model, method, kept, _by_name(decomposed))
+    allocation = allocated.units[0]
+    realised = realise_groups(model, method, _by_name(decomposed), allocation, kept)
+    materialised = materialise_group(model, _by_name(realised), kept)
+    folder = materialised.units[0]
+    evaluated, evaluations = _evaluation_groups(workspace, config, texts, folder)
+    groups = [
+        *([calibration] if method.whiten.needs and calibration else []),
+        *texts.values(),
+        *collected,
+        *whitened,
+        *decomposed,
+        allocated,
+        *realised,
+        materialised,
+        *evaluated,
+    ]
+    return Pipeline(config, method, groups, allocation, folder, evaluations)
+
+
+def _by_name(groups: list[Group]) -> dict[str, Unit]:
+    return {unit.name: unit for group in groups for unit in group.units}
+
+
+def _evaluation_groups(
+    workspace: Workspace, config: RunConfig, texts: dict[str, Group], folder: Unit
+) -> tuple[list[Group], list[Evaluation]]:
+    groups, evaluations = [], []
+    for which, compressed in (("dense", None), ("compressed", folder)):
+        for label, text in texts.items():
+            group = text_group(
+                workspace.models,
+                text.units[0],
+                compressed,
+                batch_size=config.batch_size,
+                label=label,
+            )
+            groups.append(group)
+            evaluations.append(Evaluation(which, "text", label, group.units[0]))
+        for spec in workspace.tasks:
+            group = task_group(
+                workspace.models,
+                spec,
+                compressed,
+                batch_size=config.batch_size,
+                limit=config.task_limit,
+            )
+            groups.append(group)
+            evaluations.append(Evaluation(which, "task", spec.name, group.units[0]))
+    return groups, evaluations

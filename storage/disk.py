@@ -1,0 +1,155 @@
+"""Durable writing and checking of files, and the errors of a disk said in the store's words."""
+
+import errno
+import functools
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import xxhash
+
+from storage.errors import StorageError, StoreFullError, StorePermissionError
+
+BLOCK = 1 << 20
+WORKERS = 8
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
+_FULL_TEXT = os.strerror(errno.ENOSPC).lower()
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Tell whether an error means a full disk; native writers (safetensors) say so only in their text."""
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return True
+    return isinstance(error, Exception) and _FULL_TEXT in str(error).lower()
+
+
+def is_denied(error: OSError) -> bool:
+    """Tell whether an error means that this user may not write there."""
+    return error.errno in _DENIED
+
+
+def full_error(what: str, folder: Path, needed: int) -> StoreFullError:
+    """Return the error for a full disk.
+
+    Args:
+        what: what was being written.
+        folder: a folder on that disk.
+        needed: bytes known to be needed, a lower bound.
+    """
+    free = shutil.disk_usage(folder).free
+    return StoreFullError(
+        errno.ENOSPC,
+        f"disk full while writing {what} in {folder}: at least {needed:,} bytes needed, {free:,} free; "
+        "nothing committed is lost; free space and run the same command again",
+    )
+
+
+def denied_error(path: Path, error: OSError) -> StorePermissionError:
+    """Return the error for a place that this user may not write."""
+    return StorePermissionError(
+        error.errno,
+        f"cannot write {path} ({error.strerror}): choose another data directory with --home, or change its permissions",
+    )
+
+
+def checksum(path: Path, *, sync: bool = False) -> str:
+    """Return xxh3_128 of a file's bytes, hexadecimal; with `sync` also force the file to disk."""
+    digest = xxhash.xxh3_128()
+    with open(path, "rb", buffering=0) as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+        if sync:
+            os.fsync(file.fileno())
+    return digest.hexdigest()
+
+
+def each(work: Callable[[T], R], items: Iterable[T], nbytes: int = 0) -> list[R]:
+    """Apply `work` to every item in order, in threads where there is enough to wait for.
+
+    Args:
+        work: reads or syncs one file; waits on the disk or hashes, both of which free the interpreter.
+        items: usually paths.
+        nbytes: their size in all, 0 where each item waits for the disk anyway.
+    """
+    items = list(items)
+    if len(items) < 3 or 0 < nbytes < 8 * BLOCK:
+        return [work(item) for item in items]
+    return list(_pool().map(work, items))
+
+
+@functools.cache
+def _pool() -> ThreadPoolExecutor:
+    """The threads of this process; starting them anew for each artifact would cost more than the work."""
+    return ThreadPoolExecutor(WORKERS, thread_name_prefix="storage")
+
+
+os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not survive a fork
+
+
+def sync_folder(path: Path) -> None:
+    """Force a folder's entries (names, renames) to disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Write a new file and force it to disk; its folder is the caller's business."""
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Put `data` at `path` at once: readers see the old file or the new one, never a part."""
+    scratch = path.with_name(f".{path.name}-{os.getpid()}-{os.urandom(4).hex()}")
+    try:
+        write_durably(scratch, data)
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def files_below(folder: Path) -> list[Path]:
+    """List all files under `folder`, sorted.
+
+    Raises:
+        StorageError: something in it is neither a file nor a folder (a link would point out of the artifact).
+    """
+    found: list[Path] = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                found.extend(files_below(Path(entry.path)))
+            elif entry.is_file(follow_symlinks=False):
+                found.append(Path(entry.path))
+            else:
+                raise StorageError(f"{entry.path} is neither a plain file nor a folder; copy the file instead")
+    return sorted(found)
+
+
+def size_below(folder: Path) -> int:
+    """Return the bytes held by all files under `folder`; files that vanish meanwhile count nothing."""
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += os.lstat(os.path.join(parent, name)).st_size
+            except FileNotFoundError:
+                continue
+    return total
+
+
+def remove_tree(path: Path) -> None:
+    """Delete a folder; what another process is deleting too, or what resists, is left to the next gc."""
+    shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,206 @@
+"""An artifact being written: invisible to readers until one rename puts it in place, whole.
+
+Order of writing: payload, its checksums and fsync, the manifest, fsync of the folders, rename, fsync of the shelf. A
+crash at any point leaves either nothing but an orphan in `tmp`, or the complete artifact.
+"""
+
+import errno
+import os
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from storage import disk
+from storage.arrays import array_digest, check_dtype, create_group, write_array
+from storage.errors import ArtifactCorruptError, StorageError
+from storage.index import add_to_index
+from storage.keys import canonical_json
+from storage.layout import Layout, check_array_name, check_key, check_stage
+from storage.manifest import (
+    ARRAYS_FOLDER,
+    FILES_FOLDER,
+    MANIFEST_NAME,
+    ArrayRecord,
+    FileRecord,
+    Manifest,
+    content_digest,
+    read_manifest,
+)
+
+Inputs = Mapping[str, Mapping[str, str | None]]
+
+
+class Draft:
+    """What the body of `with store.draft(...)` writes into.
+
+    Attributes:
+        attrs: small JSON results; they belong to the content.
+        info: JSON circumstances (seconds, device, versions); recorded, not part of the content.
+    """
+
+    def __init__(
+        self, layout: Layout, key: str, stage: str, unit: str, recipe: Mapping[str, Any], inputs: Inputs
+    ) -> None:
+        self.attrs: dict[str, Any] = {}
+        self.info: dict[str, Any] = {}
+        self.key, self.stage, self.unit = check_key(key), check_stage(stage), unit
+        canonical_json({"recipe": recipe})  # refuse now what the manifest could not hold after hours of work
+        for role, source in inputs.items():
+            if source.keys() != {"key", "digest"} or not source["digest"]:
+                raise StorageError(f"input {role!r} needs 'key' (or None) and 'digest', got {dict(source)}")
+        self._recipe, self._inputs = recipe, inputs
+        self._layout = layout
+        self._arrays: dict[str, ArrayRecord] = {}
+        self._promised: list[str] = []
+        self._asked_bytes = 0
+        self._manifest: Manifest | None = None
+        self._folder = layout.scratch(key)
+
+    def open(self) -> None:
+        """Make the draft's folder."""
+        (self._folder / FILES_FOLDER).mkdir(parents=True)
+
+    @property
+    def manifest(self) -> Manifest:
+        """The manifest in the store after the block: this draft's, or that of whoever was faster.
+
+        Raises:
+            StorageError: the draft is not committed.
+        """
+        if self._manifest is None:
+            raise StorageError(f"the draft of {self.what} is not committed yet: leave its `with` block first")
+        return self._manifest
+
+    @property
+    def what(self) -> str:
+        """The artifact in words, for messages."""
+        return f"{self.stage} {self.unit} ({self.key[:12]})"
+
+    def put(self, name: str, array: np.ndarray[Any, Any], logical_dtype: str | None = None) -> None:
+        """Write an array.
+
+        Args:
+            name: letters, digits, `_`, `.` and `-`; once per artifact.
+            array: any shape; bool, integer, float or complex.
+            logical_dtype: "bfloat16" for bf16 bits in a uint16 array.
+
+        Raises:
+            StorageError: the name is taken or the type cannot be stored.
+        """
+        if check_array_name(name) in self._arrays:
+            raise StorageError(f"array {name!r} is already in the draft of {self.what}")
+        logical = check_dtype(name, array, logical_dtype)
+        self._asked_bytes += array.nbytes
+        if not self._arrays:
+            create_group(self._folder / ARRAYS_FOLDER)
+        write_array(self._folder / ARRAYS_FOLDER, name, array, logical_dtype)
+        self._arrays[name] = ArrayRecord(array.dtype.name, logical, array.shape, array_digest(array))
+
+    def add_file(self, relative_path: str) -> Path:
+        """Return where to write a payload file (or a folder of them); its parent folder exists.
+
+        Args:
+            relative_path: path below the artifact's `files`, with `/` between its parts.
+
+        Raises:
+            StorageError: the path is absolute or leaves that folder.
+        """
+        path = PurePosixPath(relative_path)
+        if path.is_absolute() or ".." in path.parts or not path.parts:
+            raise StorageError(f"a payload file needs a path below the artifact, got {relative_path!r}")
+        target = self._folder / FILES_FOLDER / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self._promised.append(str(path))
+        return target
+
+    def commit(self) -> None:
+        """Make the draft an artifact, or drop it if another process committed the same key first.
+
+        Raises:
+            StorageError: a promised file was not written, or something in the draft is no plain file.
+            TypeError, ValueError: attrs or info hold something that is not JSON.
+        """
+        for promised in self._promised:
+            if not (self._folder / FILES_FOLDER / promised).exists():
+                raise StorageError(f"{self.what}: the promised file {promised!r} was not written")
+        manifest = self._seal()
+        shelf = self._layout.artifact(self.stage, self.key).parent
+        new_shelf = not shelf.is_dir()
+        shelf.mkdir(parents=True, exist_ok=True)
+        if new_shelf:
+            disk.sync_folder(shelf.parent)
+        # before the rename: an entry without its artifact is harmless, an artifact without an entry is not found
+        add_to_index(self._layout, self.stage, self.unit, self.key)
+        self._manifest = self._put_in_place(manifest)
+
+    def discard(self) -> None:
+        """Delete the draft's folder."""
+        disk.remove_tree(self._folder)
+
+    def bytes_needed(self) -> int:
+        """Lower bound of the bytes this draft needs: what was asked for, or what is already written."""
+        return max(self._asked_bytes, disk.size_below(self._folder), 1)
+
+    def _seal(self) -> Manifest:
+        """Check-sum and sync everything, then write and sync the manifest; return it as readers will see it."""
+        paths = disk.files_below(self._folder)
+        sums = disk.each(lambda path: disk.checksum(path, sync=True), paths)
+        files = {
+            path.relative_to(self._folder).as_posix(): FileRecord(path.stat().st_size, checksum)
+            for path, checksum in zip(paths, sums, strict=True)
+        }
+        manifest = Manifest(
+            key=self.key,
+            stage=self.stage,
+            unit=self.unit,
+            digest=content_digest(self._arrays, files, self.attrs),
+            recipe=self._recipe,
+            inputs=self._inputs,
+            attrs=self.attrs,
+            info=self.info,
+            arrays=self._arrays,
+            files=files,
+            nbytes=sum(record.size for record in files.values()),
+            created=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        )
+        text = manifest.to_json()
+        for folder in sorted({path.parent for path in paths}):
+            disk.sync_folder(folder)
+        disk.write_durably(self._folder / MANIFEST_NAME, text.encode())
+        disk.sync_folder(self._folder)
+        return Manifest.from_json(text, self.what)
+
+    def _put_in_place(self, manifest: Manifest) -> Manifest:
+        target = self._layout.artifact(self.stage, self.key)
+        while True:
+            try:
+                os.rename(self._folder, target)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+            else:
+                disk.sync_folder(target.parent)
+                return manifest
+            try:
+                winner = read_manifest(target)
+            except FileNotFoundError:
+                # the winner is damaged, or was moved away this moment: make room and try again
+                move_out(self._layout, target)
+            except ArtifactCorruptError:
+                move_out(self._layout, target)
+            else:
+                self.discard()
+                return winner
+
+
+def move_out(layout: Layout, folder: Path) -> None:
+    """Take an artifact out of the readers' sight by one rename into `tmp`, then delete it."""
+    doomed = layout.scratch(folder.name)
+    try:
+        os.rename(folder, doomed)
+    except FileNotFoundError:  # another process was faster
+        return
+    disk.remove_tree(doomed)

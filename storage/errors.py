@@ -1,0 +1,28 @@
+"""What can go wrong in the store, one kind each, every one catchable as its standard kind too."""
+
+
+class StorageError(Exception):
+    """Root of every error the store raises on purpose."""
+
+
+class ArtifactMissingError(StorageError, KeyError):
+    """No complete artifact under this key."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+
+class ArtifactCorruptError(StorageError, ValueError):
+    """An artifact whose bytes are not those its manifest promises."""
+
+
+class StoreVersionError(StorageError):
+    """A store written by a newer version of the program."""
+
+
+class StorePermissionError(StorageError, PermissionError):
+    """A data directory that cannot be written."""
+
+
+class StoreFullError(StorageError, OSError):
+    """The disk filled up while an artifact was being written; nothing committed is lost."""

@@ -1,0 +1,113 @@
+"""Free what nothing reaches: artifacts outside the closure of the roots, and drafts left by dead processes."""
+
+import os
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from storage.disk import remove_tree, size_below
+from storage.errors import ArtifactCorruptError
+from storage.layout import Layout
+from storage.manifest import Manifest, read_manifest
+from storage.store import Store
+
+SECONDS_UNTIL_ORPHAN = 24 * 3600.0
+
+
+@dataclass(frozen=True)
+class GarbageReport:
+    """What a collection freed, or would free.
+
+    Attributes:
+        removed: manifests of the unreachable artifacts.
+        orphans: folders without a complete artifact: abandoned drafts, artifacts with a damaged manifest.
+        freed_bytes: size of both together.
+        kept: number of artifacts that stay.
+    """
+
+    removed: list[Manifest]
+    orphans: list[Path]
+    freed_bytes: int
+    kept: int
+
+
+def collect_garbage(
+    store: Store, roots: Iterable[str], dry_run: bool, keep_tmp_of_live_processes: bool = True
+) -> GarbageReport:
+    """Delete every artifact that is not reachable from `roots` over the inputs of its manifests.
+
+    A run in progress protects only what its keys in `roots` reach: pass them, or collect when nothing runs.
+
+    Args:
+        store: the store.
+        roots: keys to keep, with everything they were made from; keys that the store lacks are ignored.
+        dry_run: report only.
+        keep_tmp_of_live_processes: leave the young drafts of processes that still run.
+    """
+    manifests: dict[str, Manifest] = {}
+    orphans = _abandoned_drafts(store.layout, keep_tmp_of_live_processes)
+    for _, key, folder in store.layout.artifacts():
+        try:
+            manifests[key] = read_manifest(folder)
+        except (FileNotFoundError, ArtifactCorruptError):
+            orphans.append(folder)
+    live = _reachable(manifests, roots)
+    removed = [manifest for key, manifest in manifests.items() if key not in live]
+    freed = sum(manifest.nbytes for manifest in removed) + sum(size_below(path) for path in orphans)
+    if not dry_run:
+        for manifest in removed:
+            store.remove(manifest.key)
+        for folder in orphans:
+            remove_tree(folder)
+    return GarbageReport(removed, orphans, freed, len(manifests) - len(removed))
+
+
+def _reachable(manifests: dict[str, Manifest], roots: Iterable[str]) -> set[str]:
+    live: set[str] = set()
+    ahead = [key for key in roots if key in manifests]
+    while ahead:
+        key = ahead.pop()
+        if key not in live:
+            live.add(key)
+            ahead.extend(above for above in manifests[key].input_keys if above in manifests)
+    return live
+
+
+def _abandoned_drafts(layout: Layout, keep_live: bool) -> list[Path]:
+    oldest_alive = time.time() - SECONDS_UNTIL_ORPHAN
+    return [
+        folder
+        for folder in sorted(layout.tmp.iterdir())
+        if not (keep_live and _is_alive(_process_of(folder)) and _last_change(folder) > oldest_alive)
+    ]
+
+
+def _process_of(folder: Path) -> int | None:
+    """Return the process id in a draft's name; None where the name is not a draft's."""
+    parts = folder.name.split("-")
+    return int(parts[1]) if len(parts) == 3 and parts[1].isdecimal() else None
+
+
+def _is_alive(process: int | None) -> bool:
+    if process is None:
+        return True  # nobody known to have left it: only its age counts
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # someone else's, so it runs
+        return True
+    return True
+
+
+def _last_change(folder: Path) -> float:
+    """Return when anything in a draft was last written, in seconds since 1970."""
+    latest = 0.0
+    for parent, _, names in os.walk(folder):
+        for path in (parent, *(os.path.join(parent, name) for name in names)):
+            try:
+                latest = max(latest, os.lstat(path).st_mtime)
+            except FileNotFoundError:  # its process is just removing it
+                continue
+    return latest

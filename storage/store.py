@@ -1,0 +1,314 @@
+"""The content-addressed store: find an artifact by its key, read it, write it, explain it.
+
+An artifact lies in `<root>/<stage>/<key[:2]>/<key>/` as `manifest.json`, `arrays/` (a Zarr v3 group) and `files/`.
+It appears by one rename and never changes afterwards.
+"""
+
+import errno
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from storage import disk, verify
+from storage.artifact import Artifact
+from storage.draft import Draft, Inputs, move_out
+from storage.errors import ArtifactCorruptError, ArtifactMissingError, StorageError
+from storage.index import drop_from_index, keys_in_index, rebuild_index
+from storage.layout import INDEX, Layout, check_key, check_stage
+from storage.manifest import FORMAT, MANIFEST_NAME, Manifest, read_manifest, require_format
+
+FORMAT_NAME = "FORMAT.json"
+SHORTEST_PREFIX = 4
+
+_TRUST = verify.Trust()  # of this process, whatever Store object asks
+
+
+@dataclass(frozen=True)
+class MissingArtifact:
+    """An input that the store no longer has.
+
+    Attributes:
+        key: its key.
+        digest: digest of the content that was used.
+        role: what it was to the artifact made from it.
+    """
+
+    key: str
+    digest: str
+    role: str
+
+
+class Store:
+    """A store on a local disk.
+
+    Args:
+        root: its folder; made if absent.
+        on_problem: told one line about each damaged artifact that was put aside.
+
+    Raises:
+        StoreVersionError: a newer version of the program wrote it.
+        StorePermissionError: it cannot be written.
+        StoreFullError: the disk is full.
+        StorageError: `root` is a file, or its format file is damaged.
+    """
+
+    def __init__(
+        self, root: Path, on_problem: Callable[[str], None] = logging.getLogger(__name__).warning
+    ) -> None:
+        self.root = Path(root).absolute()
+        self._layout = Layout(self.root)
+        self._on_problem = on_problem
+        self._prepare()
+
+    @property
+    def layout(self) -> Layout:
+        """The paths of this store."""
+        return self._layout
+
+    @contextmanager
+    def draft(
+        self, *, key: str, stage: str, unit: str, recipe: Mapping[str, Any], inputs: Inputs
+    ) -> Iterator[Draft]:
+        """Open a draft; leaving the block commits it, an exception in the block removes it.
+
+        Args:
+            key: `recipe_key(recipe)`.
+            stage: name of the stage; lower-case.
+            unit: label of what the artifact is about.
+            recipe: everything that decides the numbers, plain data.
+            inputs: role -> {"key": key in this store or None, "digest": digest of the content used}.
+
+        Raises:
+            StoreFullError: the disk filled up anywhere in the block or the commit.
+        """
+        draft = Draft(self._layout, key, stage, unit, recipe, inputs)
+        try:
+            draft.open()
+            yield draft
+            draft.commit()
+        except BaseException as error:
+            needed = draft.bytes_needed()
+            draft.discard()
+            if disk.is_disk_full(error) and not isinstance(error, StorageError):
+                raise disk.full_error(draft.what, self.root, needed) from error
+            raise
+
+    def find(self, key: str, stage: str | None = None) -> Manifest | None:
+        """Look an artifact up for use.
+
+        The first time in a process every byte is checked. A damaged artifact is reported, put aside and
+        counts as absent.
+
+        Args:
+            key: the key.
+            stage: its stage, if known; saves a look into every stage's folder.
+        """
+        folder = self._folder(key, stage)
+        if folder is None:
+            return None
+        try:
+            inode = folder.stat().st_ino
+            manifest = self._read(folder)
+            if _TRUST.holds(folder, manifest):
+                return manifest
+            seen = verify.signature(folder, manifest)
+            problems = verify.deep_problems(folder, manifest)
+        except FileNotFoundError:
+            if not folder.is_dir():  # removed by another process this moment
+                return None
+            manifest, seen, problems = None, None, [f"{MANIFEST_NAME} is missing"]
+        except ArtifactCorruptError as error:
+            manifest, seen, problems = None, None, [str(error)]
+        if manifest is not None and seen is not None and not problems:
+            _TRUST.grant(folder, manifest, seen)
+            return manifest
+        self._put_aside(folder, inode, manifest, problems)
+        return None
+
+    def peek(self, key: str, stage: str | None = None) -> Manifest | None:
+        """Look an artifact up without using it: manifest, existence and sizes; changes and reports nothing."""
+        folder = self._folder(key, stage)
+        if folder is None:
+            return None
+        try:
+            manifest = self._read(folder)
+        except (FileNotFoundError, ArtifactCorruptError):
+            return None
+        return None if verify.shallow_problems(folder, manifest) else manifest
+
+    def open(self, key: str, stage: str | None = None) -> Artifact:
+        """Open an artifact for reading; `find` is what verifies it.
+
+        Raises:
+            ArtifactMissingError: there is none under this key.
+            ArtifactCorruptError: its manifest is damaged.
+        """
+        folder = self._folder(key, stage)
+        if folder is None:
+            raise ArtifactMissingError(f"no {stage or 'artifact'} with key {key[:12]} in {self.root}")
+        try:
+            return Artifact(folder, self._read(folder))
+        except FileNotFoundError as error:
+            raise ArtifactMissingError(f"{folder} has no manifest: it is not an artifact") from error
+
+    def check(self, manifest: Manifest) -> list[str]:
+        """Read every byte of an artifact and list what is wrong with it; empty if nothing is."""
+        folder = self._layout.artifact(manifest.stage, manifest.key)
+        try:
+            if self._read(folder) != manifest:
+                return ["the artifact was replaced by another one"]
+        except FileNotFoundError:
+            return [f"{MANIFEST_NAME} is missing"]
+        except ArtifactCorruptError as error:
+            return [str(error)]
+        return verify.deep_problems(folder, manifest)
+
+    def manifests(self, stage: str | None = None) -> Iterator[Manifest]:
+        """Yield the manifests of all artifacts (of one stage); unreadable ones are reported and left out."""
+        for name, key, folder in self._layout.artifacts(stage and check_stage(stage)):
+            try:
+                yield self._read(folder)
+            except FileNotFoundError:
+                if folder.is_dir():
+                    self._on_problem(f"{name} {key[:12]}: {MANIFEST_NAME} is missing; left out")
+            except ArtifactCorruptError as error:
+                self._on_problem(f"{name} {key[:12]}: {error}; left out")
+
+    def candidates(self, stage: str, unit: str) -> list[Manifest]:
+        """Return the artifacts of one unit of one stage, newest first."""
+        found = []
+        for key in keys_in_index(self._layout, stage, unit):
+            try:
+                manifest = self._read(self._layout.artifact(stage, key))
+            except (FileNotFoundError, ArtifactCorruptError):
+                continue
+            if manifest.unit == unit:
+                found.append(manifest)
+        return sorted(found, key=lambda manifest: (manifest.created, manifest.key), reverse=True)
+
+    def rebuild_index(self) -> None:
+        """Make the index behind `candidates` anew from the artifacts themselves."""
+        entries = [(found.stage, found.unit, found.key) for found in self.manifests()]
+        rebuild_index(self._layout, entries)
+
+    def resolve(self, prefix: str) -> Manifest:
+        """Return the one artifact whose key starts with `prefix` (4 digits or more).
+
+        Raises:
+            ArtifactMissingError: none, or several; the message lists them.
+        """
+        if len(prefix) < SHORTEST_PREFIX:
+            raise ArtifactMissingError(f"key {prefix!r} is too short: give {SHORTEST_PREFIX} digits or more")
+        found = list(self._layout.artifacts(prefix=prefix))
+        if not found:
+            raise ArtifactMissingError(f"no key starts with {prefix!r} in {self.root}")
+        if len(found) > 1:
+            listed = ", ".join(f"{stage} {key[: len(prefix) + 8]}" for stage, key, _ in found[:8])
+            raise ArtifactMissingError(f"{len(found)} keys start with {prefix!r}: {listed}")
+        stage, key, _ = found[0]
+        return self.open(key, stage).manifest
+
+    def lineage(self, key: str) -> list[Manifest | MissingArtifact]:
+        """Return an artifact and all it was made from, nearest first, each once.
+
+        Raises:
+            ArtifactMissingError: there is no artifact under `key` itself.
+        """
+        found: list[Manifest | MissingArtifact] = [self.open(key).manifest]
+        seen = {key}
+        for node in found:  # grows while it is walked: breadth first
+            if isinstance(node, MissingArtifact):
+                continue
+            for role, source in node.inputs.items():
+                above = source["key"]
+                if above is None or above in seen:
+                    continue
+                seen.add(above)
+                known = self.peek(above)
+                found.append(known or MissingArtifact(above, str(source["digest"]), role))
+        return found
+
+    def remove(self, key: str) -> None:
+        """Delete an artifact.
+
+        Raises:
+            ArtifactMissingError: there is none under this key.
+        """
+        folder = self._folder(key, None)
+        if folder is None:
+            raise ArtifactMissingError(f"no artifact with key {key[:12]} in {self.root}")
+        try:
+            manifest = self._read(folder)
+            drop_from_index(self._layout, manifest.stage, manifest.unit, key)
+        except (FileNotFoundError, ArtifactCorruptError):
+            pass  # its index entry cannot be known; a stale one is skipped by readers
+        move_out(self._layout, folder)
+
+    def _folder(self, key: str, stage: str | None) -> Path | None:
+        """Return the folder of an artifact that is there, whole or not."""
+        check_key(key)
+        stages = self._layout.stages() if stage is None else [check_stage(stage)]
+        folders = (self._layout.artifact(name, key) for name in stages)
+        return next((folder for folder in folders if folder.is_dir()), None)
+
+    def _read(self, folder: Path) -> Manifest:
+        manifest = read_manifest(folder)
+        if self._layout.artifact(manifest.stage, manifest.key) != folder:
+            raise ArtifactCorruptError(
+                f"{MANIFEST_NAME} belongs to {manifest.stage} {manifest.key[:12]}, not to this folder"
+            )
+        return manifest
+
+    def _put_aside(self, folder: Path, inode: int, manifest: Manifest | None, problems: list[str]) -> None:
+        """Report a damaged artifact and take it away, unless another process has replaced it already."""
+        stage, unit = folder.parent.parent.name, manifest.unit if manifest else "of unknown unit"
+        more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
+        self._on_problem(
+            f"{stage} {unit} ({folder.name[:12]}): {problems[0]}{more}; will be computed again"
+        )
+        try:
+            if folder.stat().st_ino != inode:
+                return
+        except FileNotFoundError:
+            return
+        move_out(self._layout, folder)
+
+    def _prepare(self) -> None:
+        """Make the store's folders, check its format and that it can be written."""
+        try:
+            self._layout.tmp.mkdir(parents=True, exist_ok=True)
+            if not all(os.access(folder, os.W_OK | os.X_OK) for folder in (self.root, self._layout.tmp)):
+                raise PermissionError(errno.EACCES, "no write permission", str(self.root))
+            marker = self.root / FORMAT_NAME
+            if not marker.exists():
+                disk.replace_file(marker, json.dumps({"format": FORMAT}).encode())
+            self._require_known_format(marker)
+            if not (self.root / INDEX).is_dir():
+                self.rebuild_index()
+        except (FileExistsError, NotADirectoryError) as error:
+            raise StorageError(f"cannot make a store at {self.root}: {error.filename} is a file") from error
+        except OSError as error:
+            if isinstance(error, StorageError):
+                raise
+            if disk.is_disk_full(error):
+                raise disk.full_error("a new store", self.root.anchor, 1) from error
+            if disk.is_denied(error):
+                raise disk.denied_error(self.root, error) from error
+            raise
+
+    def _require_known_format(self, marker: Path) -> None:
+        try:
+            found = json.loads(marker.read_bytes())["format"]
+            if not isinstance(found, int):
+                raise TypeError(f"format is {found!r}")
+        except (ValueError, KeyError, TypeError) as error:
+            raise StorageError(
+                f"{marker} is damaged ({error}): restore it as {json.dumps({'format': FORMAT})} "
+                "if this folder is a store"
+            ) from error
+        require_format(found, str(self.root))

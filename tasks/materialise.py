@@ -1,0 +1,102 @@
+"""Stage ``materialise``: the factors become a HuggingFace model folder, kept in the store.
+
+A run then publishes that folder where people look for it: the weight files are hard links into the
+store where the file system allows it, so that a model is not on disk twice.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from compress_core.hf.folder import FactoredWeights, write_folder
+from storage.artifact import Artifact
+from storage.keys import recipe_key
+from tasks.convert import get_tensor
+from tasks.model import DenseModel
+from tasks.units import Cost, Group, Unit, Work
+
+FOLDER = "model"
+CODE = ("compress_core.hf.folder.write_folder", "compress_core.hf.factored.FactoredLinear")
+
+
+def materialise_group(model: DenseModel, realised: dict[str, Unit], kept: float) -> Group:
+    """The one unit that writes the folder.
+
+    Args:
+        model: The dense model.
+        realised: Layer name to its ``realise`` unit.
+        kept: Share of the compressible parameters that stays, for the estimate.
+    """
+    layout = model.layout
+    weights = {model.weight_key(layer.name) for layer in layout.layers}
+
+    def factors(work: Work) -> Iterator[FactoredWeights]:
+        for done, (name, unit) in enumerate(realised.items()):
+            artifact = work.artifact(unit)
+            if artifact.attrs["rank"] is not None:
+                yield FactoredWeights(
+                    name=name,
+                    weight_key=model.weight_key(name),
+                    u=get_tensor(artifact, "u"),
+                    v=get_tensor(artifact, "v"),
+                )
+            work.progress(done + 1, len(realised))
+
+    def compute(work: Work) -> None:
+        with work.draft(work.missing[0]) as draft:
+            summary = write_folder(
+                draft.add_file(FOLDER),
+                model.checkpoint,
+                factors(work),
+                architecture=layout.architecture,
+                base_class=layout.base_class,
+                base_prefix=layout.base_prefix,
+            )
+            draft.attrs |= {"parameters": summary.parameters, "bytes": summary.nbytes}
+
+    compressible = sum(layer.dense_cost for layer in layout.layers)
+    per_number = model.checkpoint.nbytes / max(1, model.parameters)
+    unit = Unit(
+        "materialise",
+        "model",
+        settings={"layers": sorted(realised)},
+        code=CODE,
+        sources={
+            "configuration": model.config_digest,
+            "tokenizer": model.tokenizer_digest,
+            "weights outside layers": recipe_key(
+                {key: digest for key, digest in model.stored.items() if key not in weights}
+            ),
+            "dense weights": recipe_key({key: model.stored[key] for key in sorted(weights)}),
+        },
+        inputs=realised,
+        cost=Cost(disk=int(model.checkpoint.nbytes - (1 - kept) * compressible * per_number)),
+    )
+    return Group("materialise", "model", [unit], compute)
+
+
+def publish(artifact: Artifact, target: Path) -> None:
+    """Puts the model folder of a ``materialise`` artifact at ``target``, replacing what is there.
+
+    Raises:
+        OSError: ``target`` cannot be written.
+    """
+    staging = target.with_name(f".{target.name}.{os.getpid()}")
+    shutil.rmtree(staging, ignore_errors=True)
+    source = artifact.file(FOLDER)
+    shutil.copytree(source, staging, copy_function=_link_weights)
+    if target.exists():
+        shutil.rmtree(target)
+    staging.rename(target)
+
+
+def _link_weights(source: str, target: str) -> None:
+    """Links a weight file, copies every other and whatever cannot be linked."""
+    if source.endswith(".safetensors"):
+        try:
+            os.link(source, target)
+            return
+        except OSError:  # another file system, or one without hard links: the copy is as good
+            pass
+    shutil.copyfile(source, target)
