@@ -4,7 +4,6 @@ Also the place where a configuration becomes the groups of units that the flow t
 """
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 
@@ -17,8 +16,8 @@ from compress_core.method import Method
 from compress_core.methods import build_method
 from compress_core.types import Budget
 from flows.config import RunConfig, Settings
+from flows.home import open_home
 from storage.digests import DigestCache
-from storage.errors import StorePermissionError
 from storage.store import Store
 from tasks.allocate import allocate_group
 from tasks.collect import collect_groups
@@ -96,24 +95,6 @@ def choose_device(wanted: str) -> str:
     if kind == "meta":
         raise ConfigError("--device meta computes nothing; use cpu or cuda")
     return wanted
-
-
-def open_home(home: Path) -> None:
-    """Makes the data directory.
-
-    Raises:
-        StorePermissionError: It cannot be made or written.
-    """
-    probe = home / ".writable"
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise StorePermissionError(
-            f"cannot write to the data directory {home}: {error.strerror}; "
-            "choose another with --home or EIGENPRESS_HOME"
-        ) from None
 
 
 def check_methods(settings: Settings, methods: list[str], kepts: list[float]) -> None:

@@ -1,7 +1,7 @@
 """numpy arrays in Zarr v3: row chunks, a crc32c on each chunk, bfloat16 kept as its bits.
 
-Arrays are cut along the first axis only, so the first k rows (the first k components of a layer) are a prefix of
-the chunks. Zarr reads a missing chunk as zeros; here it is an error.
+Arrays are cut along the first axis only, so the first k rows (the first k components of a layer)
+are a prefix of the chunks. Zarr reads a missing chunk as zeros; here it is an error.
 """
 
 from pathlib import Path
@@ -100,19 +100,22 @@ def check_dtype(name: str, array: np.ndarray[Any, Any], logical_dtype: str | Non
     """
     dtype = array.dtype
     if dtype.kind not in _KINDS:
-        raise StorageError(f"array {name!r} has dtype {dtype}: only bool, integers, floats and complex")
+        raise StorageError(
+            f"array {name!r} has dtype {dtype}: only bool, integers, floats and complex"
+        )
     if logical_dtype in (None, dtype.name):
         return dtype.name
     if STORED_AS.get(logical_dtype) != dtype.name:
         known = ", ".join(f"{logical} as {stored}" for logical, stored in STORED_AS.items())
         raise StorageError(
-            f"array {name!r} has dtype {dtype.name}, which cannot hold {logical_dtype} (known: {known})"
+            f"array {name!r} has dtype {dtype.name}, which cannot hold {logical_dtype} "
+            f"(known: {known})"
         )
-    return cast("str", logical_dtype)
+    return logical_dtype
 
 
 def array_digest(array: np.ndarray[Any, Any]) -> str:
-    """Return xxh3_128 of an array's little-endian C-order bytes, hexadecimal; dtype and shape are not in it."""
+    """Return xxh3_128 (hexadecimal) of an array's little-endian C-order bytes alone."""
     plain = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
     return xxhash.xxh3_128_hexdigest(plain.reshape(-1).view(np.uint8).data)
 
@@ -135,7 +138,9 @@ def _require_chunks(
     else:
         first, last, _ = (rows or slice(None)).indices(shape[0])
         rest = ".0" * (len(shape) - 1)
-        needed = [where / f"c.{index}{rest}" for index in range(first // chunks[0], -(-last // chunks[0]))]
+        needed = [
+            where / f"c.{index}{rest}" for index in range(first // chunks[0], -(-last // chunks[0]))
+        ]
         needed = needed if first < last else []
     for path in needed:
         if not path.is_file():

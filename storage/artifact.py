@@ -1,4 +1,4 @@
-"""A committed artifact, opened for reading; arrays come as numpy, Zarr's types stay inside this package."""
+"""A committed artifact, opened for reading; arrays come as numpy, never as Zarr's types."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -50,7 +50,9 @@ class Artifact:
         shape = self._record(name).shape
         if rows is not None and not (shape and 0 <= rows <= shape[0]):
             raise ValueError(f"array {name!r} of shape {shape} has no first {rows} rows")
-        return read_array(self._folder / ARRAYS_FOLDER, name, None if rows is None else slice(0, rows))
+        return read_array(
+            self._folder / ARRAYS_FOLDER, name, None if rows is None else slice(0, rows)
+        )
 
     def logical_dtype(self, name: str) -> str:
         """Return what an array's bits mean: "bfloat16", or the name of its own type."""
@@ -77,7 +79,9 @@ class Artifact:
         try:
             return self.manifest.arrays[name]
         except KeyError:
-            raise ArtifactMissingError(f"{self._what} has no array {name!r}, only {self.names}") from None
+            raise ArtifactMissingError(
+                f"{self._what} has no array {name!r}, only {self.names}"
+            ) from None
 
     @property
     def _what(self) -> str:

@@ -23,8 +23,9 @@ RACY_NS = 2_000_000_000  # a file this fresh may change again without its mtime 
 
 _LARGEST_HEADER = 100_000_000
 _BITS = {
-    "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "U16": 16, "I16": 16, "F16": 16,
-    "BF16": 16, "U32": 32, "I32": 32, "F32": 32, "U64": 64, "I64": 64, "F64": 64, "C64": 64, "F4": 4,
+    "F4": 4, "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8,
+    "U16": 16, "I16": 16, "F16": 16, "BF16": 16, "U32": 32, "I32": 32, "F32": 32,
+    "U64": 64, "I64": 64, "F64": 64, "C64": 64,
 }  # fmt: skip
 
 
@@ -36,7 +37,8 @@ def file_digest(path: Path) -> str:
 class DigestCache:
     """Digests remembered by (real path, size, mtime, inode, kind), in one JSON file.
 
-    Safe with threads and with several processes (the last writer wins); a damaged file is an empty cache.
+    Safe with threads and with several processes (the last writer wins); a damaged file counts as an
+    empty cache.
 
     Args:
         path: the JSON file; made at the first result.
@@ -47,7 +49,9 @@ class DigestCache:
         self._lock = threading.Lock()
         self._entries = self._load()
 
-    def of(self, file: Path, kind: str, compute: Callable[[Path], dict[str, str]]) -> dict[str, str]:
+    def of(
+        self, file: Path, kind: str, compute: Callable[[Path], dict[str, str]]
+    ) -> dict[str, str]:
         """Return `compute(file)`, from memory if the file is the one it was computed of.
 
         Args:
@@ -68,7 +72,9 @@ class DigestCache:
         started = time.time_ns()
         value = compute(real)
         if _stamp(real) != before:
-            raise StorageError(f"{file} was written to while it was being read; run again when it is finished")
+            raise StorageError(
+                f"{file} was written to while it was being read; run again when it is finished"
+            )
         if before[1] + RACY_NS <= started:
             self._remember(name, {"stamp": before, "value": value})
         return dict(value)
@@ -89,7 +95,11 @@ class DigestCache:
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             return {}
         entries = content.get("entries")
-        return {name: item for name, item in entries.items() if _is_entry(item)} if isinstance(entries, dict) else {}
+        return (
+            {name: item for name, item in entries.items() if _is_entry(item)}
+            if isinstance(entries, dict)
+            else {}
+        )
 
 
 def _stamp(path: Path) -> list[int]:
@@ -113,7 +123,7 @@ def safetensors_digests(path: Path) -> dict[str, str]:
         path: the file.
 
     Returns:
-        tensor name -> "xxh3:" + xxh3_128 over its dtype, shape and bytes; the tensor's name is not in it.
+        tensor name -> "xxh3:" + xxh3_128 over its dtype, shape and bytes, not its name.
 
     Raises:
         StorageError: the file is not whole or not safetensors; names the file.
@@ -122,14 +132,21 @@ def safetensors_digests(path: Path) -> dict[str, str]:
         size = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or not 2 <= length <= min(size - 8, _LARGEST_HEADER):
-            raise StorageError(f"{path} is not a safetensors file: its header claims {length} of {size} bytes")
+            raise StorageError(
+                f"{path} is not a safetensors file: its header claims {length} of {size} bytes"
+            )
         try:
             header = json.loads(file.read(length))
-            tensors = {name: _extent(entry) for name, entry in header.items() if name != "__metadata__"}
+            tensors = {
+                name: _extent(entry) for name, entry in header.items() if name != "__metadata__"
+            }
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise StorageError(f"{path} has a malformed safetensors header: {error!r}") from error
         start = 8 + length
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as data:
+        with (
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
+            memoryview(mapped) as data,
+        ):
             digests = {}
             for name, (label, begin, end) in tensors.items():
                 if start + end > size:
@@ -144,7 +161,7 @@ def safetensors_digests(path: Path) -> dict[str, str]:
 
 
 def _extent(entry: dict[str, Any]) -> tuple[str, int, int]:
-    """Return (dtype and shape as text, begin, end) of one header entry; ValueError if they do not agree."""
+    """Return (dtype and shape as text, begin, end) of one header entry; refuse a contradiction."""
     dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
     numbers = [*shape, begin, end]
     if not all(isinstance(number, int) and number >= 0 for number in numbers):

@@ -24,7 +24,7 @@ R = TypeVar("R")
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Tell whether an error means a full disk; native writers (safetensors) say so only in their text."""
+    """Tell whether an error means a full disk; native writers say so only in their text."""
     if isinstance(error, OSError) and error.errno in _FULL:
         return True
     return isinstance(error, Exception) and _FULL_TEXT in str(error).lower()
@@ -43,10 +43,13 @@ def full_error(what: str, folder: Path, needed: int) -> StoreFullError:
         folder: a folder on that disk.
         needed: bytes known to be needed, a lower bound.
     """
+    while not folder.exists():
+        folder = folder.parent
     free = shutil.disk_usage(folder).free
     return StoreFullError(
         errno.ENOSPC,
-        f"disk full while writing {what} in {folder}: at least {needed:,} bytes needed, {free:,} free; "
+        f"disk full while writing {what} in {folder}: "
+        f"at least {needed:,} bytes needed, {free:,} free; "
         "nothing committed is lost; free space and run the same command again",
     )
 
@@ -55,7 +58,8 @@ def denied_error(path: Path, error: OSError) -> StorePermissionError:
     """Return the error for a place that this user may not write."""
     return StorePermissionError(
         error.errno,
-        f"cannot write {path} ({error.strerror}): choose another data directory with --home, or change its permissions",
+        f"cannot write {path} ({error.strerror}): "
+        "choose another data directory with --home, or change its permissions",
     )
 
 
@@ -74,7 +78,7 @@ def each(work: Callable[[T], R], items: Iterable[T], nbytes: int = 0) -> list[R]
     """Apply `work` to every item in order, in threads where there is enough to wait for.
 
     Args:
-        work: reads or syncs one file; waits on the disk or hashes, both of which free the interpreter.
+        work: syncs or hashes one file; both free the interpreter.
         items: usually paths.
         nbytes: their size in all, 0 where each item waits for the disk anyway.
     """
@@ -86,7 +90,7 @@ def each(work: Callable[[T], R], items: Iterable[T], nbytes: int = 0) -> list[R]
 
 @functools.cache
 def _pool() -> ThreadPoolExecutor:
-    """The threads of this process; starting them anew for each artifact would cost more than the work."""
+    """The threads of this process; starting them per artifact would cost more than the work."""
     return ThreadPoolExecutor(WORKERS, thread_name_prefix="storage")
 
 
@@ -124,7 +128,7 @@ def files_below(folder: Path) -> list[Path]:
     """List all files under `folder`, sorted.
 
     Raises:
-        StorageError: something in it is neither a file nor a folder (a link would point out of the artifact).
+        StorageError: something in it is neither a file nor a folder (a link may point elsewhere).
     """
     found: list[Path] = []
     with os.scandir(folder) as entries:
@@ -134,12 +138,14 @@ def files_below(folder: Path) -> list[Path]:
             elif entry.is_file(follow_symlinks=False):
                 found.append(Path(entry.path))
             else:
-                raise StorageError(f"{entry.path} is neither a plain file nor a folder; copy the file instead")
+                raise StorageError(
+                    f"{entry.path} is neither a plain file nor a folder; copy the file instead"
+                )
     return sorted(found)
 
 
 def size_below(folder: Path) -> int:
-    """Return the bytes held by all files under `folder`; files that vanish meanwhile count nothing."""
+    """Return the bytes held by the files under `folder`; those that vanish meanwhile count 0."""
     total = 0
     for parent, _, names in os.walk(folder):
         for name in names:
@@ -151,5 +157,5 @@ def size_below(folder: Path) -> int:
 
 
 def remove_tree(path: Path) -> None:
-    """Delete a folder; what another process is deleting too, or what resists, is left to the next gc."""
+    """Delete a folder; what resists, or is being deleted by others, is left to the next gc."""
     shutil.rmtree(path, ignore_errors=True)

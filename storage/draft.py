@@ -1,7 +1,7 @@
 """An artifact being written: invisible to readers until one rename puts it in place, whole.
 
-Order of writing: payload, its checksums and fsync, the manifest, fsync of the folders, rename, fsync of the shelf. A
-crash at any point leaves either nothing but an orphan in `tmp`, or the complete artifact.
+Order of writing: payload, its checksums and fsync, the manifest, fsync of the folders, rename,
+fsync of the shelf. A crash at any point leaves an orphan in `tmp` or the complete artifact.
 """
 
 import errno
@@ -42,15 +42,25 @@ class Draft:
     """
 
     def __init__(
-        self, layout: Layout, key: str, stage: str, unit: str, recipe: Mapping[str, Any], inputs: Inputs
+        self,
+        layout: Layout,
+        key: str,
+        stage: str,
+        unit: str,
+        recipe: Mapping[str, Any],
+        inputs: Inputs,
     ) -> None:
         self.attrs: dict[str, Any] = {}
         self.info: dict[str, Any] = {}
         self.key, self.stage, self.unit = check_key(key), check_stage(stage), unit
-        canonical_json({"recipe": recipe})  # refuse now what the manifest could not hold after hours of work
+        canonical_json(
+            {"recipe": recipe}
+        )  # refuse now what the manifest could not hold after hours of work
         for role, source in inputs.items():
             if source.keys() != {"key", "digest"} or not source["digest"]:
-                raise StorageError(f"input {role!r} needs 'key' (or None) and 'digest', got {dict(source)}")
+                raise StorageError(
+                    f"input {role!r} needs 'key' (or None) and 'digest', got {dict(source)}"
+                )
         self._recipe, self._inputs = recipe, inputs
         self._layout = layout
         self._arrays: dict[str, ArrayRecord] = {}
@@ -71,7 +81,9 @@ class Draft:
             StorageError: the draft is not committed.
         """
         if self._manifest is None:
-            raise StorageError(f"the draft of {self.what} is not committed yet: leave its `with` block first")
+            raise StorageError(
+                f"the draft of {self.what} is not committed yet: leave its `with` block first"
+            )
         return self._manifest
 
     @property
@@ -97,7 +109,9 @@ class Draft:
         if not self._arrays:
             create_group(self._folder / ARRAYS_FOLDER)
         write_array(self._folder / ARRAYS_FOLDER, name, array, logical_dtype)
-        self._arrays[name] = ArrayRecord(array.dtype.name, logical, array.shape, array_digest(array))
+        self._arrays[name] = ArrayRecord(
+            array.dtype.name, logical, array.shape, array_digest(array)
+        )
 
     def add_file(self, relative_path: str) -> Path:
         """Return where to write a payload file (or a folder of them); its parent folder exists.
@@ -110,7 +124,9 @@ class Draft:
         """
         path = PurePosixPath(relative_path)
         if path.is_absolute() or ".." in path.parts or not path.parts:
-            raise StorageError(f"a payload file needs a path below the artifact, got {relative_path!r}")
+            raise StorageError(
+                f"a payload file needs a path below the artifact, got {relative_path!r}"
+            )
         target = self._folder / FILES_FOLDER / path
         target.parent.mkdir(parents=True, exist_ok=True)
         self._promised.append(str(path))
@@ -120,7 +136,7 @@ class Draft:
         """Make the draft an artifact, or drop it if another process committed the same key first.
 
         Raises:
-            StorageError: a promised file was not written, or something in the draft is no plain file.
+            StorageError: a promised file was not written, or something is no plain file.
             TypeError, ValueError: attrs or info hold something that is not JSON.
         """
         for promised in self._promised:
@@ -132,7 +148,7 @@ class Draft:
         shelf.mkdir(parents=True, exist_ok=True)
         if new_shelf:
             disk.sync_folder(shelf.parent)
-        # before the rename: an entry without its artifact is harmless, an artifact without an entry is not found
+        # before the rename: an entry without an artifact is harmless, the reverse would hide one
         add_to_index(self._layout, self.stage, self.unit, self.key)
         self._manifest = self._put_in_place(manifest)
 
@@ -141,11 +157,11 @@ class Draft:
         disk.remove_tree(self._folder)
 
     def bytes_needed(self) -> int:
-        """Lower bound of the bytes this draft needs: what was asked for, or what is already written."""
+        """Return a lower bound of the bytes this draft needs: asked for, or already written."""
         return max(self._asked_bytes, disk.size_below(self._folder), 1)
 
     def _seal(self) -> Manifest:
-        """Check-sum and sync everything, then write and sync the manifest; return it as readers will see it."""
+        """Sync everything, write the manifest and return it as readers will see it."""
         paths = disk.files_below(self._folder)
         sums = disk.each(lambda path: disk.checksum(path, sync=True), paths)
         files = {

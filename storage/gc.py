@@ -1,4 +1,4 @@
-"""Free what nothing reaches: artifacts outside the closure of the roots, and drafts left by dead processes."""
+"""Free what nothing reaches: artifacts no root was made from, and drafts of dead processes."""
 
 import os
 import time
@@ -21,7 +21,7 @@ class GarbageReport:
 
     Attributes:
         removed: manifests of the unreachable artifacts.
-        orphans: folders without a complete artifact: abandoned drafts, artifacts with a damaged manifest.
+        orphans: folders without a complete artifact: abandoned drafts, damaged manifests.
         freed_bytes: size of both together.
         kept: number of artifacts that stay.
     """
@@ -37,11 +37,12 @@ def collect_garbage(
 ) -> GarbageReport:
     """Delete every artifact that is not reachable from `roots` over the inputs of its manifests.
 
-    A run in progress protects only what its keys in `roots` reach: pass them, or collect when nothing runs.
+    A run in progress protects only what its keys in `roots` reach: pass them, or collect when
+    nothing runs.
 
     Args:
         store: the store.
-        roots: keys to keep, with everything they were made from; keys that the store lacks are ignored.
+        roots: keys to keep, with all they were made from; those not in the store are ignored.
         dry_run: report only.
         keep_tmp_of_live_processes: leave the young drafts of processes that still run.
     """
@@ -79,7 +80,9 @@ def _abandoned_drafts(layout: Layout, keep_live: bool) -> list[Path]:
     return [
         folder
         for folder in sorted(layout.tmp.iterdir())
-        if not (keep_live and _is_alive(_process_of(folder)) and _last_change(folder) > oldest_alive)
+        if not (
+            keep_live and _is_alive(_process_of(folder)) and _last_change(folder) > oldest_alive
+        )
     ]
 
 

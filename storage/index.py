@@ -1,6 +1,7 @@
-"""Which keys were ever committed for a unit: one empty file per key, `index/<stage>/<hash of unit>/<key>`.
+"""Which keys were committed for a unit: an empty file `index/<stage>/<hash of unit>/<key>` each.
 
-It only speeds up "what did this unit look like before"; entries may be stale, and `rebuild_index` makes it anew.
+It only speeds up "what did this unit look like before"; entries may be stale, and `rebuild_index`
+makes it anew.
 """
 
 import errno
@@ -32,7 +33,7 @@ def drop_from_index(layout: Layout, stage: str, unit: str, key: str) -> None:
 
 
 def rebuild_index(layout: Layout, entries: Iterable[tuple[str, str, str]]) -> None:
-    """Replace the whole index by (stage, unit, key) entries; a crash on the way leaves no index, never half."""
+    """Replace the whole index by (stage, unit, key) entries; a crash leaves none, never half."""
     fresh = Layout(layout.scratch("index"))
     (fresh.root / INDEX).mkdir(parents=True)
     for stage, unit, key in entries:

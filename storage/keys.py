@@ -1,7 +1,7 @@
 """Recipes and their keys: canonical JSON, its sha256, and what changed between two recipes.
 
-A recipe is plain data that says everything that decides an artifact's numbers. Its key must be the same on
-every machine and in every process, so only values with one JSON spelling are allowed in it.
+A recipe is plain data that says everything that decides an artifact's numbers. Its key must be the
+same on every machine and in every process, so only values with one JSON spelling are allowed in it.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ def canonical_json(value: Any) -> str:
     Tuples are written as lists. `1`, `1.0` and `true` stay different texts.
 
     Raises:
-        TypeError: something other than str, int, float, bool, None, list, tuple or dict with str keys.
+        TypeError: not str, int, float, bool, None, list, tuple or dict with str keys.
         ValueError: a float that is not finite. Both name the path of the offending value.
 
     Example:
@@ -34,7 +34,7 @@ def recipe_key(recipe: Mapping[str, Any]) -> str:
 
 
 def _plain(value: Any, path: tuple[str, ...]) -> Any:
-    """Return `value` with mappings as dicts and tuples as lists, or raise with the path of what is neither."""
+    """Return `value` with mappings as dicts and tuples as lists, or raise with the path."""
     if value is None or isinstance(value, bool | str | int):
         return value
     if isinstance(value, float):

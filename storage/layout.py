@@ -1,4 +1,4 @@
-"""Where things lie in a store: `<root>/<stage>/<key[:2]>/<key>/`, drafts in `tmp`, the unit index in `index`."""
+"""Where things lie: `<root>/<stage>/<key[:2]>/<key>/`, drafts in `tmp`, units in `index`."""
 
 import os
 import re
@@ -38,17 +38,21 @@ class Layout:
         return self.tmp / f"{key}-{os.getpid()}-{secrets.token_hex(4)}"
 
     def index(self, stage: str, unit: str) -> Path:
-        """Folder that lists the keys of one unit; units are free text, so their hash is the name."""
+        """Folder that lists the keys of one unit; named by hash, since units are free text."""
         return self.root / INDEX / stage / xxhash.xxh3_64_hexdigest(unit.encode())
 
     def stages(self) -> list[str]:
         """Names of the stages that have a folder, sorted."""
         with os.scandir(self.root) as entries:
-            names = [entry.name for entry in entries if entry.is_dir() and entry.name not in (TMP, INDEX)]
+            names = [
+                entry.name for entry in entries if entry.is_dir() and entry.name not in (TMP, INDEX)
+            ]
         return sorted(name for name in names if _STAGE.fullmatch(name))
 
-    def artifacts(self, stage: str | None = None, prefix: str = "") -> Iterator[tuple[str, str, Path]]:
-        """Yield (stage, key, folder) of everything in place whose key starts with `prefix`, sorted."""
+    def artifacts(
+        self, stage: str | None = None, prefix: str = ""
+    ) -> Iterator[tuple[str, str, Path]]:
+        """Yield (stage, key, folder) of all in place whose key starts with `prefix`, sorted."""
         for name in self.stages() if stage is None else [stage]:
             for shelf in _folders(self.root / name, prefix[:2]):
                 for folder in _folders(shelf, prefix):
@@ -71,7 +75,9 @@ def check_key(key: str) -> str:
         StorageError: it is not.
     """
     if not _KEY.fullmatch(key):
-        raise StorageError(f"a key is 64 lower-case hexadecimal digits (see recipe_key), got {key!r}")
+        raise StorageError(
+            f"a key is 64 lower-case hexadecimal digits (see recipe_key), got {key!r}"
+        )
     return key
 
 
@@ -83,7 +89,8 @@ def check_stage(stage: str) -> str:
     """
     if not _STAGE.fullmatch(stage) or stage in (TMP, INDEX):
         raise StorageError(
-            f"a stage is named in lower-case letters, digits, _ and - (not {TMP!r}, {INDEX!r}), got {stage!r}"
+            f"a stage is named in lower-case letters, digits, _ and - "
+            f"(not {TMP!r}, {INDEX!r}), got {stage!r}"
         )
     return stage
 

@@ -6,7 +6,7 @@ It is the last file written into a draft, so its presence means that the artifac
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ class ArrayRecord:
 
     Attributes:
         dtype: numpy name of the stored type, such as "float32" or "uint16".
-        logical_dtype: what the bits mean: "bfloat16" for bf16 kept as uint16, else the same as `dtype`.
+        logical_dtype: what the bits mean: "bfloat16" for bf16 kept as uint16, else `dtype`.
         shape: the array's shape.
         digest: xxh3_128 of its little-endian C-order bytes, hexadecimal.
     """
@@ -85,7 +85,12 @@ class Manifest:
 
     def to_json(self) -> str:
         """Return the manifest file's text, closed by a checksum of itself."""
-        fields = {"format": FORMAT, **asdict(self)}
+        fields = {
+            **vars(self),
+            "format": FORMAT,
+            "arrays": {name: vars(record) for name, record in self.arrays.items()},
+            "files": {name: vars(record) for name, record in self.files.items()},
+        }
         return canonical_json({**fields, "checksum": _checksum(fields)}) + "\n"
 
     @classmethod
@@ -105,7 +110,9 @@ class Manifest:
         require_format(fields["format"], where)
         checksum = fields.pop("checksum", None)
         if checksum != _checksum(fields):
-            raise ArtifactCorruptError(f"{where} was changed after it was written (its checksum is wrong)")
+            raise ArtifactCorruptError(
+                f"{where} was changed after it was written (its checksum is wrong)"
+            )
         del fields["format"]
         fields["arrays"] = {
             name: ArrayRecord(**{**record, "shape": tuple(record["shape"])})
@@ -147,8 +154,8 @@ def content_digest(
 
     Args:
         arrays: name -> record.
-        files: path inside the artifact -> record; only those under `files/` count, since the rest is
-            how the arrays happen to be laid out.
+        files: path inside the artifact -> record; only those under `files/` count, since the rest
+            is how the arrays happen to be laid out.
         attrs: the artifact's attributes.
     """
     payload = {
@@ -157,7 +164,7 @@ def content_digest(
         if path.startswith(f"{FILES_FOLDER}/")
     }
     content = {
-        "arrays": {name: asdict(record) for name, record in arrays.items()},
+        "arrays": {name: vars(record) for name, record in arrays.items()},
         "files": payload,
         "attrs": attrs,
     }

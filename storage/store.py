@@ -1,13 +1,10 @@
 """The content-addressed store: find an artifact by its key, read it, write it, explain it.
 
-An artifact lies in `<root>/<stage>/<key[:2]>/<key>/` as `manifest.json`, `arrays/` (a Zarr v3 group) and `files/`.
-It appears by one rename and never changes afterwards.
+An artifact lies in `<root>/<stage>/<key[:2]>/<key>/` as `manifest.json`, `arrays/` (a Zarr v3
+group) and `files/`. It appears by one rename and never changes afterwards.
 """
 
-import errno
-import json
 import logging
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,11 +17,12 @@ from storage.draft import Draft, Inputs, move_out
 from storage.errors import ArtifactCorruptError, ArtifactMissingError, StorageError
 from storage.index import drop_from_index, keys_in_index, rebuild_index
 from storage.layout import INDEX, Layout, check_key, check_stage
-from storage.manifest import FORMAT, MANIFEST_NAME, Manifest, read_manifest, require_format
+from storage.manifest import MANIFEST_NAME, Manifest, read_manifest
+from storage.root import prepare_root
 
-FORMAT_NAME = "FORMAT.json"
 SHORTEST_PREFIX = 4
 
+_LOG = logging.getLogger(__name__)
 _TRUST = verify.Trust()  # of this process, whatever Store object asks
 
 
@@ -57,13 +55,13 @@ class Store:
         StorageError: `root` is a file, or its format file is damaged.
     """
 
-    def __init__(
-        self, root: Path, on_problem: Callable[[str], None] = logging.getLogger(__name__).warning
-    ) -> None:
+    def __init__(self, root: Path, on_problem: Callable[[str], None] = _LOG.warning) -> None:
         self.root = Path(root).absolute()
         self._layout = Layout(self.root)
         self._on_problem = on_problem
-        self._prepare()
+        prepare_root(self._layout)
+        if not (self.root / INDEX).is_dir():
+            self.rebuild_index()
 
     @property
     def layout(self) -> Layout:
@@ -81,7 +79,7 @@ class Store:
             stage: name of the stage; lower-case.
             unit: label of what the artifact is about.
             recipe: everything that decides the numbers, plain data.
-            inputs: role -> {"key": key in this store or None, "digest": digest of the content used}.
+            inputs: role -> {"key": key in this store or None, "digest": digest of the content}.
 
         Raises:
             StoreFullError: the disk filled up anywhere in the block or the commit.
@@ -101,8 +99,8 @@ class Store:
     def find(self, key: str, stage: str | None = None) -> Manifest | None:
         """Look an artifact up for use.
 
-        The first time in a process every byte is checked. A damaged artifact is reported, put aside and
-        counts as absent.
+        Every byte is checked the first time in a process, and again when a file was touched since.
+        A damaged artifact is reported, put aside and counts as absent.
 
         Args:
             key: the key.
@@ -131,7 +129,7 @@ class Store:
         return None
 
     def peek(self, key: str, stage: str | None = None) -> Manifest | None:
-        """Look an artifact up without using it: manifest, existence and sizes; changes and reports nothing."""
+        """Look an artifact up by manifest, existence and sizes; changes and reports nothing."""
         folder = self._folder(key, stage)
         if folder is None:
             return None
@@ -150,11 +148,15 @@ class Store:
         """
         folder = self._folder(key, stage)
         if folder is None:
-            raise ArtifactMissingError(f"no {stage or 'artifact'} with key {key[:12]} in {self.root}")
+            raise ArtifactMissingError(
+                f"no {stage or 'artifact'} with key {key[:12]} in {self.root}"
+            )
         try:
             return Artifact(folder, self._read(folder))
         except FileNotFoundError as error:
-            raise ArtifactMissingError(f"{folder} has no manifest: it is not an artifact") from error
+            raise ArtifactMissingError(
+                f"{folder} has no manifest: it is not an artifact"
+            ) from error
 
     def check(self, manifest: Manifest) -> list[str]:
         """Read every byte of an artifact and list what is wrong with it; empty if nothing is."""
@@ -169,7 +171,7 @@ class Store:
         return verify.deep_problems(folder, manifest)
 
     def manifests(self, stage: str | None = None) -> Iterator[Manifest]:
-        """Yield the manifests of all artifacts (of one stage); unreadable ones are reported and left out."""
+        """Yield the manifests of all artifacts (of a stage); report and skip unreadable ones."""
         for name, key, folder in self._layout.artifacts(stage and check_stage(stage)):
             try:
                 yield self._read(folder)
@@ -203,7 +205,9 @@ class Store:
             ArtifactMissingError: none, or several; the message lists them.
         """
         if len(prefix) < SHORTEST_PREFIX:
-            raise ArtifactMissingError(f"key {prefix!r} is too short: give {SHORTEST_PREFIX} digits or more")
+            raise ArtifactMissingError(
+                f"key {prefix!r} is too short: give {SHORTEST_PREFIX} digits or more"
+            )
         found = list(self._layout.artifacts(prefix=prefix))
         if not found:
             raise ArtifactMissingError(f"no key starts with {prefix!r} in {self.root}")
@@ -260,12 +264,14 @@ class Store:
         manifest = read_manifest(folder)
         if self._layout.artifact(manifest.stage, manifest.key) != folder:
             raise ArtifactCorruptError(
-                f"{MANIFEST_NAME} belongs to {manifest.stage} {manifest.key[:12]}, not to this folder"
+                f"{MANIFEST_NAME} in {folder} belongs to {manifest.stage} {manifest.key[:12]}"
             )
         return manifest
 
-    def _put_aside(self, folder: Path, inode: int, manifest: Manifest | None, problems: list[str]) -> None:
-        """Report a damaged artifact and take it away, unless another process has replaced it already."""
+    def _put_aside(
+        self, folder: Path, inode: int, manifest: Manifest | None, problems: list[str]
+    ) -> None:
+        """Report a damaged artifact and take it away, unless another process has replaced it."""
         stage, unit = folder.parent.parent.name, manifest.unit if manifest else "of unknown unit"
         more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
         self._on_problem(
@@ -277,38 +283,3 @@ class Store:
         except FileNotFoundError:
             return
         move_out(self._layout, folder)
-
-    def _prepare(self) -> None:
-        """Make the store's folders, check its format and that it can be written."""
-        try:
-            self._layout.tmp.mkdir(parents=True, exist_ok=True)
-            if not all(os.access(folder, os.W_OK | os.X_OK) for folder in (self.root, self._layout.tmp)):
-                raise PermissionError(errno.EACCES, "no write permission", str(self.root))
-            marker = self.root / FORMAT_NAME
-            if not marker.exists():
-                disk.replace_file(marker, json.dumps({"format": FORMAT}).encode())
-            self._require_known_format(marker)
-            if not (self.root / INDEX).is_dir():
-                self.rebuild_index()
-        except (FileExistsError, NotADirectoryError) as error:
-            raise StorageError(f"cannot make a store at {self.root}: {error.filename} is a file") from error
-        except OSError as error:
-            if isinstance(error, StorageError):
-                raise
-            if disk.is_disk_full(error):
-                raise disk.full_error("a new store", self.root.anchor, 1) from error
-            if disk.is_denied(error):
-                raise disk.denied_error(self.root, error) from error
-            raise
-
-    def _require_known_format(self, marker: Path) -> None:
-        try:
-            found = json.loads(marker.read_bytes())["format"]
-            if not isinstance(found, int):
-                raise TypeError(f"format is {found!r}")
-        except (ValueError, KeyError, TypeError) as error:
-            raise StorageError(
-                f"{marker} is damaged ({error}): restore it as {json.dumps({'format': FORMAT})} "
-                "if this folder is a store"
-            ) from error
-        require_format(found, str(self.root))

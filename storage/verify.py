@@ -1,4 +1,4 @@
-"""Is an artifact on disk what its manifest says? Shallow (existence, sizes) or deep (every byte)."""
+"""Is an artifact what its manifest says? Shallow (existence, sizes) or deep (every byte)."""
 
 import os
 from pathlib import Path
@@ -24,7 +24,7 @@ def shallow_problems(folder: Path, manifest: Manifest) -> list[str]:
 
 
 def deep_problems(folder: Path, manifest: Manifest) -> list[str]:
-    """List files that are missing, have the wrong size or other bytes than were written, in words."""
+    """List files that are missing, have the wrong size or other bytes, in words."""
     found = shallow_problems(folder, manifest)
     if found:
         return found
@@ -37,7 +37,7 @@ def deep_problems(folder: Path, manifest: Manifest) -> list[str]:
 
 
 def signature(folder: Path, manifest: Manifest) -> Signature | None:
-    """Return what tells untouched files from touched ones without reading them; None if one is missing."""
+    """Return what tells untouched files from touched ones unread; None if one is missing."""
     try:
         stats = [os.stat(folder / name) for name in manifest.files]
     except FileNotFoundError:

@@ -8,6 +8,7 @@ units of earlier groups, so its key is known, from the contents of those, before
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import cache
 from time import perf_counter
 from typing import Any
 
@@ -20,6 +21,11 @@ from storage.manifest import Manifest
 from storage.store import Store
 
 View = Callable[[Artifact], Any]
+
+
+@cache  # sources do not change while a process runs
+def _fingerprint(code: tuple[str, ...]) -> dict[str, str]:
+    return code_fingerprint(code)
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,7 @@ class Unit:
         return {
             "stage": self.stage,
             "settings": self.settings,
-            "code": code_fingerprint(self.code),
+            "code": _fingerprint(self.code),
             "sources": self.sources,
             "inputs": {role: digest(unit) for role, unit in self.inputs.items()}
             | {role: view(unit, part) for role, (unit, part) in self.views.items()},

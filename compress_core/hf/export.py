@@ -13,7 +13,7 @@ from torch import Tensor
 from compress_core.errors import ModelError
 from compress_core.hf.checkpoint import Checkpoint
 from compress_core.hf.factored import check_version, product
-from compress_core.hf.folder import CLASS_PREFIX, copy_companions, stock_class
+from compress_core.hf.folder import copy_companions, stock_class
 from compress_core.hf.shards import SHARD_BYTES, ShardWriter, new_folder, write_json
 
 _OURS = ("quantization_config", "auto_map")
@@ -45,8 +45,6 @@ def to_dense(folder: Path, target: Path, max_shard_bytes: int = SHARD_BYTES) -> 
         writer.close()
         copy_companions(checkpoint.folder, draft)
         config = {name: v for name, v in checkpoint.config.items() if name not in _OURS}
-        classes = config.get("architectures") or []
-        config["architectures"] = [name.removeprefix(CLASS_PREFIX) for name in classes]
         write_json(draft / "config.json", config)
 
 

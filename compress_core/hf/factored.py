@@ -6,7 +6,7 @@ that the model loads where nothing else of eigenpress is installed.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeGuard
 
 import torch
@@ -127,13 +127,14 @@ def factorise_from_config(model: nn.Module, config: Any, prefix: str = "") -> No
     factorise(model, settings["modules"], prefix, settings["format_version"])
 
 
-def unset_factor(module: nn.Module) -> None:
-    """Initialise a layer's in-factor to not-a-number, the way transformers initialises weights.
-
-    transformers calls this for what the checkpoint lacked; no default of its own is right here.
-    """
-    if is_factored(module):
-        nn.init.constant_(module.factor_in, math.nan)
+def require_factors(missing: Iterable[str]) -> None:
+    """Raise ValueError if in-factors are among the missing keys: transformers would only warn."""
+    lost = sorted(key for key in missing if key.endswith(".factor_in"))
+    if lost:
+        raise ValueError(
+            f"the checkpoint has no {lost[0]} ({len(lost)} factors missing): it is incomplete, "
+            "get the model again"
+        )
 
 
 def check_version(format_version: int) -> None:

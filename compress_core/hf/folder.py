@@ -19,7 +19,6 @@ from compress_core.hf.factored import FORMAT_VERSION, pays
 from compress_core.hf.shards import SHARD_BYTES, ShardWriter, new_folder, write_json
 
 MODELLING_FILE = "modeling_eigenpress.py"
-CLASS_PREFIX = "Eigenpress"
 
 _COMPANIONS = (
     "generation_config.json",
@@ -37,33 +36,41 @@ _COMPANIONS = (
     "NOTICE*",
 )
 
+# The classes bear the names of the stock ones, and count as such, because transformers chooses by
+# name and kind what keys to rename on loading (GPT-NeoX's head), what a pipeline takes, and more.
 _FOOTER = '''
 
-from transformers import {architecture}, {base_class}  # noqa: E402
+import transformers  # noqa: E402
 
 
-class {prefix}{base_class}({base_class}):
-    """{base_class} with factored layers."""
+class FactoredModelMixin:
+    """What a stock class needs to hold factored layers."""
 
-    def __init__(self, config, *inputs, **kwargs):
-        super().__init__(config, *inputs, **kwargs)
-        factorise_from_config(self, config, prefix="{name_prefix}")
-
-    def _init_weights(self, module):
-        super()._init_weights(module)
-        unset_factor(module)
-
-
-class {prefix}{architecture}({architecture}):
-    """{architecture} with factored layers."""
+    _eigenpress_prefix = ""
 
     def __init__(self, config, *inputs, **kwargs):
         super().__init__(config, *inputs, **kwargs)
-        factorise_from_config(self, config)
+        factorise_from_config(self, config, self._eigenpress_prefix)
 
-    def _init_weights(self, module):
-        super()._init_weights(module)
-        unset_factor(module)
+    @classmethod
+    def from_pretrained(cls, *inputs, output_loading_info=False, **kwargs):
+        model, found = super().from_pretrained(*inputs, output_loading_info=True, **kwargs)
+        require_factors(found["missing_keys"])
+        return (model, found) if output_loading_info else model
+
+    @classmethod
+    def is_custom_code(cls):
+        return False
+
+
+class {base_class}(FactoredModelMixin, transformers.{base_class}):
+    """{base_class} of transformers with factored layers."""
+
+    _eigenpress_prefix = "{name_prefix}"
+
+
+class {architecture}(FactoredModelMixin, transformers.{architecture}):
+    """{architecture} of transformers with factored layers."""
 '''
 
 
@@ -182,7 +189,6 @@ def modelling_source(architecture: str, base_class: str, base_prefix: str) -> st
     """The text of the modelling file: the factored layer, then the two classes that use it."""
     layer = Path(__file__).with_name("factored.py").read_text(encoding="utf-8")
     return layer + _FOOTER.format(
-        prefix=CLASS_PREFIX,
         architecture=architecture,
         base_class=base_class,
         name_prefix=f"{base_prefix}." if base_prefix else "",
@@ -193,14 +199,14 @@ def auto_map(architecture: str, base_class: str) -> dict[str, str]:
     """What config.json tells transformers' auto classes about the modelling file."""
     module = MODELLING_FILE.removesuffix(".py")
     return {
-        "AutoModel": f"{module}.{CLASS_PREFIX}{base_class}",
-        "AutoModelForCausalLM": f"{module}.{CLASS_PREFIX}{architecture}",
+        "AutoModel": f"{module}.{base_class}",
+        "AutoModelForCausalLM": f"{module}.{architecture}",
     }
 
 
 def stock_class(mapping: Mapping[str, str], auto_class: str) -> str:
     """The name of transformers' own class behind an entry of `auto_map`."""
-    return mapping[auto_class].rpartition(".")[2].removeprefix(CLASS_PREFIX)
+    return mapping[auto_class].rpartition(".")[2]
 
 
 def copy_companions(source: Path, target: Path) -> None:

@@ -177,13 +177,13 @@ def _train(
         batch = windows[chosen]
         loss = model(input_ids=batch, labels=batch).loss
         if not torch.isfinite(loss):
-            raise NumericsError(f"pretrain: the loss is {float(loss)} at step {step}")
+            raise NumericsError(f"pretrain: the loss is {float(loss.detach())} at step {step}")
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
         if progress:
             progress(step + 1, settings.steps)
     return losses

@@ -2,6 +2,7 @@
 standard library, cut into parts for training, calibration and evaluation.
 """
 
+import math
 import os
 import random
 from pathlib import Path
@@ -14,10 +15,12 @@ LONGEST_DOCUMENT = 16_000
 HELD_SHARE = 0.1
 """Share of the characters that calibration and evaluation get, each."""
 
+# Installed or generated code, tests, and tables of character codes.
 _NOT_PROSE = frozenset(
-    # Installed or generated code, tests, and tables of character codes.
-    ("site-packages", "dist-packages", "lib-dynload", "ensurepip", "__pycache__", "pydoc_data")
-    + ("test", "tests", "idle_test", "encodings", "__phello__")
+    (
+        *("site-packages", "dist-packages", "lib-dynload", "ensurepip", "__pycache__"),
+        *("pydoc_data", "encodings", "__phello__", "test", "tests", "idle_test"),
+    )
 )
 
 
@@ -36,7 +39,8 @@ def gather_python_text(max_characters: int, seed: int) -> tuple[list[str], list[
     """
     documents = _topics() + _modules(Path(os.__file__).parent)
     random.Random(seed).shuffle(documents)
-    limits = [max_characters * HELD_SHARE, max_characters * HELD_SHARE, max_characters]
+    available = min(max_characters, sum(map(len, documents)))
+    limits = [available * HELD_SHARE, available * HELD_SHARE, math.inf]
     parts: list[list[str]] = [[], [], []]
     part = held = total = 0
     for document in documents:

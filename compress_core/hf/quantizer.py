@@ -5,7 +5,7 @@ then on `from_pretrained` puts FactoredLinear layers into the model before it re
 """
 
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from compress_core.hf.factored import (
     check_version,
     factorise,
     is_factored,
+    require_factors,
 )
 from compress_core.hf.folder import MODELLING_FILE, modelling_source, stock_class
 
@@ -73,7 +74,7 @@ class EigenpressQuantizer(HfQuantizer):
         settings = self.quantization_config
         factorise(model, settings.modules, _name_prefix(model), settings.format_version)
         if checkpoint_files:
-            _require_factors(model, checkpoint_files)
+            require_factors(_missing_factors(model, checkpoint_files))
         return model
 
     def _process_model_after_weight_loading(
@@ -127,14 +128,13 @@ def _name_prefix(model: PreTrainedModel) -> str:
     return "" if not prefix or hasattr(model, prefix) else f"{prefix}."
 
 
-def _require_factors(model: PreTrainedModel, files: Sequence[str]) -> None:
-    """Refuse a checkpoint that lacks an in-factor: transformers would only warn."""
+def _missing_factors(model: PreTrainedModel, files: Sequence[str]) -> Iterator[str]:
     stored = {key for file in files for key in tensor_headers(Path(file))}
     prefix = f"{model.base_model_prefix}."
     for name, module in model.named_modules():
         key = f"{name}.factor_in"
         if is_factored(module) and not stored & {key, prefix + key, key.removeprefix(prefix)}:
-            raise ValueError(f"the checkpoint has no {key}: it is incomplete, get the model again")
+            yield key
 
 
 def _save_pretrained(

@@ -1,0 +1,132 @@
+"""The command line. Whatever is heavy is imported inside the commands, so that --help is quick."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from compress_core.errors import CompressError, ConfigError
+from flows.config import RunConfig, Settings, SweepConfig, build_config
+from flows.flags import with_flags
+from flows.store_commands import store_app
+from storage.errors import StorageError
+
+app = typer.Typer(
+    name="eigenpress",
+    help="Make causal language models smaller by decomposing their weights.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(store_app)
+
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", help="YAML file with any of these settings", metavar="PATH")
+]
+Json = Annotated[bool, typer.Option("--json", help="print JSON on stdout and nothing else there")]
+
+
+@app.command()
+@with_flags(RunConfig)
+def run(given: dict[str, Any], *, config: ConfigFile = None, as_json: Json = False) -> None:
+    """Compress a model with one method at one budget, evaluate and register it."""
+    settings = build_config(RunConfig, given, config)
+    result = execute(settings, as_json)
+    if as_json:
+        print_json(result)
+
+
+@app.command()
+@with_flags(SweepConfig)
+def sweep(given: dict[str, Any], *, config: ConfigFile = None, as_json: Json = False) -> None:
+    """Run several methods at several budgets; what they share is computed once."""
+    settings = build_config(SweepConfig, given, config)
+    results = execute(settings, as_json)
+    if as_json:
+        print_json(results)
+
+
+@app.command()
+@with_flags(SweepConfig, RunConfig)
+def plan(given: dict[str, Any], *, config: ConfigFile = None, as_json: Json = False) -> None:
+    """Say what `run` or `sweep` with the same flags would compute, and why; compute nothing."""
+    from flows.plan_command import plan_as_run_or_sweep
+
+    plan_as_run_or_sweep(given, config, as_json, print_json)
+
+
+@app.command()
+def methods(as_json: Json = False) -> None:
+    """List the methods and their options."""
+    from flows.plan_command import list_methods
+
+    list_methods(as_json, print_json)
+
+
+@app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(help="compressed model folder", metavar="DIR")],
+    to: Annotated[str, typer.Option(help="dense: an ordinary checkpoint, full size")] = "dense",
+    output: Annotated[Path | None, typer.Option(help="folder to write", metavar="DIR")] = None,
+) -> None:
+    """Turn a compressed folder into another form."""
+    if to != "dense":
+        raise ConfigError(f"cannot export to {to!r}; forms: dense")
+    from compress_core.hf.export import to_dense
+
+    target = output or folder.with_name(f"{folder.resolve().name}-dense")
+    to_dense(folder, target)
+    typer.echo(f"dense        {target}  (same size as the original model)")
+
+
+@app.command()
+def demo(
+    home: Annotated[Path | None, typer.Option(help="data directory", metavar="DIR")] = None,
+    as_json: Json = False,
+) -> None:
+    """Train a small Llama on Python's own documentation, then compress it with every method."""
+    from flows.demo import demo_settings
+
+    results = execute(demo_settings(home, as_json), as_json)
+    if as_json:
+        print_json(results)
+
+
+def execute(settings: Settings, as_json: bool) -> Any:
+    """Runs a configuration as a Prefect flow; every refusal comes before the flow starts."""
+    from flows import runtime
+    from flows.home import open_home
+
+    open_home(settings.home.expanduser())
+    runtime.prepare_environment(settings.home.expanduser())
+    runtime.start_early()
+    from flows.command import run_command
+
+    return run_command(settings, as_json)
+
+
+def print_json(value: Any) -> None:
+    """One JSON value on stdout."""
+    sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def main() -> None:
+    """Entry point: one line and exit code 2 for what the user can mend."""
+    try:
+        app()
+    except (CompressError, StorageError) as error:
+        _fail(error)
+    except RuntimeError as error:
+        if type(error).__module__.partition(".")[0] not in ("flows", "tasks"):
+            raise
+        _fail(error)
+    except KeyboardInterrupt:
+        sys.stderr.write("eigenpress: interrupted; the same command goes on from here\n")
+        sys.exit(130)
+
+
+def _fail(error: Exception) -> None:
+    sys.stderr.write(f"eigenpress: {' '.join(str(error).split())}\n")
+    sys.exit(2)

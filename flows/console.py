@@ -1,0 +1,156 @@
+"""What people see while a run goes on: a line per stage, a progress bar on long ones, a summary.
+
+With ``--json`` all of it goes to stderr, so that stdout holds one JSON value and nothing else.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
+from time import perf_counter
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from tasks.units import Outcome
+
+
+class Reporter:
+    """Tells people what a run does.
+
+    Args:
+        stderr: Whether lines go to stderr.
+        quiet: Whether nothing is said at all.
+    """
+
+    def __init__(self, *, stderr: bool = False, quiet: bool = False) -> None:
+        self.console = Console(stderr=stderr, quiet=quiet, highlight=False, soft_wrap=True)
+        self._progress: Progress | None = None
+        self._stage = ""
+        self._outcomes: list[Outcome] = []
+        self._total = 0
+        self._started = 0.0
+
+    def say(self, line: str) -> None:
+        """One plain line."""
+        self.console.print(line, markup=False)
+
+    def start(self, stage: str, units: int) -> None:
+        """A stage of so many units begins."""
+        self._stage, self._total, self._outcomes = stage, units, []
+        self._started = perf_counter()
+        self._progress = Progress(
+            TextColumn("{task.description:<12}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[inside]}"),
+            console=self.console,
+            transient=True,
+        )
+        self._task = self._progress.add_task(stage, total=units, inside="")
+        if self.console.is_terminal:
+            self._progress.start()
+
+    def inside(self, label: str, done: int, total: int) -> None:
+        """Progress within the group in hand."""
+        if self._progress is not None:
+            self._progress.update(self._task, inside=f"{label}  {done}/{total}")
+
+    def advance(self, outcomes: Sequence[Outcome]) -> None:
+        """A group of the stage is done."""
+        self._outcomes += outcomes
+        if self._progress is not None:
+            self._progress.update(self._task, completed=len(self._outcomes), inside="")
+
+    def finish(self) -> None:
+        """The stage is done: one line with its state and seconds."""
+        self._close()
+        cached = sum(outcome.state == "cached" for outcome in self._outcomes)
+        count = f"{cached} cached" if cached else ""
+        if cached < len(self._outcomes):
+            parts = [count, f"{len(self._outcomes) - cached} computed"]
+            count = ", ".join(part for part in parts if part)
+        seconds = perf_counter() - self._started
+        self.say(f"{self._stage:<12} {count:<28} {seconds:8.1f} s")
+
+    def abort(self) -> None:
+        """The stage ended in an error; the bar must not stay on the screen."""
+        self._close()
+
+    def _close(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    def summary(self, result: Mapping[str, Any]) -> None:
+        """What was kept, what it cost, where it is."""
+        parameters, size = result["parameters"], result["bytes"]
+        share = parameters["compressible_compressed"] / parameters["compressible_dense"]
+        self.say(
+            f"kept         {share:.3f} of the layers: {parameters['compressed']:,} of "
+            f"{parameters['dense']:,} parameters, {size['compressed'] / 1e6:,.1f} of "
+            f"{size['dense'] / 1e6:,.1f} MB"
+        )
+        for label, compressed in result["metrics"]["compressed"]["texts"].items():
+            dense = result["metrics"]["dense"]["texts"][label]
+            self.say(
+                f"perplexity   {dense['perplexity']:.4g} → {compressed['perplexity']:.4g}, "
+                f"KL {compressed['kl']:.4g} nats/token on {label} "
+                f"({compressed['windows']} windows of {compressed['length']} tokens)"
+            )
+        for task, compressed in result["metrics"]["compressed"]["tasks"].items():
+            dense = result["metrics"]["dense"]["tasks"][task]
+            scores = ", ".join(
+                f"{metric} {dense[metric]:.4g} → {value:.4g}"
+                for metric, value in compressed.items()
+                if not metric.endswith("_stderr")
+            )
+            self.say(f"{task:<12} {scores}")
+        registered = result["registered"]
+        self.say(f"model        {result['model_dir']}")
+        self.say(
+            f"registered   {registered['name']} version {registered['version']}, "
+            f"{result['seconds']:.1f} s in all"
+        )
+
+    def table(self, results: Sequence[Mapping[str, Any]]) -> None:
+        """A row per run of a sweep."""
+        first = results[0]
+        self.console.print(sweep_table(results))
+        for label, dense in first["metrics"]["dense"]["texts"].items():
+            self.say(
+                f"dense: perplexity {dense['perplexity']:.4g} on {label} ({dense['windows']} windows "
+                f"of {dense['length']} tokens), {first['parameters']['dense']:,} parameters, "
+                f"{first['bytes']['dense'] / 1e6:,.1f} MB"
+            )
+
+
+def sweep_table(results: Sequence[Mapping[str, Any]]) -> Table:
+    """Method, kept, perplexity per text, KL, size, seconds and what was reused."""
+    labels = list(results[0]["metrics"]["compressed"]["texts"])
+    tasks = list(results[0]["metrics"]["compressed"]["tasks"])
+    table = Table(box=None, pad_edge=False)
+    table.add_column("method")
+    columns = ["kept", *(f"perplexity {label}" for label in labels), *(f"KL {label}" for label in labels)]
+    for column in [*columns, *tasks, "parameters", "MB", "seconds", "reused"]:
+        table.add_column(column, justify="right")
+    for result in results:
+        texts = result["metrics"]["compressed"]["texts"]
+        scores = result["metrics"]["compressed"]["tasks"]
+        cached = sum(stage["state"] == "cached" for stage in result["stages"])
+        table.add_row(
+            result["method"],
+            f"{result['kept']:g}",
+            *(f"{texts[label]['perplexity']:.4g}" for label in labels),
+            *(f"{texts[label]['kl']:.3f}" for label in labels),
+            *(f"{scores[task].get('acc', float('nan')):.3f}" for task in tasks),
+            f"{result['parameters']['compressed']:,}",
+            f"{result['bytes']['compressed'] / 1e6:.1f}",
+            f"{result['seconds']:.1f}",
+            f"{cached} of {len(result['stages'])}",
+        )
+    return table
+
+
+current_reporter: ContextVar[Reporter] = ContextVar("current_reporter", default=Reporter(stderr=True))

@@ -1,0 +1,104 @@
+"""Command-line flags made from the fields of a configuration, so that each is defined once."""
+
+import inspect
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import typer
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from compress_core.errors import ConfigError
+from flows.config import Settings
+
+Given = dict[str, Any]
+
+
+def with_flags(*kinds: type[Settings]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command a flag for every field of ``kinds``; it receives those the user set.
+
+    The decorated function is called as ``command(given, **own)`` with its own remaining parameters.
+    """
+    fields: dict[str, FieldInfo] = {}
+    for kind in kinds:
+        fields |= {name: field for name, field in kind.model_fields.items() if name not in fields}
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = list(inspect.signature(command).parameters.values())[1:]
+
+        def wrapper(**values: Any) -> None:
+            given = {}
+            for name, field in fields.items():
+                value = values.pop(name)
+                if value is not None and value != []:
+                    given[name] = _value(field, value)
+            command(given, **values)
+
+        made = [_parameter(name, field) for name, field in fields.items()]
+        wrapper.__signature__ = inspect.Signature([*made, *own])  # type: ignore[attr-defined]
+        wrapper.__annotations__ = {p.name: p.annotation for p in [*made, *own]}
+        wrapper.__doc__ = command.__doc__
+        wrapper.__name__ = command.__name__
+        return wrapper
+
+    return decorate
+
+
+def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
+    kind = _plain_type(field.annotation)
+    flag = "--option" if name == "options" else "--" + name.replace("_", "-")
+    flags = [f"{flag}/--no-{name.replace('_', '-')}"] if kind is bool else [flag]
+    help_text = (field.description or "") + _default_text(field)
+    many = kind in (list, dict)
+    annotation = Annotated[
+        list[str] if many else Union[kind, None],  # noqa: UP007  made at run time
+        typer.Option(*flags, help=help_text, show_default=False, metavar=_metavar(name, kind)),
+    ]
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=[] if many else None, annotation=annotation
+    )
+
+
+def _plain_type(annotation: Any) -> Any:
+    """The type that typer parses: a Literal is text, a list or dict is given item by item."""
+    origin = get_origin(annotation)
+    if origin in (Union, types.UnionType):
+        inner = [part for part in get_args(annotation) if part is not type(None)]
+        return _plain_type(inner[0])
+    if origin is Literal:
+        return str
+    if origin in (list, dict):
+        return origin
+    return annotation
+
+
+def _metavar(name: str, kind: Any) -> str | None:
+    if kind is bool:
+        return None
+    words = {"options": "NAME=VALUE", "kept": "SHARE", "home": "DIR", "output": "DIR"}
+    return words.get(name) or {int: "N", float: "X", Path: "PATH"}.get(kind, "TEXT")
+
+
+def _default_text(field: FieldInfo) -> str:
+    default = field.default
+    if field.is_required() or default in (None, PydanticUndefined) or default is False:
+        return ""
+    return f" [default: {default}]"
+
+
+def _value(field: FieldInfo, value: Any) -> Any:
+    """Splits ``a,b`` into items and ``name=value`` into pairs."""
+    kind = _plain_type(field.annotation)
+    if kind is list:
+        return [item.strip() for part in value for item in part.split(",") if item.strip()]
+    if kind is dict:
+        pairs = {}
+        for item in value:
+            name, sign, text = item.partition("=")
+            if not sign or not name:
+                raise ConfigError(f"--option takes NAME=VALUE, got {item!r}")
+            pairs[name] = text
+        return pairs
+    return value

@@ -1,0 +1,154 @@
+"""What a run or a sweep would do, unit by unit, and why; nothing is computed or written.
+
+A unit is cached, or to run with the parts of its key that changed, or it waits for an upstream unit
+that will run: it is then reused after all if that one's result turns out unchanged.
+"""
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from flows.prepare import Pipeline, Workspace
+from storage.keys import ABSENT, Difference, differences, recipe_key
+from storage.manifest import Manifest
+from storage.store import Store
+from tasks.units import Unit, View
+
+
+@dataclass(frozen=True)
+class Planned:
+    """The fate of one unit: ``state`` is "cached", "run" or "waits"; ``why`` says what changed."""
+
+    stage: str
+    unit: str
+    state: str
+    why: str
+    key: str | None
+    operations: float
+    memory: int
+    disk: int
+
+
+class Planner:
+    """Works out the fate of units in order; units that several runs share are planned once.
+
+    Args:
+        store: Where artifacts are; only looked at.
+        refresh: Stages that are asked to be computed again.
+    """
+
+    def __init__(self, store: Store, refresh: Sequence[str] = ()) -> None:
+        self.store = store
+        self.refresh = frozenset(refresh)
+        self._done: dict[Unit, Manifest] = {}
+        self._names: dict[Unit, str] = {}  # what stands for a unit whose content is not known yet
+        self._planned: set[str] = set()
+
+    def plan(self, pipeline: Pipeline) -> list[Planned]:
+        """The fates of all units of a run that no earlier run of the same plan has in common."""
+        found = []
+        for group in pipeline.groups:
+            for unit in group.units:
+                recipe = unit.recipe(self._digest, self._view)
+                name = recipe_key(recipe)
+                self._names[unit] = name
+                planned = self._fate(unit, recipe, name)
+                if name not in self._planned:
+                    self._planned.add(name)
+                    found.append(planned)
+        return found
+
+    def _fate(self, unit: Unit, recipe: dict[str, Any], name: str) -> Planned:
+        waiting = sorted({up.stage for up in unit.upstream.values() if up not in self._done})
+        candidates = self.store.candidates(unit.stage, unit.name)
+        if waiting:
+            earlier = "reused if that result is unchanged" if candidates else "not computed before"
+            return self._planned_as(unit, "waits", f"{', '.join(waiting)} runs; {earlier}", None)
+        manifest = self.store.peek(name, unit.stage)
+        if manifest is not None and unit.stage not in self.refresh:
+            self._done[unit] = manifest
+            return self._planned_as(unit, "cached", "", name)
+        if unit.stage in self.refresh:
+            return self._planned_as(unit, "run", "--refresh", name)
+        return self._planned_as(unit, "run", why(recipe, name, candidates), name)
+
+    def _planned_as(self, unit: Unit, state: str, reason: str, key: str | None) -> Planned:
+        cost = unit.cost
+        return Planned(
+            unit.stage, unit.name, state, reason, key, cost.operations, cost.memory, cost.disk
+        )
+
+    def _digest(self, unit: Unit) -> str:
+        if unit in self._done:
+            return self._done[unit].digest
+        return f"pending {self._names[unit]}"
+
+    def _view(self, unit: Unit, part: View) -> Any:
+        if unit in self._done:
+            return part(self.store.open(self._done[unit].key, unit.stage))
+        return f"pending {self._names[unit]}"
+
+
+def why(recipe: dict[str, Any], key: str, candidates: Iterable[Manifest]) -> str:
+    """Which parts of the key changed since the nearest earlier artifact of the same unit."""
+    earlier = list(candidates)
+    if not earlier:
+        return "not computed before"
+    if any(manifest.key == key for manifest in earlier):
+        return "its artifact is damaged or incomplete"
+    changes = min((differences(manifest.recipe, recipe) for manifest in earlier), key=len)
+    return ", ".join(dict.fromkeys(describe_change(change) for change in changes))
+
+
+def describe_change(change: Difference) -> str:
+    """One changed part of a recipe in words: "seed 0 → 1", "code of compress_core.whiten"."""
+    kind, _, rest = change.path.partition(".")
+    if kind == "code":
+        return f"code of {rest.rpartition('.')[0]}"
+    if kind == "settings" and ABSENT not in (change.old, change.new):
+        return f"{rest} {_short(change.old)} → {_short(change.new)}"
+    return rest
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 24 else f"{text[:20]}…"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What the units that may run will take: seconds, peak bytes of memory, bytes of disk."""
+
+    seconds: float
+    memory: int
+    disk: int
+
+
+def estimate(planned: Sequence[Planned], workspace: Workspace) -> Estimate:
+    """Counts operations, and times a matrix product here to turn them into seconds."""
+    todo = [unit for unit in planned if unit.state != "cached"]
+    hidden = _hidden_bytes(workspace) if any(u.stage == "collect" for u in todo) else 0
+    rate = _operations_per_second(workspace.model.device) if todo else 1.0
+    return Estimate(
+        seconds=sum(unit.operations for unit in todo) / rate + 0.02 * len(todo),
+        memory=max((unit.memory for unit in todo), default=0) + hidden,
+        disk=sum(unit.disk for unit in todo),
+    )
+
+
+def _hidden_bytes(workspace: Workspace) -> int:
+    """Bytes of the hidden states of all calibration windows, of which one set is held."""
+    layers = workspace.model.layout.layers
+    width = min(layer.in_features for layer in layers)
+    return 4 * workspace.settings.samples * workspace.length * width
+
+
+def _operations_per_second(device: str, size: int = 768) -> float:
+    matrix = torch.rand(size, size, dtype=torch.float64, device=device)
+    float((matrix @ matrix)[0, 0])  # the first product sets threads and libraries up
+    started = time.perf_counter()
+    float((matrix @ matrix)[0, 0])
+    return 2.0 * size**3 / (time.perf_counter() - started)

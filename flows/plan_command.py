@@ -1,0 +1,98 @@
+"""What `plan` and `methods` print."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import asdict
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from compress_core.errors import ConfigError
+from compress_core.methods import METHODS, build_method
+from flows.config import SweepConfig, build_config, read_yaml
+from flows.home import open_home
+from flows.plan import Estimate, Planned, Planner, estimate
+from flows.prepare import build_pipeline, check_methods, open_workspace
+
+Print = Callable[[Any], None]
+
+
+def plan_as_run_or_sweep(
+    given: dict[str, Any], file: Path | None, as_json: bool, print_json: Print
+) -> None:
+    """Plans the run or the sweep that the same flags would start.
+
+    Raises:
+        ConfigError: As `run` and `sweep` would.
+    """
+    values = (read_yaml(file) if file else {}) | given
+    if "method" in values and "methods" in values:
+        raise ConfigError("give --method for a run or --methods for a sweep, not both")
+    values.pop("output", None)
+    values.setdefault("methods", [values.pop("method", "svd_llm")])
+    if isinstance(values.get("kept"), int | float):
+        values["kept"] = [values["kept"]]
+    settings = build_config(SweepConfig, values, None)
+    open_home(settings.home.expanduser())
+    check_methods(settings, settings.methods, settings.kept)
+    workspace = open_workspace(settings)
+    planner = Planner(workspace.store, settings.refresh)
+    planned = [unit for run in settings.runs() for unit in planner.plan(build_pipeline(workspace, run))]
+    expected = estimate(planned, workspace)
+    if as_json:
+        print_json({"units": [asdict(unit) for unit in planned], "estimate": asdict(expected)})
+    else:
+        _print(planned, expected, workspace.notes)
+
+
+def _print(planned: list[Planned], expected: Estimate, notes: list[str]) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    for note in notes:
+        console.print(f"note         {note}", markup=False)
+    for (stage, state, why), members in groupby(planned, lambda u: (u.stage, u.state, u.why)):
+        units = list(members)
+        name = units[0].unit if len(units) == 1 else f"{units[0].unit} … {units[-1].unit}"
+        word = {"cached": "cached", "run": "to run", "waits": "to run"}[state]
+        reason = f"  ({why})" if why else ""
+        console.print(f"{stage:<12} {word:<8} {len(units):>4}  {name}{reason}", markup=False)
+    todo = sum(unit.state != "cached" for unit in planned)
+    console.print(f"{todo} of {len(planned)} units to run", markup=False)
+    if todo:
+        console.print(
+            f"about {expected.seconds:.0f} s, {expected.memory / 1e6:,.0f} MB of memory beyond the "
+            f"libraries, {expected.disk / 1e6:,.1f} MB of disk",
+            markup=False,
+        )
+
+
+def list_methods(as_json: bool, print_json: Print) -> None:
+    """A line per method: what it is, its paper, its options with their defaults."""
+    rows = []
+    for name, factory in METHODS.items():
+        method = build_method(name)
+        options = {o: p.default for o, p in inspect.signature(factory).parameters.items()}
+        needs = bool(method.whiten.needs)
+        rows.append(
+            {
+                "name": name,
+                "summary": method.summary,
+                "paper": method.paper,
+                "options": options,
+                "needs_calibration": needs,
+            }
+        )
+    if as_json:
+        print_json(rows)
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("method", "what it does", "paper", "calibration", "options"):
+        table.add_column(column)
+    for row in rows:
+        options = ", ".join(f"{name}={value}" for name, value in row["options"].items())
+        paper = f"arXiv {row['paper']}" if row["paper"] else ""
+        needs = "needed" if row["needs_calibration"] else "not used"
+        table.add_row(row["name"], row["summary"], paper, needs, options)
+    Console(highlight=False).print(table)

@@ -1,0 +1,127 @@
+"""One method at one budget, as a Prefect flow: stages in order, each unit cached by content.
+
+Prefect reads the annotations of flows at run time, so they are not postponed here.
+"""
+
+from collections.abc import Sequence
+from contextvars import ContextVar
+from itertools import groupby
+from time import perf_counter
+from typing import Any
+
+from prefect import flow
+
+from compress_core.versions import library_versions
+from flows.config import RunConfig, write_yaml
+from flows.console import current_reporter
+from flows.prepare import Pipeline, Workspace, build_pipeline, check_methods, open_workspace
+from flows.results import collect_result, model_dir, save_run_record
+from tasks import tracking
+from tasks.allocate import read_shares
+from tasks.materialise import publish
+from tasks.register import register
+from tasks.stage import run_group
+from tasks.units import Group, Outcome, Session
+
+# The workspace that the command line has already opened; a deployment opens its own.
+current_workspace: ContextVar[Workspace | None] = ContextVar("current_workspace", default=None)
+
+
+@flow(
+    name="eigenpress run",
+    flow_run_name="{config.method} kept {config.kept} · {config.model}",
+    persist_result=False,
+)
+def run_flow(config: RunConfig) -> dict[str, Any]:
+    """Compresses one model with one method at one budget.
+
+    Args:
+        config: What is asked for.
+
+    Returns:
+        The result, as ``eigenpress run --json`` prints it.
+    """
+    started = perf_counter()
+    workspace = current_workspace.get()
+    if workspace is None:
+        check_methods(config, [config.method], [config.kept])
+        workspace = open_workspace(config)
+    pipeline = build_pipeline(workspace, config)
+    session = Session(
+        workspace.store,
+        refresh=config.refresh,
+        listener=current_reporter.get().inside,
+        info={"device": workspace.model.device, "versions": library_versions()},
+    )
+    outcomes = run_groups(pipeline.groups, session)
+    return finish(workspace, pipeline, session, outcomes, started)
+
+
+def run_groups(groups: Sequence[Group], session: Session) -> list[Outcome]:
+    """Runs groups in order, each as one Prefect task; a line per stage for the user."""
+    reporter = current_reporter.get()
+    outcomes: list[Outcome] = []
+    for stage, members in groupby(groups, key=lambda group: group.stage):
+        of_stage = list(members)
+        reporter.start(stage, sum(len(group.units) for group in of_stage))
+        try:
+            for group in of_stage:
+                done = run_group.submit(stage, group.label, session, group).result()
+                reporter.advance(done)
+                outcomes += done
+        except BaseException:
+            reporter.abort()
+            raise
+        reporter.finish()
+    return outcomes
+
+
+def finish(
+    workspace: Workspace,
+    pipeline: Pipeline,
+    session: Session,
+    outcomes: list[Outcome],
+    started: float,
+) -> dict[str, Any]:
+    """Publishes the folder, tracks and registers the run, and keeps a record of it."""
+    config, reporter = pipeline.config, current_reporter.get()
+    target = model_dir(pipeline, session)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    publish(session.artifact(pipeline.folder), target)
+    config_file = target / "eigenpress.yaml"
+    write_yaml(config, config_file)
+    result = collect_result(workspace, pipeline, session, outcomes)
+    begun = perf_counter()
+    reporter.start("register", 1)
+    registered = register.submit(
+        name=config.name or workspace.model.name,
+        home=config.home.expanduser(),
+        model=workspace.model,
+        shares=read_shares(session.artifact(pipeline.allocation)),
+        result=result,
+        config_file=config_file,
+    ).result()
+    seconds = perf_counter() - begun
+    label = f"{registered['name']} version {registered['version']}"
+    outcome = Outcome("register", label, session.manifests[pipeline.folder].key, "computed", seconds)
+    reporter.advance([outcome])
+    reporter.finish()
+    result["stages"].append(
+        {
+            "name": "register",
+            "unit": label,
+            "key": registered["run_id"],
+            "state": "computed",
+            "seconds": round(seconds, 6),
+        }
+    )
+    result["run_id"] = registered.pop("run_id")
+    result["registered"] = registered
+    result["seconds"] = round(perf_counter() - started, 3)
+    save_run_record(config.home, config, result)
+    return result
+
+
+def check_tracking(workspace: Workspace) -> None:
+    """Refuses a tracking server that does not answer, before work starts."""
+    tracking.check_tracking(workspace.settings.home.expanduser())

@@ -1,0 +1,97 @@
+"""What tracking must respect before it speaks to MLflow: lengths, batch sizes, silent servers.
+
+Pure functions without MLflow, so that they can be used and tested without loading it.
+"""
+
+import re
+import socket
+from collections.abc import Iterable, Iterator, Mapping
+from numbers import Real
+from typing import TypeVar
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
+from urllib.request import urlopen
+
+ANSWER_SECONDS = 5  # how long a tracking server may take to say anything at all
+NAME_LENGTH = 250
+VALUE_LENGTH = 6000  # of a parameter; a tag of a run may have 8000
+TAG_LENGTH = 5000  # of a tag of a version; the newest servers take 100000, older ones this
+NAMES_PER_CALL = 100
+METRICS_PER_CALL = 1000
+CLIPPED = " … (clipped)"
+PARTS = ".parts"
+PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+
+Item = TypeVar("Item")
+
+
+def fit_name(name: str) -> str:
+    """A name that MLflow takes: letters, digits and ``_-. /:``, not too long."""
+    return re.sub(r"[^\w\-. /:]", "_", name)[:NAME_LENGTH]
+
+
+def clip(value: str) -> str:
+    """A value that MLflow takes, marked at its end where some of it had to go."""
+    return value if len(value) <= VALUE_LENGTH else value[: VALUE_LENGTH - len(CLIPPED)] + CLIPPED
+
+
+def is_number(value: object) -> bool:
+    """Whether a value can be a metric; truth values are not."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def pieces(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """The items in lists of at most `size`."""
+    rest = list(items)
+    for at in range(0, len(rest), size):
+        yield rest[at : at + size]
+
+
+def split(tags: Mapping[str, str]) -> dict[str, str]:
+    """Tags with a value that is too long as ``name.0``, ``name.1``, ... and their number.
+
+    `join` undoes it.
+    """
+    fitting: dict[str, str] = {}
+    for name, value in tags.items():
+        if len(value) <= TAG_LENGTH:
+            fitting[name] = value
+            continue
+        parts = ["".join(part) for part in pieces(value, TAG_LENGTH)]
+        fitting[name + PARTS] = str(len(parts))
+        fitting.update({f"{name}.{number}": part for number, part in enumerate(parts)})
+    return fitting
+
+
+def join(tags: Mapping[str, str]) -> dict[str, str]:
+    """Tags as they were before `split`."""
+    whole = dict(tags)
+    for mark in [name for name in tags if name.endswith(PARTS)]:
+        name = mark.removesuffix(PARTS)
+        count = int(whole.pop(mark))
+        whole[name] = "".join(whole.pop(f"{name}.{number}") for number in range(count))
+    return whole
+
+
+def why_silent(uri: str) -> str | None:
+    """Why nothing answers at a tracking address, or None where something does or nothing need.
+
+    Any answer will do: whether we may come in is for the server to say.
+    """
+    place = urlsplit(uri)
+    try:
+        if place.scheme in ("http", "https"):
+            urlopen(f"{uri.rstrip('/')}/health", timeout=ANSWER_SECONDS).close()
+        elif (port := place.port or PORTS.get(place.scheme.partition("+")[0])) and place.hostname:
+            socket.create_connection((place.hostname, port), ANSWER_SECONDS).close()
+    except HTTPError as error:
+        error.close()
+    except (URLError, OSError) as error:
+        return str(getattr(error, "reason", error))
+    return None
+
+
+def public(uri: str) -> str:
+    """An address without the user name and password in it."""
+    place = urlsplit(uri)
+    return place._replace(netloc=place.netloc.rpartition("@")[2]).geturl() if place.netloc else uri

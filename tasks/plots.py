@@ -1,0 +1,66 @@
+"""Pictures of a run: where the budget went, and what quality each size has."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from compress_core.types import LayerRef, Share
+
+
+def plot_allocation(layers: Sequence[LayerRef], shares: Mapping[str, Share], file: Path) -> None:
+    """A bar per layer: the share of its parameters that stays.
+
+    Args:
+        layers: Every compressible layer.
+        shares: Layer name to share.
+        file: PNG to write.
+    """
+    figure = Figure(figsize=(max(6.0, 0.16 * len(layers)), 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    kinds = list(dict.fromkeys(layer.name.rpartition(".")[2] for layer in layers))
+    for index, kind in enumerate(kinds):
+        places = [i for i, layer in enumerate(layers) if layer.name.endswith("." + kind)]
+        heights = [shares[layers[i].name].cost(layers[i]) / layers[i].dense_cost for i in places]
+        axes.bar(places, heights, color=f"C{index % 10}", label=kind)
+    axes.set_ylim(0, 1)
+    axes.set_ylabel("kept share of the layer")
+    firsts = [
+        i for i, layer in enumerate(layers) if i == 0 or layers[i - 1].block != layer.block
+    ]
+    axes.set_xticks(firsts, [str(layers[i].block) for i in firsts])
+    axes.set_xlabel("block")
+    axes.legend(ncols=min(7, len(kinds)), loc="upper center", bbox_to_anchor=(0.5, 1.12), frameon=False)
+    figure.savefig(file, dpi=120)
+
+
+def plot_sweep(results: Sequence[Mapping], file: Path) -> None:
+    """Perplexity against stored parameters, a line per method, dense as a level.
+
+    Args:
+        results: Results of runs on one model and text.
+        file: PNG to write.
+    """
+    figure = Figure(figsize=(6.5, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for method in dict.fromkeys(result["method"] for result in results):
+        cells = sorted(
+            (r["parameters"]["compressed"] / 1e6, r["metrics"]["compressed"]["perplexity"])
+            for r in results
+            if r["method"] == method and "perplexity" in r["metrics"]["compressed"]
+        )
+        axes.plot([c[0] for c in cells], [c[1] for c in cells], marker="o", label=method)
+    dense = results[0]
+    if "perplexity" in dense["metrics"]["dense"]:
+        level = dense["metrics"]["dense"]["perplexity"]
+        axes.axhline(level, color="black", linestyle=":", label="dense")
+    axes.set_yscale("log")
+    axes.set_xlabel("stored parameters, millions")
+    axes.set_ylabel("perplexity (log scale)")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(frameon=False)
+    axes.set_title(dense["model"])
+    figure.savefig(file, dpi=120)

@@ -1,0 +1,332 @@
+"""What the store promises when things go wrong: never half an artifact, never a damaged one in use."""
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from storage import disk
+from storage.errors import (
+    ArtifactCorruptError,
+    ArtifactMissingError,
+    StorageError,
+    StoreFullError,
+    StorePermissionError,
+    StoreVersionError,
+)
+from storage.gc import collect_garbage
+from storage.keys import recipe_key
+from storage.manifest import Manifest
+from storage.store import Store
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+KEY = recipe_key({"seed": 0})
+
+
+@pytest.fixture
+def problems() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def store(tmp_path: Path, problems: list[str]) -> Store:
+    return Store(tmp_path / "store", on_problem=problems.append)
+
+
+def make(store: Store, seed: int = 0) -> Manifest:
+    recipe = {"seed": seed}
+    with store.draft(
+        key=recipe_key(recipe), stage="whiten", unit="layer 3", recipe=recipe, inputs={}
+    ) as draft:
+        draft.put("u", np.random.default_rng(seed).standard_normal((600, 4)))
+        draft.add_file("note.txt").write_text("note")
+    return draft.manifest
+
+
+def drafts(store: Store) -> list[Path]:
+    return list(store.layout.tmp.iterdir())
+
+
+def folder(store: Store, manifest: Manifest) -> Path:
+    return store.layout.artifact(manifest.stage, manifest.key)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("boom"), KeyboardInterrupt()])
+def test_an_exception_in_a_draft_leaves_nothing(store: Store, error: BaseException) -> None:
+    with (
+        pytest.raises(type(error)),
+        store.draft(key=KEY, stage="whiten", unit="u", recipe={}, inputs={}) as draft,
+    ):
+        draft.put("u", np.ones(3))
+        raise error
+    assert store.find(KEY) is None
+    assert drafts(store) == []
+    with pytest.raises(StorageError, match="not committed"):
+        _ = draft.manifest
+
+
+def test_a_promised_file_that_is_not_written_stops_the_commit(store: Store) -> None:
+    with (
+        pytest.raises(StorageError, match=r"'model\.bin' was not written"),
+        store.draft(key=KEY, stage="whiten", unit="u", recipe={}, inputs={}) as draft,
+    ):
+        draft.add_file("model.bin")
+    assert store.find(KEY) is None
+
+
+def test_values_that_are_not_json_stop_the_commit_and_are_named(store: Store) -> None:
+    with (
+        pytest.raises(ValueError, match=r"attrs\.loss is nan"),
+        store.draft(key=KEY, stage="whiten", unit="u", recipe={}, inputs={}) as draft,
+    ):
+        draft.attrs["loss"] = float("nan")
+    assert drafts(store) == []
+
+
+CHILD = """
+    import sys, time
+    from pathlib import Path
+    import numpy as np
+    from storage.store import Store
+
+    store = Store(Path(sys.argv[1]))
+    with store.draft(key=sys.argv[2], stage="whiten", unit="u", recipe={}, inputs={}) as draft:
+        draft.put("u", np.ones((300, 3)))
+        print("inside", flush=True)
+        sys.stdin.readline()
+    print(draft.manifest.created, flush=True)
+"""
+
+
+def start_child(store: Store) -> subprocess.Popen[str]:
+    child = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(CHILD), str(store.root), KEY],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline() == "inside\n"
+    return child
+
+
+def test_kill_9_in_a_draft_leaves_only_an_orphan_that_gc_removes(store: Store) -> None:
+    child = start_child(store)
+    (orphan,) = drafts(store)
+    assert collect_garbage(store, [], dry_run=True).orphans == []  # its process still runs
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert store.find(KEY) is store.peek(KEY) is None
+    assert drafts(store) == [orphan]
+    report = collect_garbage(store, [], dry_run=False)
+    assert report.orphans == [orphan]
+    assert report.freed_bytes > 300 * 3 * 8
+    assert drafts(store) == []
+
+
+def test_two_processes_with_the_same_key_both_end_well(store: Store) -> None:
+    children = [start_child(store), start_child(store)]
+    created = [child.communicate("\n")[0] for child in children]
+    assert [child.returncode for child in children] == [0, 0]
+    assert len(set(created)) == 1  # the loser was given the winner's manifest
+    assert store.find(KEY) is not None
+    assert drafts(store) == []
+
+
+def test_an_old_draft_is_an_orphan_even_if_its_process_id_lives(store: Store) -> None:
+    old = store.layout.tmp / f"{KEY}-{os.getpid()}-0badcafe"
+    old.mkdir()
+    assert collect_garbage(store, [], dry_run=True).orphans == []
+    two_days_ago = time.time() - 2 * 24 * 3600
+    os.utime(old, (two_days_ago, two_days_ago))
+    assert collect_garbage(store, [], dry_run=False).orphans == [old]
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+DAMAGED = [
+    ("arrays/u/c.1.0", "checksum is wrong"),
+    ("arrays/u/zarr.json", "checksum is wrong"),
+    ("files/note.txt", "checksum is wrong"),
+    ("manifest.json", "checksum is wrong|not JSON"),
+]
+
+
+@pytest.mark.parametrize("verified_before", [False, True])
+@pytest.mark.parametrize(("name", "flipped"), DAMAGED)
+@pytest.mark.parametrize("harm", [flip, cut, Path.unlink])
+def test_damage_is_found_reported_and_put_aside_alone(
+    store: Store, problems: list[str], name: str, flipped: str, harm, verified_before: bool
+) -> None:
+    harmed, sound = make(store, 0), make(store, 1)
+    if verified_before:
+        assert store.find(harmed.key) == harmed
+    harm(folder(store, harmed) / name)
+    wrong = {flip: flipped, cut: "bytes instead of|checksum|JSON", Path.unlink: "is missing"}[harm]
+    checked = store.check(harmed)
+    assert len(checked) == 1
+    assert store.find(sound.key) == sound
+    assert problems == []
+    assert store.find(harmed.key) is None
+    (line,) = problems
+    assert line.startswith("whiten ")
+    assert harmed.key[:12] in line
+    assert Path(name).name in line
+    assert "\n" not in line
+    assert any(part in line for part in wrong.split("|"))
+    assert line.endswith("will be computed again")
+    assert not folder(store, harmed).exists()
+    assert drafts(store) == []
+    assert make(store, 0).digest == harmed.digest
+    assert store.find(harmed.key) is not None
+
+
+def test_peek_sees_missing_files_and_touches_nothing(store: Store, problems: list[str]) -> None:
+    made = make(store)
+    (folder(store, made) / "files/note.txt").unlink()
+    assert store.peek(made.key) is None
+    assert problems == []
+    assert folder(store, made).is_dir()
+
+
+def test_a_verified_artifact_is_not_read_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make(store)
+    assert store.find(made.key) == made
+
+    def refuse(*_: object, **__: object) -> str:
+        raise AssertionError("read again")
+
+    monkeypatch.setattr("storage.verify.checksum", refuse)
+    assert Store(store.root).find(made.key, "whiten") == made
+    shutil.rmtree(folder(store, made))
+    assert store.find(made.key) is None
+
+
+def test_damage_after_the_check_is_still_caught_by_the_read(store: Store) -> None:
+    made = make(store)
+    artifact = store.open(made.key)
+    flip(folder(store, made) / "arrays/u/c.0.0")
+    with pytest.raises(ArtifactCorruptError, match="damaged chunk"):
+        artifact.array("u")
+    (folder(store, made) / "files/note.txt").unlink()
+    with pytest.raises(ArtifactCorruptError, match=r"lacks its file 'note\.txt'"):
+        artifact.file("note.txt")
+
+
+def test_a_commit_replaces_a_winner_whose_manifest_is_damaged(store: Store) -> None:
+    made = make(store)
+    flip(folder(store, made) / "manifest.json")
+    assert store.find(make(store).key) is not None
+
+
+def test_a_folder_without_manifest_is_garbage_and_is_left_out(
+    store: Store, problems: list[str]
+) -> None:
+    made = make(store)
+    (folder(store, made) / "manifest.json").unlink()
+    assert list(store.manifests()) == []
+    assert len(problems) == 1
+    with pytest.raises(ArtifactMissingError, match="no manifest"):
+        store.open(made.key)
+    assert collect_garbage(store, [], dry_run=False).orphans == [folder(store, made)]
+
+
+def test_a_newer_store_or_manifest_is_refused(store: Store) -> None:
+    made = make(store)
+    path = folder(store, made) / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 2}))
+    with pytest.raises(StoreVersionError, match=r"format 2, .* reads up to 1: upgrade"):
+        store.find(made.key)
+    (store.root / "FORMAT.json").write_text('{"format": 3}')
+    with pytest.raises(StoreVersionError, match=r"format 3, .* reads up to 1: upgrade"):
+        Store(store.root)
+    (store.root / "FORMAT.json").write_text("oops")
+    with pytest.raises(StorageError, match="FORMAT.json is damaged"):
+        Store(store.root)
+
+
+def test_a_file_in_the_place_of_the_root_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for root in (tmp_path / "file", tmp_path / "file" / "store"):
+        with pytest.raises(StorageError, match="is not a folder"):
+            Store(root)
+
+
+def test_a_home_without_write_permission_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir(mode=0o555)
+    if os.access(tmp_path / "home", os.W_OK):  # root may write anywhere: take a place that is denied to all
+        if not Path("/proc/self").is_dir():
+            pytest.skip("runs as root and knows no place that root may not write")
+        home = Path("/proc/self/home")
+        with pytest.raises((StorePermissionError, FileNotFoundError)):
+            Store(home)
+        return
+    with pytest.raises(StorePermissionError, match=r"cannot write .*--home"):
+        Store(tmp_path / "home" / "store")
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+def test_a_refused_write_is_one_clear_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(path: Path, *_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(StorePermissionError, match=r"cannot write .*--home") as caught:
+        Store(tmp_path / "store")
+    assert "\n" not in str(caught.value)
+
+
+def full(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize(
+    "place", ["storage.draft.write_array", "os.fsync", "os.rename", "storage.draft.add_to_index"]
+)
+def test_a_full_disk_loses_only_the_draft(
+    store: Store, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    before = make(store, 1)
+    with monkeypatch.context() as patched:
+        patched.setattr(place, full)
+        with pytest.raises(StoreFullError, match=r"disk full while writing whiten layer 3") as caught:
+            make(store, 0)
+    needed = int(str(caught.value).split("at least ")[1].split(" bytes")[0].replace(",", ""))
+    assert needed >= 600 * 4 * 8
+    assert "run the same command again" in str(caught.value)
+    assert caught.value.errno == errno.ENOSPC
+    assert drafts(store) == []
+    assert store.find(KEY) is None
+    assert store.find(before.key) == before
+    assert make(store, 0).key == KEY
+
+
+def test_a_full_disk_told_in_words_by_a_native_writer_counts_too(store: Store) -> None:
+    with (
+        pytest.raises(StoreFullError),
+        store.draft(key=KEY, stage="materialise", unit="m", recipe={}, inputs={}),
+    ):
+        raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+    assert not disk.is_disk_full(RuntimeError("something else"))

@@ -1,0 +1,182 @@
+"""Writing a compressed folder: one shard in memory, whole or not there, and clear refusals."""
+
+import json
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from compress_core.errors import ModelError
+from compress_core.hf.checkpoint import Checkpoint
+from compress_core.hf.export import to_dense
+from compress_core.hf.folder import FactoredWeights, FolderSummary, write_folder
+from tests.families import tiny_model
+from tests.pipeline.folders import (
+    as_layers,
+    edit_config,
+    make_pair,
+    random_factors,
+    write_small,
+)
+
+K_PROJ = "model.layers.0.self_attn.k_proj"  # (16, 32) in the tiny Llama
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The dense folder of a tiny Llama."""
+    folder = tmp_path_factory.mktemp("llama") / "dense"
+    tiny_model("llama").save_pretrained(folder)
+    return folder
+
+
+def write(target: Path, dense: Path, layers: object, **changes: str) -> FolderSummary:
+    classes = {
+        "architecture": "LlamaForCausalLM",
+        "base_class": "LlamaModel",
+        "base_prefix": "model",
+        **changes,
+    }
+    return write_folder(target, Checkpoint(dense), layers, **classes)  # type: ignore[arg-type]
+
+
+def k_proj(rank: int, rows: int = 16, columns: int = 32, key: str = "") -> FactoredWeights:
+    u, v = torch.zeros(rows, rank), torch.zeros(rank, columns)
+    return FactoredWeights(K_PROJ, key or f"{K_PROJ}.weight", u, v)
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ([k_proj(0)], "would not be smaller"),
+        ([k_proj(11)], "would not be smaller"),  # 11 * 48 > 16 * 32
+        ([k_proj(4, rows=32)], "do not make up the weight"),
+        ([k_proj(4, key="model.layers.1.self_attn.k_proj.weight")], "is not the key of its weight"),
+        ([k_proj(4), k_proj(4)], "given twice"),
+    ],
+)
+def test_factors_that_do_not_fit_are_refused(
+    layers: list[FactoredWeights], message: str, dense: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ModelError, match=message):
+        write(tmp_path / "small", dense, layers)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_largest_rank_that_pays_is_taken(dense: Path, tmp_path: Path) -> None:
+    write(tmp_path / "small", dense, [k_proj(10)])
+    assert type(AutoModelForCausalLM.from_pretrained(tmp_path / "small")).__name__ == (
+        "LlamaForCausalLM"
+    )
+
+
+@pytest.mark.parametrize("change", [{"architecture": "MineForCausalLM"}, {"base_class": "Mine"}])
+def test_models_with_code_of_their_own_are_refused(
+    change: dict[str, str], dense: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ModelError, match="code of their own are not supported"):
+        write(tmp_path / "small", dense, [], **change)
+
+
+def test_a_folder_in_use_is_left_alone(dense: Path, tmp_path: Path) -> None:
+    (tmp_path / "note").write_text("mine")
+    with pytest.raises(ModelError, match="not empty"):
+        write(tmp_path, dense, [])
+    with pytest.raises(ModelError, match="not empty"):
+        to_dense(make_pair(tiny_model("llama"), tmp_path / "pair").small, tmp_path)
+    assert (tmp_path / "note").read_text() == "mine"
+
+
+def test_what_fails_half_way_leaves_nothing(dense: Path, tmp_path: Path) -> None:
+    def broken() -> Iterator[FactoredWeights]:
+        yield k_proj(4)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "small", dense, broken())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_layers_are_taken_one_at_a_time(dense: Path, tmp_path: Path) -> None:
+    model, alive, most = tiny_model("llama"), weakref.WeakSet[torch.Tensor](), 0
+    checkpoint = Checkpoint(dense)
+
+    def watched() -> Iterator[FactoredWeights]:
+        nonlocal most
+        for layer in as_layers(checkpoint, random_factors(model), "model"):
+            fresh = FactoredWeights(layer.name, layer.weight_key, layer.u.clone(), layer.v.clone())
+            alive.update((fresh.u, fresh.v))
+            most = max(most, len(alive))
+            yield fresh
+
+    write_folder(
+        tmp_path / "small",
+        checkpoint,
+        watched(),
+        architecture="LlamaForCausalLM",
+        base_class="LlamaModel",
+        base_prefix="model",
+        max_shard_bytes=3000,
+    )
+    # One layer in hand and one shard's worth; all fourteen would be 28 tensors.
+    assert most <= 8
+
+
+def test_views_of_a_large_tensor_are_stored_alone(dense: Path, tmp_path: Path) -> None:
+    basis = torch.randn(16, 16)
+    layer = FactoredWeights(K_PROJ, f"{K_PROJ}.weight", basis[:, :4], torch.randn(32, 4).T)
+    write(tmp_path / "small", dense, [layer])
+    tensors = load_file(tmp_path / "small" / "model.safetensors")
+    assert torch.equal(tensors[f"{K_PROJ}.weight"], layer.u)
+    assert torch.equal(tensors[f"{K_PROJ}.factor_in"], layer.v)
+
+
+def test_no_compressed_layer_gives_a_plain_dense_folder(dense: Path, tmp_path: Path) -> None:
+    summary = write(tmp_path / "same", dense, [])
+    assert summary.layers == 0
+    assert not (tmp_path / "same" / "modeling_eigenpress.py").exists()
+    assert json.loads((tmp_path / "same" / "config.json").read_text()) == json.loads(
+        (dense / "config.json").read_text()
+    )
+    same, was = (load_file(f / "model.safetensors") for f in (tmp_path / "same", dense))
+    assert same.keys() == was.keys() and all(torch.equal(same[key], was[key]) for key in was)
+
+
+def test_factors_take_the_dtype_of_the_weight_they_replace(tmp_path: Path) -> None:
+    model = tiny_model("llama", dtype=torch.bfloat16)
+    model.save_pretrained(tmp_path / "dense")
+    factors = {name: (u.float(), v.float()) for name, (u, v) in random_factors(model).items()}
+    write_small(model, tmp_path / "dense", tmp_path / "small", factors)
+    tensors = load_file(tmp_path / "small" / "model.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
+
+
+def test_companions_are_copied_and_nothing_else(shared: Path, tmp_path: Path) -> None:
+    source = shared / "models" / "stories260K"
+    write(tmp_path / "small", source, [])
+    assert sorted(file.name for file in (tmp_path / "small").iterdir()) == [
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
+    text = "Once upon a time"
+    ids = [AutoTokenizer.from_pretrained(f)(text).input_ids for f in (source, tmp_path / "small")]
+    assert ids[0] == ids[1]
+
+
+def test_export_of_a_dense_folder_is_refused(dense: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="not a model that eigenpress compressed"):
+        to_dense(dense, tmp_path / "out")
+
+
+def test_export_of_a_damaged_config_is_refused(tmp_path: Path) -> None:
+    small = make_pair(tiny_model("llama"), tmp_path).small
+    edit_config(small, auto_map=None)
+    with pytest.raises(ModelError, match="auto_map"):
+        to_dense(small, tmp_path / "out")

@@ -1,0 +1,221 @@
+"""What people do with a model works on a compressed one: generate, compile, tune, cast, save."""
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, pipeline
+
+import compress_core.hf  # noqa: F401  registers the format
+from compress_core.hf.factored import FactoredLinear, factorise, is_factored
+from tests.families import VOCABULARY, linear_names, tiny_model, token_batch
+from tests.pipeline.folders import Pair, make_pair, random_factors, write_small
+
+BATCH = token_batch()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def code_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Keep transformers from copying modelling files into the user's own cache."""
+    folder = tmp_path_factory.mktemp("modules")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """A tiny Llama with a word tokenizer."""
+    folder = tmp_path_factory.mktemp("llama")
+    words = {"<unk>": 0, "<s>": 1, "</s>": 2, **{f"w{i}": i for i in range(3, VOCABULARY)}}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = Whitespace()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+    ).save_pretrained(folder / "dense")
+    return make_pair(tiny_model("llama"), folder)
+
+
+@pytest.fixture(params=[False, True], ids=["stock", "remote"])
+def model(request: pytest.FixtureRequest, llama: Pair) -> Any:
+    """The compressed Llama, loaded as the stock class and by the folder's own code."""
+    return AutoModelForCausalLM.from_pretrained(llama.small, trust_remote_code=request.param)
+
+
+def logits_of(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model(BATCH).logits
+
+
+def test_generate_equals_the_model_in_memory(model: Any, llama: Pair) -> None:
+    options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
+    assert torch.equal(model.generate(BATCH, **options), llama.reference.generate(BATCH, **options))
+
+
+def test_text_generation_pipeline(llama: Pair) -> None:
+    generate = pipeline("text-generation", model=str(llama.small))
+    (answer,) = generate("w5 w6 w7", max_new_tokens=4, do_sample=False)
+    assert answer["generated_text"].startswith("w5 w6 w7")
+    assert len(answer["generated_text"].split()) == 7
+
+
+def test_whole_model_compiles_without_a_graph_break(model: Any) -> None:
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        assert torch.allclose(compiled(BATCH, use_cache=False).logits, logits_of(model), atol=1e-6)
+
+
+def test_layer_compiles_and_exports() -> None:
+    layer = FactoredLinear(8, 6, 2)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.normal_()
+    x = torch.randn(3, 8)
+    exported = torch.export.export(layer, (x,))
+    assert torch.allclose(exported.module()(x), layer(x))
+    dense = nn.functional.linear(x, layer.dense_weight(), layer.bias)
+    assert torch.allclose(layer(x), dense, atol=1e-5)
+
+
+def _train_lora(model: Any) -> tuple[Any, list[float]]:
+    torch.manual_seed(0)
+    tuned = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "down_proj"]))
+    optimiser = torch.optim.AdamW((p for p in tuned.parameters() if p.requires_grad), lr=1e-2)
+    losses = []
+    for _ in range(4):
+        loss = tuned(BATCH, labels=BATCH).loss
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        losses.append(loss.item())
+    return tuned, losses
+
+
+def test_lora_trains_and_refuses_to_merge(model: Any, llama: Pair) -> None:
+    tuned, losses = _train_lora(model)
+    assert losses[-1] < losses[0] - 0.1
+    with tuned.disable_adapter():
+        assert torch.equal(logits_of(tuned), logits_of(llama.reference))
+    before = logits_of(tuned)
+    for safe in (False, True):
+        with pytest.raises(RuntimeError, match="must match the size"):
+            copy.deepcopy(tuned).merge_and_unload(safe_merge=safe)
+    with pytest.raises(RuntimeError, match="must match the size"):
+        tuned.merge_adapter()
+    assert torch.equal(logits_of(tuned), before)
+
+
+def test_lora_merges_after_dequantize(model: Any, llama: Pair) -> None:
+    dense = model.dequantize()
+    assert not any(is_factored(module) for module in dense.modules())
+    tuned, _ = _train_lora(dense)
+    tuned.eval()
+    before = logits_of(tuned)
+    assert torch.allclose(logits_of(tuned.merge_and_unload()), before, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_dequantize_saves_an_ordinary_checkpoint(family: str, tmp_path: Path) -> None:
+    pair = make_pair(tiny_model(family), tmp_path)
+    AutoModelForCausalLM.from_pretrained(pair.small).dequantize().save_pretrained(tmp_path / "out")
+    assert not (tmp_path / "out" / "modeling_eigenpress.py").exists()
+    loaded, found = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not found["missing_keys"] and not found["unexpected_keys"]
+    assert not hasattr(loaded.config, "quantization_config")
+    assert torch.allclose(logits_of(loaded), logits_of(pair.reference), atol=1e-5, rtol=0)
+
+
+def test_factors_themselves_can_be_trained(model: Any) -> None:
+    model.train()
+    model(BATCH, labels=BATCH).loss.backward()
+    layer = model.get_submodule("model.layers.0.self_attn.q_proj")
+    assert layer.weight.grad.abs().sum() > 0 and layer.factor_in.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("trust", [False, True], ids=["stock", "remote"])
+def test_stored_bfloat16_round_trip_is_exact(trust: bool, tmp_path: Path) -> None:
+    dense = tiny_model("llama", dtype=torch.bfloat16)
+    dense.save_pretrained(tmp_path / "dense")
+    factors = random_factors(dense)
+    write_small(dense, tmp_path / "dense", tmp_path / "small", factors)
+    first = AutoModelForCausalLM.from_pretrained(tmp_path / "small", trust_remote_code=trust)
+    assert first.dtype == torch.bfloat16
+    for name, (u, v) in factors.items():
+        assert torch.equal(first.get_submodule(name).weight, u)
+        assert torch.equal(first.get_submodule(name).factor_in, v)
+    first.save_pretrained(tmp_path / "again")
+    for again_trust in (False, True):
+        again = AutoModelForCausalLM.from_pretrained(
+            tmp_path / "again", trust_remote_code=again_trust
+        )
+        assert again.dtype == torch.bfloat16
+        assert torch.equal(logits_of(again), logits_of(first))
+
+
+def test_loading_in_bfloat16_rounds_every_weight_once(llama: Pair) -> None:
+    loaded = AutoModelForCausalLM.from_pretrained(llama.small, dtype=torch.bfloat16)
+    want = dict(llama.reference.named_parameters())
+    for name, parameter in loaded.named_parameters():
+        assert torch.equal(parameter, want[name].to(torch.bfloat16))
+    assert logits_of(loaded).isfinite().all()
+
+
+def test_copies_save_themselves_and_not_the_original(llama: Pair, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(llama.small)
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        twin.get_submodule("model.layers.0.mlp.down_proj").weight.zero_()
+    twin.save_pretrained(tmp_path / "twin")
+    assert (tmp_path / "twin" / "modeling_eigenpress.py").read_bytes() == (
+        llama.small / "modeling_eigenpress.py"
+    ).read_bytes()
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "twin", trust_remote_code=True)
+    assert torch.equal(logits_of(loaded), logits_of(twin))
+    assert not torch.equal(logits_of(loaded), logits_of(model))
+
+
+def test_importing_twice_registers_once() -> None:
+    import importlib
+
+    importlib.reload(compress_core.hf.quantizer)
+    importlib.reload(compress_core.hf)
+
+
+@pytest.mark.parametrize(
+    ("modules", "version", "message"),
+    [
+        ({"model.layers.9.mlp.up_proj": {"rank": 2}}, 1, "no layer"),
+        ({"model.norm": {"rank": 2}}, 1, "not a linear layer"),
+        ({"model.layers.0.mlp.up_proj": {"rank": 0}}, 1, "cannot have rank 0"),
+        ({"model.layers.0.mlp.up_proj": {"rank": 20}}, 1, "cannot have rank 20"),
+        ({"model.layers.0.mlp.up_proj": {"rank": 2}}, 2, "format 2"),
+    ],
+)
+def test_factorise_refuses(modules: dict[str, Any], version: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        factorise(tiny_model("llama"), modules, format_version=version)
+
+
+def test_factorise_twice_changes_nothing_and_another_rank_is_refused() -> None:
+    model = tiny_model("llama")
+    modules = {name: {"rank": 3} for name in linear_names(model)}
+    factorise(model, modules)
+    layers = [module for module in model.modules() if is_factored(module)]
+    factorise(model, modules)
+    assert [module for module in model.modules() if is_factored(module)] == layers
+    with pytest.raises(ValueError, match="has rank 3 already, not 4"):
+        factorise(model, {name: {"rank": 4} for name in modules})
+
+
+def test_unfilled_factors_give_not_a_number() -> None:
+    model = factorise(tiny_model("llama"), {"model.layers.0.mlp.up_proj": {"rank": 3}})
+    assert logits_of(model).isnan().all()
