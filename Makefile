@@ -18,15 +18,15 @@ help: ## list the targets
 setup: $(STAMP) ## prepare .venv with .venv/bin/eigenpress
 
 # pip compiles what it installs even under PYTHONDONTWRITEBYTECODE. That matters: without bytecode Prefect's
-# server starts half as fast. `compileall` makes sure and costs a second where there is nothing left to do.
+# server starts half as fast; `compileall` makes sure and costs a second where there is nothing left to do.
 $(STAMP): pyproject.toml constraints/cpu.txt
 	@test -n "$(PYTHON)" || { echo "needs Python 3.11, 3.12 or 3.13: make PYTHON=/path/to/python3 $(MAKECMDGOALS)" >&2; exit 2; }
 	@echo "setup: installing into $(VENV) (about 2 GB, a few minutes)"
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
-	@$(BIN)/python -m pip install -q -c constraints/cpu.txt torch || { \
+	@$(BIN)/python -m pip install -qq -c constraints/cpu.txt torch || { \
 		echo "setup: that torch is not offered for this platform; taking another one in range"; \
-		$(BIN)/python -m pip install -q 'torch>=2.8,<3'; }
-	@$(BIN)/python -m pip install -q -e '.[test]'
+		$(BIN)/python -m pip install -qq 'torch>=2.8,<3'; }
+	@$(BIN)/python -m pip install -qq -e '.[test]'
 	@$(BIN)/python -m compileall -q -j 0 $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/prefect
 	@touch $@
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from compress_core.errors import CompressError, ConfigError
-from flows.config import RunConfig, Settings, SweepConfig, build_config
+from flows.config import RunConfig, Settings, SweepConfig, build_config, default_home
 from flows.flags import with_flags
 from flows.store_commands import store_app
 from storage.errors import StorageError
@@ -87,24 +87,31 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Train a small Llama on Python's own documentation, then compress it with every method."""
-    from flows.demo import demo_settings
+    where = (home or default_home()).expanduser().absolute()
+    start_runtime(where)
+    from flows.command import demo_command
 
-    results = execute(demo_settings(home, as_json), as_json)
+    results = demo_command(where, as_json)
     if as_json:
         print_json(results)
 
 
 def execute(settings: Settings, as_json: bool) -> Any:
     """Runs a configuration as a Prefect flow; every refusal comes before the flow starts."""
-    from flows import runtime
-    from flows.home import open_home
-
-    open_home(settings.home.expanduser())
-    runtime.prepare_environment(settings.home.expanduser())
-    runtime.start_early()
+    start_runtime(settings.home.expanduser())
     from flows.command import run_command
 
     return run_command(settings, as_json)
+
+
+def start_runtime(home: Path) -> None:
+    """Lets Prefect's server start while everything else is imported and checked."""
+    from flows import runtime
+    from flows.home import open_home
+
+    open_home(home)
+    runtime.prepare_environment(home)
+    runtime.start_early()
 
 
 def print_json(value: Any) -> None:

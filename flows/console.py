@@ -39,6 +39,8 @@ class Reporter:
         """A stage of so many units begins."""
         self._stage, self._total, self._outcomes = stage, units, []
         self._started = perf_counter()
+        if not self.console.is_terminal:
+            return
         self._progress = Progress(
             TextColumn("{task.description:<12}"),
             BarColumn(bar_width=24),
@@ -49,8 +51,7 @@ class Reporter:
             transient=True,
         )
         self._task = self._progress.add_task(stage, total=units, inside="")
-        if self.console.is_terminal:
-            self._progress.start()
+        self._progress.start()
 
     def inside(self, label: str, done: int, total: int) -> None:
         """Progress within the group in hand."""

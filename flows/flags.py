@@ -13,7 +13,7 @@ from pydantic_core import PydanticUndefined
 from compress_core.errors import ConfigError
 from flows.config import Settings
 
-Given = dict[str, Any]
+FIRST = ("model", "method", "methods", "kept")  # what a command can't do without, shown first
 
 
 def with_flags(*kinds: type[Settings]) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -24,6 +24,7 @@ def with_flags(*kinds: type[Settings]) -> Callable[[Callable[..., None]], Callab
     fields: dict[str, FieldInfo] = {}
     for kind in kinds:
         fields |= {name: field for name, field in kind.model_fields.items() if name not in fields}
+    fields = {name: fields[name] for name in sorted(fields, key=lambda n: n not in FIRST)}
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         own = list(inspect.signature(command).parameters.values())[1:]

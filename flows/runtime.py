@@ -152,6 +152,8 @@ def flow_settings() -> Iterator[None]:
     from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
     ready()
+    # At exit it warns of every event still to be sent, however short the wait.
+    logging.getLogger("EventsWorker").setLevel(logging.ERROR)
     if _foreign is not None:
         yield
         return
@@ -169,8 +171,6 @@ def stop() -> None:
     if "prefect.events.worker" in sys.modules:
         from prefect.events.worker import EventsWorker
 
-        # It warns of every wait, however short.
-        logging.getLogger("EventsWorker").setLevel(logging.ERROR)
         EventsWorker.drain_all()
     server.process.send_signal(signal.SIGTERM)
     if os.environ.get("PREFECT_API_URL") == server.url:

@@ -46,11 +46,11 @@ def sweep_flow(config: SweepConfig) -> list[dict[str, Any]]:
     return results
 
 
-def save_plot(config: SweepConfig, results: list[dict[str, Any]]) -> Path | None:
+def save_plot(home: Path, results: list[dict[str, Any]]) -> Path | None:
     """The picture of perplexity against size, under the data directory; None without perplexity."""
     if "perplexity" not in results[0]["metrics"]["compressed"]:
         return None
-    folder = config.home.expanduser().absolute() / "plots"
+    folder = home.expanduser().absolute() / "plots"
     folder.mkdir(exist_ok=True)
     file = folder / f"{results[0]['model']}-{results[0]['run_id'][:8]}.png"
     plot_sweep(results, file)

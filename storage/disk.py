@@ -46,44 +46,44 @@ def full_error(what: str, folder: Path, needed: int) -> StoreFullError:
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
-    return StoreFullError(
-        errno.ENOSPC,
+    error = StoreFullError(
         f"disk full while writing {what} in {folder}: "
         f"at least {needed:,} bytes needed, {free:,} free; "
-        "nothing committed is lost; free space and run the same command again",
+        "nothing committed is lost; free space and run the same command again"
     )
+    error.errno = errno.ENOSPC
+    return error
 
 
 def denied_error(path: Path, error: OSError) -> StorePermissionError:
     """Return the error for a place that this user may not write."""
-    return StorePermissionError(
-        error.errno,
+    denied = StorePermissionError(
         f"cannot write {path} ({error.strerror}): "
-        "choose another data directory with --home, or change its permissions",
+        "choose another data directory with --home, or change its permissions"
     )
+    denied.errno = error.errno
+    return denied
 
 
-def checksum(path: Path, *, sync: bool = False) -> str:
-    """Return xxh3_128 of a file's bytes, hexadecimal; with `sync` also force the file to disk."""
+def checksum(path: Path) -> str:
+    """Return xxh3_128 of a file's bytes, hexadecimal."""
     digest = xxhash.xxh3_128()
     with open(path, "rb", buffering=0) as file:
         while block := file.read(BLOCK):
             digest.update(block)
-        if sync:
-            os.fsync(file.fileno())
     return digest.hexdigest()
 
 
-def each(work: Callable[[T], R], items: Iterable[T], nbytes: int = 0) -> list[R]:
+def each(work: Callable[[T], R], items: Iterable[T], nbytes: int | None = None) -> list[R]:
     """Apply `work` to every item in order, in threads where there is enough to wait for.
 
     Args:
         work: syncs or hashes one file; both free the interpreter.
         items: usually paths.
-        nbytes: their size in all, 0 where each item waits for the disk anyway.
+        nbytes: their size in all; None where each item waits for the disk anyway.
     """
     items = list(items)
-    if len(items) < 3 or 0 < nbytes < 8 * BLOCK:
+    if len(items) < 3 or (nbytes is not None and nbytes < 8 * BLOCK):
         return [work(item) for item in items]
     return list(_pool().map(work, items))
 
@@ -97,8 +97,12 @@ def _pool() -> ThreadPoolExecutor:
 os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not survive a fork
 
 
-def sync_folder(path: Path) -> None:
-    """Force a folder's entries (names, renames) to disk."""
+def sync(paths: list[Path]) -> None:
+    """Force files, or the entries of folders, to disk."""
+    each(_sync_one, paths)
+
+
+def _sync_one(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -106,19 +110,12 @@ def sync_folder(path: Path) -> None:
         os.close(handle)
 
 
-def write_durably(path: Path, data: bytes) -> None:
-    """Write a new file and force it to disk; its folder is the caller's business."""
-    with open(path, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def replace_file(path: Path, data: bytes) -> None:
     """Put `data` at `path` at once: readers see the old file or the new one, never a part."""
     scratch = path.with_name(f".{path.name}-{os.getpid()}-{os.urandom(4).hex()}")
     try:
-        write_durably(scratch, data)
+        scratch.write_bytes(data)
+        _sync_one(scratch)
         os.replace(scratch, path)
     finally:
         scratch.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
 """An artifact being written: invisible to readers until one rename puts it in place, whole.
 
-Order of writing: payload, its checksums and fsync, the manifest, fsync of the folders, rename,
-fsync of the shelf. A crash at any point leaves an orphan in `tmp` or the complete artifact.
+Order of writing: payload, manifest, fsync of all files and then of their folders, rename, fsync of
+the shelf. A crash at any point leaves an orphan in `tmp` or the complete artifact.
 """
 
 import errno
@@ -147,7 +147,7 @@ class Draft:
         new_shelf = not shelf.is_dir()
         shelf.mkdir(parents=True, exist_ok=True)
         if new_shelf:
-            disk.sync_folder(shelf.parent)
+            disk.sync([shelf.parent])
         # before the rename: an entry without an artifact is harmless, the reverse would hide one
         add_to_index(self._layout, self.stage, self.unit, self.key)
         self._manifest = self._put_in_place(manifest)
@@ -161,9 +161,9 @@ class Draft:
         return max(self._asked_bytes, disk.size_below(self._folder), 1)
 
     def _seal(self) -> Manifest:
-        """Sync everything, write the manifest and return it as readers will see it."""
+        """Write the manifest, force all to disk; return the manifest as readers will see it."""
         paths = disk.files_below(self._folder)
-        sums = disk.each(lambda path: disk.checksum(path, sync=True), paths)
+        sums = disk.each(disk.checksum, paths, sum(path.stat().st_size for path in paths))
         files = {
             path.relative_to(self._folder).as_posix(): FileRecord(path.stat().st_size, checksum)
             for path, checksum in zip(paths, sums, strict=True)
@@ -183,10 +183,10 @@ class Draft:
             created=datetime.now(UTC).isoformat(timespec="milliseconds"),
         )
         text = manifest.to_json()
-        for folder in sorted({path.parent for path in paths}):
-            disk.sync_folder(folder)
-        disk.write_durably(self._folder / MANIFEST_NAME, text.encode())
-        disk.sync_folder(self._folder)
+        (self._folder / MANIFEST_NAME).write_text(text)
+        # all at once, so that the file system can serve them with one commit of its journal
+        disk.sync([*paths, self._folder / MANIFEST_NAME])
+        disk.sync(sorted({self._folder, *(path.parent for path in paths)}))
         return Manifest.from_json(text, self.what)
 
     def _put_in_place(self, manifest: Manifest) -> Manifest:
@@ -198,7 +198,7 @@ class Draft:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
             else:
-                disk.sync_folder(target.parent)
+                disk.sync([target.parent])
                 return manifest
             try:
                 winner = read_manifest(target)

@@ -91,7 +91,7 @@ class Manifest:
             "arrays": {name: vars(record) for name, record in self.arrays.items()},
             "files": {name: vars(record) for name, record in self.files.items()},
         }
-        return canonical_json({**fields, "checksum": _checksum(fields)}) + "\n"
+        return canonical_json({**fields, "checksum": _checksum(fields)})
 
     @classmethod
     def from_json(cls, text: str | bytes, where: str) -> "Manifest":

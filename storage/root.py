@@ -11,6 +11,7 @@ from storage.layout import Layout
 from storage.manifest import FORMAT, require_format
 
 FORMAT_NAME = "FORMAT.json"
+_BY_EFFECTIVE_USER = os.access in os.supports_effective_ids
 
 
 def prepare_root(layout: Layout) -> None:
@@ -25,7 +26,7 @@ def prepare_root(layout: Layout) -> None:
     try:
         layout.tmp.mkdir(parents=True, exist_ok=True)
         for folder in (layout.root, layout.tmp):
-            if not os.access(folder, os.W_OK | os.X_OK):
+            if not os.access(folder, os.W_OK | os.X_OK, effective_ids=_BY_EFFECTIVE_USER):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
         marker = layout.root / FORMAT_NAME
         if not marker.exists():

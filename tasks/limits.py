@@ -1,12 +1,14 @@
-"""What tracking must respect before it speaks to MLflow: lengths, batch sizes, silent servers.
+"""What tracking prepares before it speaks to MLflow: lengths, batches, artifacts, silent servers.
 
 Pure functions without MLflow, so that they can be used and tested without loading it.
 """
 
 import re
+import shutil
 import socket
 from collections.abc import Iterable, Iterator, Mapping
 from numbers import Real
+from pathlib import Path
 from typing import TypeVar
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
@@ -71,6 +73,24 @@ def join(tags: Mapping[str, str]) -> dict[str, str]:
         count = int(whole.pop(mark))
         whole[name] = "".join(whole.pop(f"{name}.{number}") for number in range(count))
     return whole
+
+
+def lay_out(artifacts: Mapping[str, Path | str], folder: Path) -> None:
+    """Fill a folder with a run's artifacts, laid out as the run shall show them.
+
+    Args:
+        artifacts: Path inside the folder to a file, a folder, or the text itself.
+        folder: An empty folder.
+    """
+    for name, content in artifacts.items():
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, str):
+            target.write_text(content, encoding="utf-8")
+        elif content.is_dir():
+            shutil.copytree(content, target)
+        else:
+            shutil.copyfile(content, target)
 
 
 def why_silent(uri: str) -> str | None:

@@ -7,7 +7,6 @@ client per address; MLflow's global state (active run, current address) is neith
 import fcntl
 import os
 import re
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from tasks.limits import (
     fit_name,
     is_number,
     join,
+    lay_out,
     pieces,
     public,
     split,
@@ -128,9 +128,9 @@ def record_run(
     Raises:
         TrackingError: MLflow cannot be reached or refuses.
     """
-    from mlflow.entities import Metric, Param, RunTag
-
     with _speaking(home) as client:
+        from mlflow.entities import Metric, Param, RunTag
+
         run = client.create_run(_experiment(client, home, experiment), run_name=run_name)
         run_id, now = run.info.run_id, run.info.start_time
         status = "FAILED"
@@ -144,7 +144,10 @@ def record_run(
             ]
             for group in pieces(numbers, METRICS_PER_CALL):
                 client.log_batch(run_id, metrics=group)
-            _log_artifacts(client, run_id, artifacts)
+            if artifacts:
+                with tempfile.TemporaryDirectory() as folder:
+                    lay_out(artifacts, Path(folder))
+                    client.log_artifacts(run_id, folder)
             status = "FINISHED"
         finally:
             client.set_terminated(run_id, status)
@@ -162,9 +165,9 @@ def register_model(
     Raises:
         TrackingError: MLflow cannot be reached or refuses.
     """
-    from mlflow.exceptions import MlflowException
-
     with _speaking(home) as client:
+        from mlflow.exceptions import MlflowException
+
         source = model_dir.resolve().as_uri()
         if urlsplit(tracking_uri(home)).scheme in ("http", "https"):
             client.log_artifacts(run_id, str(model_dir), "model")
@@ -228,11 +231,12 @@ def _speaking(home: Path) -> Iterator["MlflowClient"]:
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError  # MLflow lets some through, of a broken database
 
     uri = tracking_uri(home)
     try:
         yield _client(uri, home)
-    except MlflowException as error:
+    except (MlflowException, SQLAlchemyError) as error:
         line = str(error).strip().splitlines()[0]
         raise TrackingError(f"MLflow at {public(uri)} refused: {line}") from error
 
@@ -270,25 +274,6 @@ def _experiment(client: "MlflowClient", home: Path, name: str) -> str:
             f"the MLflow experiment {name!r} was deleted; `mlflow experiments restore` undoes it"
         )
     return str(found.experiment_id)
-
-
-def _log_artifacts(
-    client: "MlflowClient", run_id: str, artifacts: Mapping[str, Path | str]
-) -> None:
-    """Lay the artifacts out as the run shall show them, and log the folder in one call."""
-    if not artifacts:
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        for name, content in artifacts.items():
-            target = Path(folder, name)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if isinstance(content, str):
-                target.write_text(content, encoding="utf-8")
-            elif content.is_dir():
-                shutil.copytree(content, target)
-            else:
-                shutil.copyfile(content, target)
-        client.log_artifacts(run_id, folder)
 
 
 def _all_versions(client: "MlflowClient") -> Iterator["ModelVersion"]:

@@ -23,9 +23,10 @@ class FactoredLinear(nn.Linear):
     out-factor is called `weight` on purpose: a class that knows nothing of factors then fails on
     its shape when it loads the checkpoint, where a name of its own would leave random numbers.
 
-    LoRA adapters train on top but cannot be merged into it: `merge_and_unload` raises, because the
-    adapter's (out, in) update has no place in (out, rank). Call `model.dequantize()` first, or keep
-    the adapter beside the model.
+    LoRA adapters train on top but cannot be merged into it: PEFT's `merge_and_unload` raises a
+    RuntimeError about sizes, because the adapter's (out, in) update has no place in (out, rank).
+    Keep the adapter beside the model, or call `model.dequantize()` before training it. Of PEFT's
+    other methods most raise too; MiSS does not and would merge to wrong numbers.
 
     Attributes:
         weight: The out-factor, (out, rank).

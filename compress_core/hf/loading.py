@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
+from transformers.utils import logging
 
 import compress_core.hf.quantizer  # noqa: F401  registers the compressed format
 
@@ -19,6 +20,7 @@ def load_model(
         device: Where it goes.
         trust_remote_code: Whether the folder's own Python may run.
     """
+    logging.disable_progress_bar()  # we have our own, and stderr may be somebody's log
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype="auto", trust_remote_code=trust_remote_code, local_files_only=True
     )

@@ -20,6 +20,10 @@ END_OF_TEXT = "<|endoftext|>"
 class PretrainSettings:
     """Everything that decides the trained model, beside the text.
 
+    By default 1.4M parameters see 0.9M tokens, in about 150 seconds of one core. Small batches,
+    large initial weights and no decay leave matrices of high rank, which compression can hurt:
+    with the usual ones every method looks alike.
+
     Attributes:
         max_characters: Text to gather for the three parts (see `gather_python_text`).
         seed: Of the text's parts, the initial weights and the order of the windows.
@@ -38,21 +42,21 @@ class PretrainSettings:
         initial_scale: Standard deviation of the initial weights.
     """
 
-    max_characters: int = 3_000_000
+    max_characters: int = 4_000_000
     seed: int = 0
     vocabulary: int = 2048
-    width: int = 192
+    width: int = 128
     layers: int = 6
     heads: int = 4
     key_value_heads: int = 2
-    feed_forward: int = 528
+    feed_forward: int = 352
     context: int = 256
-    steps: int = 500
-    batch: int = 4
-    learning_rate: float = 3e-3
+    steps: int = 1800
+    batch: int = 2
+    learning_rate: float = 4e-3
     warmup: float = 0.05
-    weight_decay: float = 0.1
-    initial_scale: float = 0.02
+    weight_decay: float = 0.0
+    initial_scale: float = 0.08
 
 
 def pretrain(
@@ -196,7 +200,7 @@ def _optimizer(model: nn.Module, settings: PretrainSettings) -> torch.optim.Opti
         {"params": matrices, "weight_decay": settings.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.95))
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.95), fused=True)
 
 
 def _rate(step: int, settings: PretrainSettings) -> float:

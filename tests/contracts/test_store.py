@@ -1,4 +1,4 @@
-"""What the store promises while all is well: arrays come back bit for bit, keys decide, content has one identity."""
+"""What the store promises while all is well: bits come back and content has one digest."""
 
 import json
 import time
@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import zarr
 from hypothesis import given, settings
-from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from storage.errors import ArtifactMissingError, StorageError
@@ -32,7 +31,8 @@ def make(
     """Commit one artifact that holds an array "u", made from the artifacts `of`."""
     recipe = {"stage": stage, "seed": seed, **options.get("recipe", {})}
     inputs = {
-        f"input {n}": {"key": m.key, "digest": m.digest} for n, m in enumerate(options.get("of", []))
+        f"input {n}": {"key": m.key, "digest": m.digest}
+        for n, m in enumerate(options.get("of", []))
     }
     key = recipe_key(recipe)
     with store.draft(key=key, stage=stage, unit=unit, recipe=recipe, inputs=inputs) as draft:
@@ -68,7 +68,9 @@ def test_bfloat16_bits_come_back_exactly_even_nans(tmp_path: Path) -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(hnp.arrays(np.float32, hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=5)))
-def test_every_shape_comes_back(tmp_path_factory: pytest.TempPathFactory, array: np.ndarray) -> None:
+def test_every_shape_comes_back(
+    tmp_path_factory: pytest.TempPathFactory, array: np.ndarray
+) -> None:
     back = put_and_get(tmp_path_factory.getbasetemp() / "shapes", array)
     assert back.shape == array.shape
     assert back.tobytes() == array.tobytes()

@@ -1,14 +1,14 @@
-"""What the store promises when things go wrong: never half an artifact, never a damaged one in use."""
+"""What the store promises when writing goes wrong: a crash, a race, a full disk, no permission."""
 
 import errno
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +16,6 @@ import pytest
 
 from storage import disk
 from storage.errors import (
-    ArtifactCorruptError,
-    ArtifactMissingError,
     StorageError,
     StoreFullError,
     StorePermissionError,
@@ -152,105 +150,6 @@ def test_an_old_draft_is_an_orphan_even_if_its_process_id_lives(store: Store) ->
     assert collect_garbage(store, [], dry_run=False).orphans == [old]
 
 
-def flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-
-
-def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-1])
-
-
-DAMAGED = [
-    ("arrays/u/c.1.0", "checksum is wrong"),
-    ("arrays/u/zarr.json", "checksum is wrong"),
-    ("files/note.txt", "checksum is wrong"),
-    ("manifest.json", "checksum is wrong|not JSON"),
-]
-
-
-@pytest.mark.parametrize("verified_before", [False, True])
-@pytest.mark.parametrize(("name", "flipped"), DAMAGED)
-@pytest.mark.parametrize("harm", [flip, cut, Path.unlink])
-def test_damage_is_found_reported_and_put_aside_alone(
-    store: Store, problems: list[str], name: str, flipped: str, harm, verified_before: bool
-) -> None:
-    harmed, sound = make(store, 0), make(store, 1)
-    if verified_before:
-        assert store.find(harmed.key) == harmed
-    harm(folder(store, harmed) / name)
-    wrong = {flip: flipped, cut: "bytes instead of|checksum|JSON", Path.unlink: "is missing"}[harm]
-    checked = store.check(harmed)
-    assert len(checked) == 1
-    assert store.find(sound.key) == sound
-    assert problems == []
-    assert store.find(harmed.key) is None
-    (line,) = problems
-    assert line.startswith("whiten ")
-    assert harmed.key[:12] in line
-    assert Path(name).name in line
-    assert "\n" not in line
-    assert any(part in line for part in wrong.split("|"))
-    assert line.endswith("will be computed again")
-    assert not folder(store, harmed).exists()
-    assert drafts(store) == []
-    assert make(store, 0).digest == harmed.digest
-    assert store.find(harmed.key) is not None
-
-
-def test_peek_sees_missing_files_and_touches_nothing(store: Store, problems: list[str]) -> None:
-    made = make(store)
-    (folder(store, made) / "files/note.txt").unlink()
-    assert store.peek(made.key) is None
-    assert problems == []
-    assert folder(store, made).is_dir()
-
-
-def test_a_verified_artifact_is_not_read_again(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = make(store)
-    assert store.find(made.key) == made
-
-    def refuse(*_: object, **__: object) -> str:
-        raise AssertionError("read again")
-
-    monkeypatch.setattr("storage.verify.checksum", refuse)
-    assert Store(store.root).find(made.key, "whiten") == made
-    shutil.rmtree(folder(store, made))
-    assert store.find(made.key) is None
-
-
-def test_damage_after_the_check_is_still_caught_by_the_read(store: Store) -> None:
-    made = make(store)
-    artifact = store.open(made.key)
-    flip(folder(store, made) / "arrays/u/c.0.0")
-    with pytest.raises(ArtifactCorruptError, match="damaged chunk"):
-        artifact.array("u")
-    (folder(store, made) / "files/note.txt").unlink()
-    with pytest.raises(ArtifactCorruptError, match=r"lacks its file 'note\.txt'"):
-        artifact.file("note.txt")
-
-
-def test_a_commit_replaces_a_winner_whose_manifest_is_damaged(store: Store) -> None:
-    made = make(store)
-    flip(folder(store, made) / "manifest.json")
-    assert store.find(make(store).key) is not None
-
-
-def test_a_folder_without_manifest_is_garbage_and_is_left_out(
-    store: Store, problems: list[str]
-) -> None:
-    made = make(store)
-    (folder(store, made) / "manifest.json").unlink()
-    assert list(store.manifests()) == []
-    assert len(problems) == 1
-    with pytest.raises(ArtifactMissingError, match="no manifest"):
-        store.open(made.key)
-    assert collect_garbage(store, [], dry_run=False).orphans == [folder(store, made)]
-
-
 def test_a_newer_store_or_manifest_is_refused(store: Store) -> None:
     made = make(store)
     path = folder(store, made) / "manifest.json"
@@ -261,7 +160,7 @@ def test_a_newer_store_or_manifest_is_refused(store: Store) -> None:
     with pytest.raises(StoreVersionError, match=r"format 3, .* reads up to 1: upgrade"):
         Store(store.root)
     (store.root / "FORMAT.json").write_text("oops")
-    with pytest.raises(StorageError, match="FORMAT.json is damaged"):
+    with pytest.raises(StorageError, match=r"FORMAT\.json is damaged"):
         Store(store.root)
 
 
@@ -272,17 +171,33 @@ def test_a_file_in_the_place_of_the_root_is_refused(tmp_path: Path) -> None:
             Store(root)
 
 
-def test_a_home_without_write_permission_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "home").mkdir(mode=0o555)
-    if os.access(tmp_path / "home", os.W_OK):  # root may write anywhere: take a place that is denied to all
-        if not Path("/proc/self").is_dir():
-            pytest.skip("runs as root and knows no place that root may not write")
-        home = Path("/proc/self/home")
-        with pytest.raises((StorePermissionError, FileNotFoundError)):
-            Store(home)
+@pytest.fixture
+def nobody() -> Iterator[None]:
+    """Run the test without the rights of root, to whom nothing is denied."""
+    if os.geteuid() != 0:
+        yield
         return
-    with pytest.raises(StorePermissionError, match=r"cannot write .*--home"):
-        Store(tmp_path / "home" / "store")
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_home_without_write_permission_is_refused(
+    tmp_path: Path, exists: bool, request: pytest.FixtureRequest
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    if exists:
+        Store(home / "store")
+        (home / "store").chmod(0o555)
+    home.chmod(0o555)
+    request.getfixturevalue("nobody")
+    with pytest.raises(StorePermissionError, match=r"cannot write .*--home") as caught:
+        Store(home / "store")
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
@@ -311,7 +226,9 @@ def test_a_full_disk_loses_only_the_draft(
     before = make(store, 1)
     with monkeypatch.context() as patched:
         patched.setattr(place, full)
-        with pytest.raises(StoreFullError, match=r"disk full while writing whiten layer 3") as caught:
+        with pytest.raises(
+            StoreFullError, match=r"disk full while writing whiten layer 3"
+        ) as caught:
             make(store, 0)
     needed = int(str(caught.value).split("at least ")[1].split(" bytes")[0].replace(",", ""))
     assert needed >= 600 * 4 * 8
@@ -328,5 +245,7 @@ def test_a_full_disk_told_in_words_by_a_native_writer_counts_too(store: Store) -
         pytest.raises(StoreFullError),
         store.draft(key=KEY, stage="materialise", unit="m", recipe={}, inputs={}),
     ):
-        raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+        raise RuntimeError(
+            "Error while serializing: I/O error: No space left on device (os error 28)"
+        )
     assert not disk.is_disk_full(RuntimeError("something else"))

@@ -1,4 +1,4 @@
-"""Laws of perplexity and divergence: known values, exact zeros, and nothing hidden when it breaks."""
+"""Laws of perplexity and divergence: known values, exact zeros, nothing hidden when it breaks."""
 
 import math
 from types import SimpleNamespace

@@ -5,9 +5,9 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 
 from compress_core.hf.checkpoint import Checkpoint
 from compress_core.hf.factored import factorise
@@ -24,10 +24,10 @@ class Pair:
     dense: Path
     small: Path
     summary: FolderSummary
-    reference: PreTrainedModel
+    reference: Any
 
 
-def random_factors(model: PreTrainedModel, seed: int = 0) -> Factors:
+def random_factors(model: Any, seed: int = 0) -> Factors:
     """Factors u (out, rank), v (rank, in) for every linear layer, three quarters of what pays."""
     generator = torch.Generator().manual_seed(seed)
     factors = {}
@@ -42,7 +42,7 @@ def random_factors(model: PreTrainedModel, seed: int = 0) -> Factors:
     return factors
 
 
-def in_memory(model: PreTrainedModel, factors: Factors) -> PreTrainedModel:
+def in_memory(model: Any, factors: Factors) -> Any:
     """A copy of the model with the factors in place of the weights."""
     model = copy.deepcopy(model)
     factorise(model, {name: {"rank": u.shape[1]} for name, (u, _) in factors.items()})
@@ -62,7 +62,7 @@ def as_layers(
 
 
 def write_small(
-    model: PreTrainedModel, dense: Path, small: Path, factors: Factors, shard: int = 5_000_000_000
+    model: Any, dense: Path, small: Path, factors: Factors, shard: int = 5_000_000_000
 ) -> FolderSummary:
     """Write the compressed folder of a model whose dense folder is there already."""
     checkpoint = Checkpoint(dense)
@@ -77,7 +77,7 @@ def write_small(
     )
 
 
-def make_pair(model: PreTrainedModel, folder: Path, *, prefixless: bool = False) -> Pair:
+def make_pair(model: Any, folder: Path, *, prefixless: bool = False) -> Pair:
     """Write both folders of a model, the dense one without the base model's prefix if wanted."""
     dense, small = folder / "dense", folder / "small"
     (model.base_model if prefixless else model).save_pretrained(dense)

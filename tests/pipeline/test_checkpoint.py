@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -50,7 +51,7 @@ def test_shards_read_as_one(llama: Path, tmp_path: Path) -> None:
 
 
 def test_parameters_are_found_with_and_without_the_prefix(tmp_path: Path) -> None:
-    model = tiny_model("gpt2")
+    model: Any = tiny_model("gpt2")
     model.save_pretrained(tmp_path / "with")
     model.transformer.save_pretrained(tmp_path / "without")
     name = "transformer.h.0.attn.c_attn.weight"

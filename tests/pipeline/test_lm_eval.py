@@ -1,4 +1,4 @@
-"""lm-eval tasks from a folder: found by name, anchored there, identified by content, run offline."""
+"""lm-eval tasks from a folder: found by name, anchored there, known by content, run offline."""
 
 import json
 import os
@@ -228,7 +228,7 @@ def test_a_pattern_stands_for_its_files(folder: Path) -> None:
 
 
 def test_names_that_do_not_exist(folder: Path) -> None:
-    with pytest.raises(ConfigError, match="task folder .*absent does not exist"):
+    with pytest.raises(ConfigError, match=r"task folder .*absent does not exist"):
         find_tasks(["one"], folder / "absent")
     (folder / "torn.yaml").write_text("task: [torn\n")
     with pytest.raises(ConfigError) as caught:

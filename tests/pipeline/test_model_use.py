@@ -1,25 +1,28 @@
 """What people do with a model works on a compressed one: generate, compile, tune, cast, save."""
 
 import copy
+import importlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, pipeline
 
-import compress_core.hf  # noqa: F401  registers the format
+import compress_core.hf
 from compress_core.hf.factored import FactoredLinear, factorise, is_factored
 from tests.families import VOCABULARY, linear_names, tiny_model, token_batch
 from tests.pipeline.folders import Pair, make_pair, random_factors, write_small
 
 BATCH = token_batch()
+
+peft_uses_an_old_name = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -60,11 +63,13 @@ def test_generate_equals_the_model_in_memory(model: Any, llama: Pair) -> None:
     assert torch.equal(model.generate(BATCH, **options), llama.reference.generate(BATCH, **options))
 
 
-def test_text_generation_pipeline(llama: Pair) -> None:
-    generate = pipeline("text-generation", model=str(llama.small))
-    (answer,) = generate("w5 w6 w7", max_new_tokens=4, do_sample=False)
-    assert answer["generated_text"].startswith("w5 w6 w7")
-    assert len(answer["generated_text"].split()) == 7
+@pytest.mark.parametrize("trust", [False, True], ids=["stock", "remote"])
+def test_text_generation_pipeline(trust: bool, llama: Pair) -> None:
+    generate = pipeline("text-generation", model=str(llama.small), trust_remote_code=trust)
+    (answer,) = generate("w5 w6 w7", max_new_tokens=4, do_sample=False, return_tensors=True)
+    ids = torch.tensor([[5, 6, 7]])
+    want = llama.reference.generate(ids, max_new_tokens=4, do_sample=False, pad_token_id=0)
+    assert answer["generated_token_ids"] == want[0].tolist()
 
 
 def test_whole_model_compiles_without_a_graph_break(model: Any) -> None:
@@ -100,9 +105,15 @@ def _train_lora(model: Any) -> tuple[Any, list[float]]:
     return tuned, losses
 
 
-def test_lora_trains_and_refuses_to_merge(model: Any, llama: Pair) -> None:
+@peft_uses_an_old_name
+def test_lora_trains_and_refuses_to_merge(model: Any, llama: Pair, tmp_path: Path) -> None:
     tuned, losses = _train_lora(model)
     assert losses[-1] < losses[0] - 0.1
+    tuned.eval()
+    tuned.save_pretrained(tmp_path / "adapter")
+    fresh = AutoModelForCausalLM.from_pretrained(llama.small)
+    kept = PeftModel.from_pretrained(fresh, str(tmp_path / "adapter"))
+    assert torch.equal(logits_of(kept), logits_of(tuned))
     with tuned.disable_adapter():
         assert torch.equal(logits_of(tuned), logits_of(llama.reference))
     before = logits_of(tuned)
@@ -114,6 +125,7 @@ def test_lora_trains_and_refuses_to_merge(model: Any, llama: Pair) -> None:
     assert torch.equal(logits_of(tuned), before)
 
 
+@peft_uses_an_old_name
 def test_lora_merges_after_dequantize(model: Any, llama: Pair) -> None:
     dense = model.dequantize()
     assert not any(is_factored(module) for module in dense.modules())
@@ -128,7 +140,9 @@ def test_dequantize_saves_an_ordinary_checkpoint(family: str, tmp_path: Path) ->
     pair = make_pair(tiny_model(family), tmp_path)
     AutoModelForCausalLM.from_pretrained(pair.small).dequantize().save_pretrained(tmp_path / "out")
     assert not (tmp_path / "out" / "modeling_eigenpress.py").exists()
-    loaded, found = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    loaded, found = cast(
+        Any, AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    )
     assert not found["missing_keys"] and not found["unexpected_keys"]
     assert not hasattr(loaded.config, "quantization_config")
     assert torch.allclose(logits_of(loaded), logits_of(pair.reference), atol=1e-5, rtol=0)
@@ -143,11 +157,11 @@ def test_factors_themselves_can_be_trained(model: Any) -> None:
 
 @pytest.mark.parametrize("trust", [False, True], ids=["stock", "remote"])
 def test_stored_bfloat16_round_trip_is_exact(trust: bool, tmp_path: Path) -> None:
-    dense = tiny_model("llama", dtype=torch.bfloat16)
+    dense: Any = tiny_model("llama", dtype=torch.bfloat16)
     dense.save_pretrained(tmp_path / "dense")
     factors = random_factors(dense)
     write_small(dense, tmp_path / "dense", tmp_path / "small", factors)
-    first = AutoModelForCausalLM.from_pretrained(tmp_path / "small", trust_remote_code=trust)
+    first: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "small", trust_remote_code=trust)
     assert first.dtype == torch.bfloat16
     for name, (u, v) in factors.items():
         assert torch.equal(first.get_submodule(name).weight, u)
@@ -163,14 +177,14 @@ def test_stored_bfloat16_round_trip_is_exact(trust: bool, tmp_path: Path) -> Non
 
 def test_loading_in_bfloat16_rounds_every_weight_once(llama: Pair) -> None:
     loaded = AutoModelForCausalLM.from_pretrained(llama.small, dtype=torch.bfloat16)
-    want = dict(llama.reference.named_parameters())
+    want: dict[str, Any] = dict(llama.reference.named_parameters())
     for name, parameter in loaded.named_parameters():
         assert torch.equal(parameter, want[name].to(torch.bfloat16))
     assert logits_of(loaded).isfinite().all()
 
 
 def test_copies_save_themselves_and_not_the_original(llama: Pair, tmp_path: Path) -> None:
-    model = AutoModelForCausalLM.from_pretrained(llama.small)
+    model: Any = AutoModelForCausalLM.from_pretrained(llama.small)
     twin = copy.deepcopy(model)
     with torch.no_grad():
         twin.get_submodule("model.layers.0.mlp.down_proj").weight.zero_()
@@ -184,8 +198,6 @@ def test_copies_save_themselves_and_not_the_original(llama: Pair, tmp_path: Path
 
 
 def test_importing_twice_registers_once() -> None:
-    import importlib
-
     importlib.reload(compress_core.hf.quantizer)
     importlib.reload(compress_core.hf)
 

@@ -1,7 +1,7 @@
-"""Run as a script where eigenpress cannot be imported: what does plain transformers do with folders?
+"""Run as a script where eigenpress cannot be imported: what does plain transformers find?
 
-Reads {"families": {name: folder}, "resave": {name: target}, "damaged": folder, "newer": folder} from
-the file in argv[1] and writes what it found beside it: logits as safetensors, facts as JSON.
+Reads {"batch", "families": {name: folder}, "resave": {name: target}, "damaged": folder, "newer":
+folder} from the file in argv[1]; writes logits as safetensors and facts as JSON beside it.
 """
 
 import json
@@ -9,8 +9,6 @@ import logging
 import sys
 from pathlib import Path
 from typing import Any
-
-sys.modules["compress_core"] = None  # type: ignore[assignment]
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -52,6 +50,7 @@ def _lora_losses(model: Any, batch: torch.Tensor) -> list[float]:
 
 def main(request_file: Path) -> None:
     """Load every folder named in the request and write the findings beside it."""
+    assert sys.modules["compress_core"] is None  # what makes every import of it fail
     request = json.loads(request_file.read_text())
     batch = torch.tensor(request["batch"])
     logits: dict[str, torch.Tensor] = {}

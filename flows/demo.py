@@ -1,0 +1,51 @@
+"""The demonstration: train a small real Llama, then compress it with every method at three budgets."""
+
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+
+from compress_core.hf.pretrain import PretrainSettings
+from compress_core.methods import METHODS
+from flows.config import SweepConfig
+from flows.console import current_reporter
+from flows.home import open_home
+from flows.run import run_groups
+from flows.sweep import sweep_flow
+from storage.store import Store
+from tasks.train import publish_trained, train_group
+from tasks.units import Session
+
+KEPT = (0.8, 0.6, 0.4)
+
+
+@flow(name="eigenpress demo", persist_result=False)
+def demo_flow(home: Path, settings: PretrainSettings) -> list[dict[str, Any]]:
+    """Trains the model if it is not cached, then sweeps.
+
+    Args:
+        home: Data directory.
+        settings: Everything that decides the trained model.
+
+    Returns:
+        The results of the sweep.
+    """
+    open_home(home)
+    reporter = current_reporter.get()
+    session = Session(Store(home / "store", on_problem=reporter.say), listener=reporter.inside)
+    group = train_group(settings)
+    run_groups([group], session)
+    folder = home / "demo"
+    publish_trained(session.artifact(group.units[0]), folder)
+    return sweep_flow(
+        SweepConfig(
+            model=str(folder / "python-llama"),
+            methods=list(METHODS),
+            kept=list(KEPT),
+            calibration=str(folder / "calibration.jsonl"),
+            eval_text=[str(folder / "evaluation.jsonl")],
+            samples=128,
+            length=settings.context,
+            home=home,
+        )
+    )

@@ -1,0 +1,263 @@
+"""What tasks.tracking promises: runs, registered folders, joined tags, keys, and clear errors."""
+
+import http.server
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tasks import limits, tracking
+
+
+@pytest.fixture(scope="module")
+def fresh_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data directory with an empty database, whose tables take five seconds to make."""
+    home = tmp_path_factory.mktemp("fresh")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        tracking.check_tracking(home)
+    return home
+
+
+@pytest.fixture
+def home(fresh_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    target = tmp_path / "home"
+    target.mkdir()
+    shutil.copyfile(fresh_home / "mlflow.db", target / "mlflow.db")
+    return target
+
+
+def record(home: Path, **changes: object) -> str:
+    values: dict = {
+        "experiment": "tests",
+        "run_name": "one",
+        "parameters": {"kept": 0.6},
+        "metrics": {"perplexity": 7.5},
+        "artifacts": {},
+        "tags": {"code": "abc"},
+    }
+    return tracking.record_run(home, **(values | changes))
+
+
+def fetch(home: Path, run_id: str):
+    with tracking._speaking(home) as client:
+        return client.get_run(run_id)
+
+
+def test_a_run_holds_what_was_recorded(home: Path, tmp_path: Path) -> None:
+    plots = tmp_path / "plots"
+    plots.mkdir()
+    (plots / "a.png").write_bytes(b"png")
+    run_id = record(home, artifacts={"config.yaml": "kept: 0.6", "figures/all": plots})
+    run = fetch(home, run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params == {"kept": "0.6"}
+    assert run.data.metrics == {"perplexity": 7.5}
+    assert run.data.tags["code"] == "abc"
+    folder = home / "mlartifacts" / run_id / "artifacts"
+    assert (folder / "config.yaml").read_text() == "kept: 0.6"
+    assert (folder / "figures/all/a.png").read_bytes() == b"png"
+
+
+def test_more_and_longer_than_mlflow_takes_at_once(home: Path) -> None:
+    run_id = record(
+        home,
+        parameters={f"p{i}": i for i in range(250)} | {"long": "x" * 20_000, "odd (name)": 1},
+        metrics={f"m{i}": i for i in range(1500)} | {"text": "no number", "flag": True},
+        tags={f"t{i}": "v" for i in range(150)} | {"long": "y" * 20_000},
+    )
+    data = fetch(home, run_id).data
+    assert len(data.params) == 252
+    assert len(data.metrics) == 1500
+    assert data.params["long"].endswith(limits.CLIPPED)
+    assert data.tags["long"].endswith(limits.CLIPPED)
+    assert data.params["odd _name_"] == "1"
+
+
+def test_a_run_that_cannot_be_finished_is_marked(home: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        record(home, artifacts={"gone": tmp_path / "gone"})
+    with tracking._speaking(home) as client:
+        runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    assert [run.info.status for run in runs] == ["FAILED"]
+
+
+def test_a_registered_folder_comes_back_without_a_copy(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.artifacts import download_artifacts
+    from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path / "a model"
+    config = LlamaConfig(
+        vocab_size=16,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    before = sorted(folder.iterdir())
+    tags = {"keys.collect": "k1,k2"}
+    run_id = record(home)
+    versions = [
+        tracking.register_model(home, name="tiny", model_dir=folder, run_id=run_id, tags=tags)
+        for _ in range(2)
+    ]
+    assert versions == [tracking.Registered("tiny", 1), tracking.Registered("tiny", 2)]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking.tracking_uri(home))  # as a user would
+    found = Path(download_artifacts("models:/tiny/2"))
+    assert found.resolve() == folder.resolve()
+    assert sorted(folder.iterdir()) == before
+    assert AutoModelForCausalLM.from_pretrained(found).config.hidden_size == 8
+    assert not list((home / "mlartifacts").rglob("*.safetensors"))
+
+
+def test_long_tags_are_read_back_whole(home: Path, tmp_path: Path) -> None:
+    tags = {"keys.decompose": ",".join(f"{i:064x}" for i in range(300)), "seed": "0", "dense.1": ""}
+    tracking.register_model(home, name="m", model_dir=tmp_path, run_id=record(home), tags=tags)
+    assert tracking.read_tags(home, "m", 1) == tags
+
+
+def test_keys_of_all_versions_of_all_models(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "VERSIONS_PER_PAGE", 2)
+    run_id = record(home)
+    for number in range(5):
+        tracking.register_model(
+            home,
+            name=f"m{number % 2}",
+            model_dir=tmp_path,
+            run_id=run_id,
+            tags={"keys.collect": f"c{number} shared", "keys.whiten": f"w{number},x", "kept": "k"},
+        )
+    each = {f"{letter}{number}" for letter in "cw" for number in range(5)}
+    assert tracking.registered_keys(home) == each | {"shared", "x"}
+    versions = tracking.registered_versions(home)
+    assert [(v.name, v.version) for v in versions] == [
+        ("m0", 1),
+        ("m0", 2),
+        ("m0", 3),
+        ("m1", 1),
+        ("m1", 2),
+    ]
+    assert {v.run_id for v in versions} == {run_id}
+    assert versions[0].source == tmp_path.resolve().as_uri()
+
+
+def test_nothing_registered_makes_no_database(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert tracking.registered_keys(tmp_path / "none") == set()
+    assert not (tmp_path / "none").exists()
+
+
+def test_an_unknown_version_is_one_clear_line(home: Path) -> None:
+    with pytest.raises(tracking.TrackingError, match="nobody") as caught:
+        tracking.read_tags(home, "nobody", 3)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_server_that_is_not_there_is_said_quickly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://name:secret@127.0.0.1:{port}")
+    begun = time.monotonic()
+    with pytest.raises(tracking.TrackingError, match="no MLflow server answers") as caught:
+        tracking.check_tracking(tmp_path)
+    assert time.monotonic() - begun < 3
+    assert "secret" not in str(caught.value)
+
+
+def test_a_file_that_is_no_database_is_one_clear_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / "mlflow.db").write_bytes(b"this is no database" * 100)
+    with pytest.raises(tracking.TrackingError, match=r"mlflow\.db"):
+        tracking.check_tracking(tmp_path)
+
+
+@pytest.fixture
+def silent_server() -> Iterator[str]:
+    """A server that takes connections and answers every request with 401."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(401)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_any_answer_counts_as_one(silent_server: str) -> None:
+    assert limits.why_silent(silent_server) is None
+
+
+def test_local_addresses_need_no_answer() -> None:
+    assert limits.why_silent("sqlite:////nowhere/mlflow.db") is None
+    assert limits.why_silent("databricks") is None
+
+
+def test_nothing_on_stdout_and_no_name_looked_up(fresh_home: Path, tmp_path: Path) -> None:
+    shutil.copyfile(fresh_home / "mlflow.db", tmp_path / "mlflow.db")
+    script = """
+import sys
+from pathlib import Path
+looked_up = []
+def hook(event, args):
+    if event in ("socket.getaddrinfo", "socket.connect"):
+        looked_up.append(args)
+sys.addaudithook(hook)
+from tasks import tracking
+assert "mlflow" not in sys.modules
+home = Path(sys.argv[1])
+tracking.check_tracking(home)
+run_id = tracking.record_run(home, experiment="e", run_name="r", parameters={"a": 1},
+                             metrics={"b": 2.0}, artifacts={"c": "d"}, tags={})
+tracking.register_model(home, name="m", model_dir=home, run_id=run_id, tags={})
+sys.exit(f"network: {looked_up}" if looked_up else 0)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).resolve().parents[2],
+        timeout=120,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.dictionaries(
+        st.text("ab.0", min_size=1, max_size=4),
+        st.one_of(st.text(max_size=5), st.integers(4990, 15_010).map(lambda n: "v" * n)),
+        max_size=4,
+    )
+)
+def test_join_undoes_split(tags: dict[str, str]) -> None:
+    fitting = limits.split(tags)
+    assert all(len(value) <= limits.TAG_LENGTH for value in fitting.values())
+    if not any(f"{a}.0" in b for a in tags for b in tags):  # a part's name may not be taken
+        assert limits.join(fitting) == tags

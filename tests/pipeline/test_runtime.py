@@ -1,0 +1,191 @@
+"""Prefect's known traps do not reach the user: tests run whole processes and read the database."""
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import Counter
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from flows import runtime
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = """
+import sys
+import time
+from pathlib import Path
+
+from flows import runtime
+
+home, tasks, mode = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+assert "prefect" not in sys.modules
+runtime.prepare_environment(home)
+runtime.start_early()
+assert "prefect" not in sys.modules
+
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+from prefect.states import Completed
+
+
+@task(cache_policy=NO_CACHE, persist_result=False)
+def unit(number):
+    if mode == "fail" and number == tasks - 1:
+        raise ValueError("planted")
+    return Completed(name="Cached", data=number) if number % 2 else number
+
+
+@flow
+def main():
+    return sum([future.result() for future in [unit.submit(n) for n in range(tasks)]])
+
+
+runtime.ready()
+with runtime.flow_settings():
+    begun = time.monotonic()
+    try:
+        total = main()
+    except ValueError:
+        total = "failed"
+print(f"total {total}", flush=True)
+if mode == "wait":
+    from prefect.events.worker import EventsWorker
+
+    EventsWorker.instance().wait_until_empty()
+    print(runtime._server.process.pid, flush=True)
+    time.sleep(60)
+"""
+
+
+def clean_environment() -> dict[str, str]:
+    named = ("PREFECT_", "MLFLOW_", "NO_PROXY", "no_proxy")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(named)}
+    return kept | {"PYTHONPATH": str(ROOT)}
+
+
+def start(home: Path, tasks: int, mode: str = "") -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(home), str(tasks), mode],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=home.parent,
+        env=clean_environment(),
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[str, str]:
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    return out, err
+
+
+def states(home: Path, table: str) -> Counter[str]:
+    with closing(sqlite3.connect(home / "prefect" / "prefect.db")) as database:
+        return Counter(name for (name,) in database.execute(f"SELECT state_name FROM {table}"))
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data directory whose first two processes found it empty, both at once."""
+    home = tmp_path_factory.mktemp("runtime") / "home"
+    for process in [start(home, 10), start(home, 10)]:
+        out, err = finish(process)
+        assert (out, err) == ("total 45\n", "")
+    return home
+
+
+def test_two_processes_on_a_fresh_database_both_record_everything(home: Path) -> None:
+    assert states(home, "task_run") == {"Completed": 10, "Cached": 10}
+    assert states(home, "flow_run") == {"Completed": 2}
+
+
+def test_every_task_run_of_a_long_burst_is_recorded(home: Path) -> None:
+    before = states(home, "task_run")
+    assert finish(start(home, 250)) == (f"total {sum(range(250))}\n", "")
+    assert states(home, "task_run") - before == {"Completed": 125, "Cached": 125}
+
+
+def test_kill_leaves_a_record_and_no_orphan_and_the_next_start_records_its_failure(
+    home: Path,
+) -> None:
+    before = states(home, "task_run")
+    process = start(home, 20, "wait")
+    assert process.stdout is not None and process.stderr is not None
+    assert process.stdout.readline() == "total 190\n"
+    child = int(process.stdout.readline())
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    process.stderr.close()
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{child}").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not Path(f"/proc/{child}").exists()
+    assert states(home, "task_run") - before == {"Completed": 10, "Cached": 10}
+    before = states(home, "task_run"), states(home, "flow_run")
+    out, err = finish(start(home, 5, "fail"))
+    assert out == "total failed\n"
+    assert "ValueError: planted" in err
+    assert states(home, "task_run") - before[0] == {"Completed": 2, "Cached": 2, "Failed": 1}
+    assert states(home, "flow_run") - before[1] == {"Failed": 1}
+
+
+def test_the_environment_of_the_user_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in runtime.DEFAULTS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PREFECT_HOME", "/theirs")
+    monkeypatch.setenv("PREFECT_LOGGING_LEVEL", "DEBUG")
+    runtime.prepare_environment(tmp_path)
+    assert os.environ["PREFECT_HOME"] == "/theirs"
+    assert os.environ["PREFECT_LOGGING_LEVEL"] == "DEBUG"
+    assert os.environ["DO_NOT_TRACK"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("prefect.toml", '[api]\nurl = "http://127.0.0.1:9/api"\n'),
+        ("environment", ""),
+    ],
+)
+def test_a_named_server_that_is_not_there_is_one_clear_line(
+    file: str, text: str, tmp_path: Path
+) -> None:
+    environment = clean_environment()
+    if file == "environment":
+        environment["PREFECT_API_URL"] = "http://127.0.0.1:9/api"
+    else:
+        (tmp_path / file).write_text(text)
+    script = (
+        "import sys; from pathlib import Path; from flows import runtime\n"
+        "runtime.prepare_environment(Path(sys.argv[1]))\n"
+        "try:\n    runtime.ready()\n"
+        "except runtime.ServerError as error:\n    print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "home")],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment,
+        timeout=60,
+    )
+    assert done.stderr == ""
+    assert "no Prefect server answers at PREFECT_API_URL=http://127.0.0.1:9/api" in done.stdout
+    assert done.stdout.count("\n") == 1
+
+
+def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
+    (tmp_path / "home" / "prefect").mkdir(parents=True)
+    (tmp_path / "home" / "prefect" / "prefect.db").write_bytes(b"this is no database" * 100)
+    process = start(tmp_path / "home", 1)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "ServerError: the private Prefect server gave no answer" in err
+    assert "file is not a database" in err
