@@ -30,13 +30,16 @@ def run_command(settings: Settings, as_json: bool) -> Any:
     for note in workspace.notes:
         reporter.say(f"note         {note}")
     current_reporter.set(reporter)
-    current_workspace.set(workspace)
-    with runtime.flow_settings():
-        if isinstance(settings, SweepConfig):
-            return tell_sweep(reporter, settings.home, sweep_flow(settings))
-        result = run_flow(settings)
-        reporter.summary(result)
-        return result
+    token = current_workspace.set(workspace)
+    try:
+        with runtime.flow_settings():
+            if isinstance(settings, SweepConfig):
+                return tell_sweep(reporter, report_folder(settings), sweep_flow(settings))
+            result = run_flow(settings)
+            reporter.summary(result)
+            return result
+    finally:
+        current_workspace.reset(token)
 
 
 def demo_command(home: Path, as_json: bool) -> Any:
@@ -49,15 +52,20 @@ def demo_command(home: Path, as_json: bool) -> Any:
     check_tracking(home)
     current_reporter.set(reporter)
     with runtime.flow_settings():
-        return tell_sweep(reporter, home, demo_flow(home, PretrainSettings()))
+        return tell_sweep(reporter, home / "reports" / "demo", demo_flow(home, PretrainSettings()))
 
 
-def tell_sweep(reporter: Reporter, home: Path, results: list[dict[str, Any]]) -> Any:
-    """The table and the plot of a sweep."""
-    from flows.sweep import save_plot
+def report_folder(settings: SweepConfig) -> Path:
+    """--report, or a folder named after the model under the data directory."""
+    folder = settings.report or settings.home / "reports" / Path(settings.model).name
+    return folder.expanduser().absolute()
+
+
+def tell_sweep(reporter: Reporter, folder: Path, results: list[dict[str, Any]]) -> Any:
+    """The table of a sweep, and where its report is."""
+    from flows.report import write_report
 
     reporter.table(results)
-    plot = save_plot(home, results)
-    if plot is not None:
-        reporter.say(f"plot: {plot}")
+    write_report(folder, results)
+    reporter.say(f"report       {folder}  (table.md, results.json, perplexity.png)")
     return results

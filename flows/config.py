@@ -93,10 +93,11 @@ class SweepConfig(Settings):
 
     methods: list[str] = Field(min_length=1, description="see `eigenpress methods`")
     kept: list[float] = Field(min_length=1, description="shares of parameters that stay")
+    report: Path | None = Field(None, description="where the table and the plot go")
 
     def runs(self) -> list[RunConfig]:
         """One run per method and budget, methods outermost."""
-        common = self.model_dump(exclude={"methods", "kept"})
+        common = self.model_dump(exclude={"methods", "kept", "report"})
         return [
             RunConfig(**common, method=method, kept=kept)
             for method in self.methods

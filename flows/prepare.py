@@ -4,6 +4,8 @@ Also the place where a configuration becomes the groups of units that the flow t
 """
 
 from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
 
 import torch
 
@@ -17,6 +19,7 @@ from compress_core.methods import build_method
 from compress_core.types import Budget
 from flows.config import RunConfig, Settings
 from flows.home import open_home
+from flows.output import check_output
 from storage.digests import DigestCache
 from storage.store import Store
 from tasks.allocate import allocate_group
@@ -44,6 +47,7 @@ class Workspace:
         length: Tokens per window, clipped to the model's context.
         tasks: lm-eval tasks, found.
         notes: What people should be told.
+        refreshed: Keys that --refresh has computed again already.
     """
 
     settings: Settings
@@ -54,6 +58,12 @@ class Workspace:
     length: int
     tasks: list[TaskSpec]
     notes: list[str] = field(default_factory=list)
+    refreshed: set[str] = field(default_factory=set)
+
+    @cached_property
+    def texts(self) -> tuple[Group | None, dict[str, Group]]:
+        """The calibration group, if there is calibration text, and label to evaluation group."""
+        return text_groups(self)
 
 
 @dataclass(frozen=True)
@@ -164,9 +174,9 @@ def text_groups(workspace: Workspace) -> tuple[Group | None, dict[str, Group]]:
     texts = [Text(source, settings.eval_field) for source in settings.eval_text]
     if held_out and settings.calibration is not None:
         texts = [Text(settings.calibration, settings.calibration_field, "held-out")]
-        note = f"no --eval-text: the last tenth of {settings.calibration} is held back for it"
-        if note not in workspace.notes:
-            workspace.notes.append(note)
+        workspace.notes.append(
+            f"no --eval-text: the last tenth of {settings.calibration} is held back for it"
+        )
     labels = [text.label for text in texts]
     groups = {
         (text.label if labels.count(text.label) == 1 else text.source): evaluation_group(
@@ -187,13 +197,14 @@ def build_pipeline(workspace: Workspace, config: RunConfig) -> Pipeline:
     Raises:
         ConfigError, BudgetError: Method, options or budget do not fit the model.
     """
-    model = workspace.model
+    config, model = with_absolute_paths(config), workspace.model
+    check_output(config, model.folder)
     method = build_method(config.method, config.options)
     layers = model.layout.layers
     kept = Budget(config.kept, config.of).of_compressible(layers, model.parameters)
     if not method.allocate.reads_losses:  # shapes alone decide: refuse now what cannot be met
         method.allocate.allocate(layers, kept, {})
-    calibration, texts = text_groups(workspace)
+    calibration, texts = workspace.texts
     collected, whitened = [], []
     if method.whiten.needs:
         assert calibration is not None
@@ -225,6 +236,25 @@ def build_pipeline(workspace: Workspace, config: RunConfig) -> Pipeline:
         *evaluated,
     ]
     return Pipeline(config, method, groups, allocation, folder, evaluations)
+
+
+def with_absolute_paths(config: RunConfig) -> RunConfig:
+    """The same run, so described that it can be repeated from any folder."""
+
+    def local(source: str) -> str:  # a hub id stays what it is
+        path = Path(source).expanduser()
+        return str(path.resolve()) if path.exists() else source
+
+    return config.model_copy(
+        update={
+            "model": local(config.model),
+            "calibration": config.calibration and local(config.calibration),
+            "eval_text": [local(text) for text in config.eval_text],
+            "task_path": config.task_path and config.task_path.expanduser().resolve(),
+            "home": config.home.expanduser().resolve(),
+            "output": config.output and config.output.expanduser().resolve(),
+        }
+    )
 
 
 def _by_name(groups: list[Group]) -> dict[str, Unit]:

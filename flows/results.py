@@ -10,6 +10,7 @@ from uuid import uuid4
 
 from flows.config import RunConfig
 from flows.prepare import Pipeline, Workspace
+from storage.disk import replace_file
 from tasks.allocate import read_shares
 from tasks.units import Outcome, Session
 
@@ -71,7 +72,7 @@ def model_dir(pipeline: Pipeline, session: Session) -> Path:
     """Where the model folder goes: --output, or a name of its own under the data directory."""
     config = pipeline.config
     if config.output is not None:
-        return config.output.expanduser().absolute()
+        return config.output
     key = session.manifests[pipeline.folder].key
     name = f"{Path(config.model).name}-{config.method}-{config.kept:g}-{key[:8]}"
     return config.home.expanduser().absolute() / "models" / name
@@ -94,5 +95,5 @@ def save_run_record(home: Path, config: RunConfig, result: dict[str, Any]) -> Pa
     now = datetime.now(UTC)
     file = folder / f"{now:%Y%m%dT%H%M%S}-{uuid4().hex[:8]}.json"
     record = {"created": now.isoformat(), "config": config.model_dump(mode="json"), "result": result}
-    file.write_text(json.dumps(record, ensure_ascii=False, indent=1), encoding="utf-8")
+    replace_file(file, json.dumps(record, ensure_ascii=False, indent=1).encode())
     return file

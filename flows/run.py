@@ -14,11 +14,12 @@ from prefect import flow
 from compress_core.versions import library_versions
 from flows.config import RunConfig, write_yaml
 from flows.console import current_reporter
+from flows.output import CONFIG_FILE, check_output
 from flows.prepare import Pipeline, Workspace, build_pipeline, check_methods, open_workspace
 from flows.results import collect_result, model_dir, save_run_record
 from tasks import tracking
 from tasks.allocate import read_shares
-from tasks.materialise import publish
+from tasks.materialise import publishing
 from tasks.register import register
 from tasks.stage import run_group
 from tasks.units import Group, Outcome, Session
@@ -52,6 +53,7 @@ def run_flow(config: RunConfig) -> dict[str, Any]:
         refresh=config.refresh,
         listener=current_reporter.get().inside,
         info={"device": workspace.model.device, "versions": library_versions()},
+        refreshed=workspace.refreshed,
     )
     outcomes = run_groups(pipeline.groups, session)
     return finish(workspace, pipeline, session, outcomes, started)
@@ -86,10 +88,12 @@ def finish(
     """Publishes the folder, tracks and registers the run, and keeps a record of it."""
     config, reporter = pipeline.config, current_reporter.get()
     target = model_dir(pipeline, session)
+    check_output(config, workspace.model.folder)
     target.parent.mkdir(parents=True, exist_ok=True)
-    publish(session.artifact(pipeline.folder), target)
-    config_file = target / "eigenpress.yaml"
-    write_yaml(config, config_file)
+    with publishing(session.artifact(pipeline.folder), target) as staging:
+        config_file = staging / CONFIG_FILE
+        write_yaml(config, config_file)
+        config_text = config_file.read_text(encoding="utf-8")
     result = collect_result(workspace, pipeline, session, outcomes)
     begun = perf_counter()
     reporter.start("register", 1)
@@ -99,7 +103,7 @@ def finish(
         model=workspace.model,
         shares=read_shares(session.artifact(pipeline.allocation)),
         result=result,
-        config_file=config_file,
+        config=config_text,
     ).result()
     seconds = perf_counter() - begun
     label = f"{registered['name']} version {registered['version']}"

@@ -17,13 +17,19 @@ Json = Annotated[bool, typer.Option("--json", help="print JSON on stdout and not
 Key = Annotated[str, typer.Argument(help="a key, or the beginning of one", metavar="KEY")]
 
 
-def _open(home: Path | None) -> Any:
+def _open(home: Path | None, problems: list[str] | None = None) -> Any:
     from storage.store import Store
 
     root = (home or default_home()).expanduser() / "store"
     if not root.is_dir():
         raise ConfigError(f"there is no store at {root}; choose a data directory with --home")
-    return Store(root, on_problem=lambda line: typer.echo(line, err=True))
+
+    def tell(line: str) -> None:
+        typer.echo(line, err=True)
+        if problems is not None:
+            problems.append(line)
+
+    return Store(root, on_problem=tell)
 
 
 @store_app.command("ls")
@@ -93,15 +99,16 @@ def explain_artifact(key: Key, home: Home = None) -> None:
 @store_app.command("verify")
 def verify_artifacts(home: Home = None) -> None:
     """Check every byte of every artifact; exit code 1 if any is damaged."""
-    store = _open(home)
-    damaged = checked = 0
+    problems: list[str] = []  # the store itself adds those whose manifest cannot be read
+    store = _open(home, problems)
+    checked = 0
     for manifest in store.manifests():
         checked += 1
         for problem in store.check(manifest):
-            damaged += 1
+            problems.append(problem)
             typer.echo(f"{manifest.key[:12]}  {manifest.stage} · {manifest.unit}: {problem}")
-    typer.echo(f"{checked} artifacts checked, {damaged} problems")
-    if damaged:
+    typer.echo(f"{checked} artifacts checked, {len(problems)} problems")
+    if problems:
         raise typer.Exit(1)
 
 
@@ -121,8 +128,12 @@ def free_artifacts(
     store = _open(home)
     where = (home or default_home()).expanduser()
     runtime.prepare_environment(where)
+    registered = tracking.registered_keys(where)  # beginnings of keys
+    lengths = {len(beginning) for beginning in registered}
     roots = recent_keys(where, recent_days) | {
-        store.resolve(prefix).key for prefix in tracking.registered_keys(where) if _known(store, prefix)
+        key
+        for _, key, _ in store.layout.artifacts()
+        if any(key[:length] in registered for length in lengths)
     }
     report = collect_garbage(store, roots, dry_run=dry_run)
     word = "would free" if dry_run else "freed"
@@ -132,16 +143,6 @@ def free_artifacts(
         f"{word} {report.freed_bytes / 1e6:,.1f} MB: {len(report.removed)} artifacts, "
         f"{len(report.orphans)} leftovers of runs that ended early; {report.kept} artifacts stay"
     )
-
-
-def _known(store: Any, prefix: str) -> bool:
-    from storage.errors import ArtifactMissingError
-
-    try:
-        store.resolve(prefix)
-    except ArtifactMissingError:
-        return False
-    return True
 
 
 def recent_keys(home: Path, days: float) -> set[str]:

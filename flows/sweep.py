@@ -1,6 +1,5 @@
 """Several methods and budgets on one model: activations and decompositions are shared by key."""
 
-from pathlib import Path
 from typing import Any
 
 from prefect import flow
@@ -9,7 +8,6 @@ from flows.config import SweepConfig
 from flows.console import current_reporter
 from flows.prepare import build_pipeline, check_methods, open_workspace
 from flows.run import current_workspace, run_flow
-from tasks.plots import plot_sweep
 
 
 @flow(
@@ -44,14 +42,3 @@ def sweep_flow(config: SweepConfig) -> list[dict[str, Any]]:
     finally:
         current_workspace.reset(token)
     return results
-
-
-def save_plot(home: Path, results: list[dict[str, Any]]) -> Path | None:
-    """The picture of perplexity against size, under the data directory; None without perplexity."""
-    if "perplexity" not in results[0]["metrics"]["compressed"]:
-        return None
-    folder = home.expanduser().absolute() / "plots"
-    folder.mkdir(exist_ok=True)
-    file = folder / f"{results[0]['model']}-{results[0]['run_id'][:8]}.png"
-    plot_sweep(results, file)
-    return file

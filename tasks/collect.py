@@ -4,13 +4,18 @@ Hidden states between blocks are scratch: only the latest are kept, so that an i
 on at its block, and the last ones are removed when the stage is done.
 """
 
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
 from torch import Tensor
 
 from storage.errors import ArtifactMissingError
 from storage.keys import recipe_key
+from storage.store import Store
 from tasks.convert import get_tensor, put_stats, put_tensor
 from tasks.model import DenseModel
-from tasks.units import Cost, Group, Unit, Work
+from tasks.units import Cost, Group, Session, Unit, Work
 
 CODE = ("compress_core.stats.InputAccumulator", "compress_core.hf.stream.BlockStream")
 SCRATCH = "scratch"
@@ -37,10 +42,13 @@ def collect_groups(
     """
     layout = model.layout
     outer = model.parameters_digest(layout.outer_parameters)
-    groups, earlier = [], ""
+    blocks = [model.parameters_digest(names) for names in layout.block_parameters]
+    before = [""]  # what decides the hidden states that enter each block
+    for own in blocks:
+        before.append(recipe_key({"earlier": before[-1], "block": own}))
+    groups = []
     tokens = samples * length
     for block, names in enumerate(layout.block_parameters):
-        own = model.parameters_digest(names)
         units = []
         weights = sum(model.numbers(model.checkpoint.key(n, layout.base_prefix)) for n in names)
         for tap, layers in layout.taps(block).items():
@@ -54,8 +62,8 @@ def collect_groups(
                     sources={
                         "architecture": model.config_digest,
                         "weights outside blocks": outer,
-                        "weights of earlier blocks": earlier,
-                        "weights of the block": own,
+                        "weights of earlier blocks": before[block],
+                        "weights of the block": blocks[block],
                     },
                     inputs={"calibration tokens": calibration},
                     cost=Cost(
@@ -66,9 +74,11 @@ def collect_groups(
                     ),
                 )
             )
-        compute = _Collect(model, calibration, block, products, batch_size)
-        groups.append(Group("collect", f"block {block}", units, compute))
-        earlier = recipe_key({"earlier": earlier, "block": own})
+        compute = _Collect(model, calibration, block, before, products, batch_size)
+        last = block == len(blocks) - 1
+        groups.append(
+            Group("collect", f"block {block}", units, compute, compute.tidy if last else None)
+        )
     return groups
 
 
@@ -76,11 +86,18 @@ class _Collect:
     """Measures one block; leaves the hidden states for the next one."""
 
     def __init__(
-        self, model: DenseModel, calibration: Unit, block: int, products: str, batch_size: int
+        self,
+        model: DenseModel,
+        calibration: Unit,
+        block: int,
+        before: list[str],
+        products: str,
+        batch_size: int,
     ) -> None:
         self.model = model
         self.calibration = calibration
         self.block = block
+        self.before = before
         self.products = products
         self.batch_size = batch_size
 
@@ -88,7 +105,7 @@ class _Collect:
         import torch
 
         tokens = get_tensor(work.artifact(self.calibration), "tokens")
-        recipe = dict(work.recipes[work.missing[0]])
+        recipe = work.recipes[work.missing[0]]
         hidden = self._enter(work, tokens, recipe)
         measured = self.model.stream.run_block(
             self.block,
@@ -103,28 +120,28 @@ class _Collect:
                 put_stats(draft, measured[unit.name])
         self._leave(work, hidden, recipe)
 
-    def _scratch_key(self, recipe: dict, block: int) -> str:
-        """Key of the hidden states that enter ``block``: like a tap's, but for all weights before."""
-        sources = dict(recipe["sources"]) | {"block": str(block)}
-        sources.pop("weights of the block")
-        if block != self.block:
-            layout = self.model.layout
-            earlier = ""
-            for names in layout.block_parameters[:block]:
-                earlier = recipe_key(
-                    {"earlier": earlier, "block": self.model.parameters_digest(names)}
-                )
-            sources["weights of earlier blocks"] = earlier
-        settings = {"dtype": self.model.layout.dtype}
-        return recipe_key({**recipe, "stage": SCRATCH, "settings": settings, "sources": sources})
+    def tidy(self, session: Session, recipe: Mapping[str, Any]) -> None:
+        """Removes the hidden states that this block and those before it entered with."""
+        for block in range(1, self.block + 1):
+            _discard(session.store, recipe_key(self._scratch_recipe(recipe, block)))
 
-    def _enter(self, work: Work, tokens: Tensor, recipe: dict) -> Tensor:
+    def _scratch_recipe(self, recipe: Mapping[str, Any], block: int) -> dict[str, Any]:
+        """Of the hidden states that enter ``block``: like a tap's, but for all weights before."""
+        sources = {k: v for k, v in recipe["sources"].items() if k != "weights of the block"}
+        return {
+            **recipe,
+            "stage": SCRATCH,
+            "settings": {"dtype": self.model.layout.dtype, "block": block},
+            "sources": sources | {"weights of earlier blocks": self.before[block]},
+        }
+
+    def _enter(self, work: Work, tokens: Tensor, recipe: Mapping[str, Any]) -> Tensor:
         """Hidden states that enter the block: the latest kept ones, carried on from there."""
         stream = self.model.stream
         stream.prepare(tokens, self.batch_size)
         start, hidden = 0, None
         for block in range(self.block, 0, -1):
-            hidden = self._kept(work, self._scratch_key(recipe, block))
+            hidden = self._kept(work, recipe_key(self._scratch_recipe(recipe, block)))
             if hidden is not None:
                 start = block
                 break
@@ -142,16 +159,20 @@ class _Collect:
         except ArtifactMissingError:  # another process finished with it in the meantime
             return None
 
-    def _leave(self, work: Work, hidden: Tensor, recipe: dict) -> None:
-        store = work.session.store
-        last = self.block == len(self.model.layout.blocks) - 1
-        if not last:
-            key = self._scratch_key(recipe, self.block + 1)
-            if store.find(key, SCRATCH) is None:
-                name = f"hidden states into block {self.block + 1}"
-                with store.draft(
-                    key=key, stage=SCRATCH, unit=name, recipe={"stage": SCRATCH}, inputs={}
-                ) as draft:
-                    put_tensor(draft, "hidden", hidden)
-        if self.block > 0:
-            store.remove(self._scratch_key(recipe, self.block))
+    def _leave(self, work: Work, hidden: Tensor, recipe: Mapping[str, Any]) -> None:
+        if self.block == len(self.model.layout.blocks) - 1:
+            return  # `tidy` follows
+        scratch = self._scratch_recipe(recipe, self.block + 1)
+        store, key = work.session.store, recipe_key(scratch)
+        if store.find(key, SCRATCH) is None:
+            name = f"hidden states into block {self.block + 1}"
+            with store.draft(
+                key=key, stage=SCRATCH, unit=name, recipe=scratch, inputs={}
+            ) as draft:
+                put_tensor(draft, "hidden", hidden)
+        self.tidy(work.session, recipe)
+
+
+def _discard(store: Store, key: str) -> None:
+    with suppress(ArtifactMissingError):  # it was never needed, or another process removed it
+        store.remove(key)

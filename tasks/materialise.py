@@ -4,10 +4,13 @@ A run then publishes that folder where people look for it: the weight files are 
 store where the file system allows it, so that a model is not on disk twice.
 """
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from uuid import uuid4
 
 from compress_core.hf.folder import FactoredWeights, write_folder
 from storage.artifact import Artifact
@@ -64,7 +67,7 @@ def materialise_group(model: DenseModel, realised: dict[str, Unit], kept: float)
         code=CODE,
         sources={
             "configuration": model.config_digest,
-            "tokenizer": model.tokenizer_digest,
+            "tokenizer and other files": model.companions_digest,
             "weights outside layers": recipe_key(
                 {key: digest for key, digest in model.stored.items() if key not in weights}
             ),
@@ -76,19 +79,44 @@ def materialise_group(model: DenseModel, realised: dict[str, Unit], kept: float)
     return Group("materialise", "model", [unit], compute)
 
 
-def publish(artifact: Artifact, target: Path) -> None:
+@contextmanager
+def publishing(artifact: Artifact, target: Path) -> Iterator[Path]:
     """Puts the model folder of a ``materialise`` artifact at ``target``, replacing what is there.
+
+    Yields a copy of it to add files to; it takes its place at once when the block ends, so that
+    nobody sees a part of it, not even where two processes publish the same folder.
 
     Raises:
         OSError: ``target`` cannot be written.
     """
-    staging = target.with_name(f".{target.name}.{os.getpid()}")
-    shutil.rmtree(staging, ignore_errors=True)
-    source = artifact.file(FOLDER)
-    shutil.copytree(source, staging, copy_function=_link_weights)
-    if target.exists():
-        shutil.rmtree(target)
-    staging.rename(target)
+    staging = target.with_name(f".{target.name}.{uuid4().hex[:8]}")
+    try:
+        shutil.copytree(artifact.file(FOLDER), staging, copy_function=_link_weights)
+        yield staging
+        _take_place(staging, target)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+
+
+def publish(artifact: Artifact, target: Path) -> None:
+    """Puts the model folder of an artifact at ``target`` as it is."""
+    with publishing(artifact, target):
+        pass
+
+
+def _take_place(staging: Path, target: Path) -> None:
+    while True:
+        try:
+            staging.rename(target)
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        old = target.with_name(f".{target.name}.{uuid4().hex[:8]}")
+        with suppress(FileNotFoundError):  # another process was faster
+            target.rename(old)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _link_weights(source: str, target: str) -> None:

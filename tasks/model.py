@@ -1,12 +1,12 @@
 """A dense model as the stages see it: its files, its layout, and the content of every weight."""
 
-import json
 import math
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from compress_core.hf.checkpoint import Checkpoint
+from compress_core.hf.folder import companion_files
 from compress_core.hf.layout import ModelLayout, inspect_model
 from compress_core.hf.stream import BlockStream
 from compress_core.hf.text import load_tokenizer, tokenizer_files
@@ -14,7 +14,7 @@ from storage.digests import DigestCache, file_digest, safetensors_digests
 from storage.keys import recipe_key
 
 # What a configuration says that no number depends on.
-IGNORED_CONFIG = ("_name_or_path", "transformers_version", "use_cache", "torch_dtype")
+IGNORED_CONFIG = ("_name_or_path", "transformers_version", "use_cache", "torch_dtype", "dtype")
 
 
 class DenseModel:
@@ -70,18 +70,28 @@ class DenseModel:
     @cached_property
     def config_digest(self) -> str:
         """Content of the configuration, less what no number depends on."""
-        config = json.loads((self.folder / "config.json").read_text())
-        return recipe_key({k: v for k, v in config.items() if k not in IGNORED_CONFIG})
+        config = {k: v for k, v in self.checkpoint.config.items() if k not in IGNORED_CONFIG}
+        return recipe_key(config | {"dtype": self.layout.dtype})  # whatever it is called there
 
     @cached_property
     def tokenizer_digest(self) -> str:
         """Content of the files that decide tokenisation."""
         return recipe_key(
+            {file.name: self._file_digest(file) for file in tokenizer_files(self.folder)}
+        )
+
+    @cached_property
+    def companions_digest(self) -> str:
+        """Content of the files that a compressed folder takes over as they are."""
+        return recipe_key(
             {
-                file.name: self._digests.of(file, "file", lambda f: {"": file_digest(f)})[""]
-                for file in tokenizer_files(self.folder)
+                file.relative_to(self.folder).as_posix(): self._file_digest(file)
+                for file in companion_files(self.folder)
             }
         )
+
+    def _file_digest(self, file: Path) -> str:
+        return self._digests.of(file, "file", lambda f: {"": file_digest(f)})[""]
 
     @cached_property
     def digest(self) -> str:

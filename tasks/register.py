@@ -29,7 +29,7 @@ def register(
     model: DenseModel,
     shares: dict[str, Share],
     result: dict[str, Any],
-    config_file: Path,
+    config: str,
 ) -> dict[str, Any]:
     """Logs parameters, metrics and artifacts, and registers the model folder.
 
@@ -39,12 +39,11 @@ def register(
         model: The dense model.
         shares: Layer name to share.
         result: The run's result so far.
-        config_file: The resolved configuration.
+        config: The resolved configuration, as YAML.
 
     Returns:
         ``{"name", "version", "run_id"}``.
     """
-    config = config_file.read_text(encoding="utf-8")
     with TemporaryDirectory() as folder:
         picture = Path(folder) / "allocation.png"
         plot_allocation(model.layout.layers, shares, picture)

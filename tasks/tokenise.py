@@ -48,12 +48,13 @@ class Text:
             return documents
         return split_held_out(documents)[0 if self.part == "calibration" else 1]
 
-    def digest(self, digests: DigestCache) -> str:
+    def digest(self, model: DenseModel, digests: DigestCache) -> str:
         """Content of the whole source."""
         path = Path(self.source).expanduser()
         if path.is_file():
             return digests.of(path, "file", lambda f: {"": file_digest(f)})[""]
-        return recipe_key({"documents": read_documents(self.source, self.field)})
+        documents = read_documents(self.source, self.field, tokenizer=model.tokenizer)
+        return recipe_key({"documents": documents})
 
 
 def calibration_group(
@@ -86,7 +87,7 @@ def calibration_group(
         settings={"samples": samples, "length": length, "seed": seed, "bos": bos}
         | {"part": text.part, "field": text.field},
         code=[READ, SPLIT, "compress_core.hf.text.sample_windows"],
-        sources={"text": text.digest(digests), "tokenizer": model.tokenizer_digest},
+        sources={"text": text.digest(model, digests), "tokenizer": model.tokenizer_digest},
         cost=Cost(disk=samples * length * 8),
     )
     return Group("tokenise", "calibration", [unit], compute)
@@ -109,7 +110,7 @@ def evaluation_group(
         f"evaluation on {text.label}",
         settings={"length": length, "windows": windows, "part": text.part, "field": text.field},
         code=[READ, SPLIT, "compress_core.hf.text.evaluation_windows"],
-        sources={"text": text.digest(digests), "tokenizer": model.tokenizer_digest},
+        sources={"text": text.digest(model, digests), "tokenizer": model.tokenizer_digest},
         cost=Cost(disk=(windows or 0) * length * 8),
     )
     return Group("tokenise", unit.name, [unit], compute)

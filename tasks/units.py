@@ -6,7 +6,7 @@ units of earlier groups, so its key is known, from the contents of those, before
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from time import perf_counter
@@ -15,6 +15,7 @@ from typing import Any
 from compress_core.errors import CompressError
 from storage.artifact import Artifact
 from storage.draft import Draft
+from storage.errors import ArtifactMissingError
 from storage.fingerprint import code_fingerprint
 from storage.keys import recipe_key
 from storage.manifest import Manifest
@@ -97,15 +98,22 @@ class Group:
         label: What the group is about ("block 3").
         units: The units, at least one.
         compute: Computes and commits the units of ``work.missing``.
+        after: Called when all units are there, cached or not, with the recipe of the last one.
     """
 
     def __init__(
-        self, stage: str, label: str, units: Sequence[Unit], compute: Callable[["Work"], None]
+        self,
+        stage: str,
+        label: str,
+        units: Sequence[Unit],
+        compute: Callable[["Work"], None],
+        after: Callable[["Session", Mapping[str, Any]], None] | None = None,
     ) -> None:
         self.stage = stage
         self.label = label
         self.units = tuple(units)
         self.compute = compute
+        self.after = after
 
 
 @dataclass(frozen=True)
@@ -130,6 +138,7 @@ class Session:
         refresh: Stages that are computed again even when they are cached.
         listener: Told of progress inside a group.
         info: Recorded with every artifact computed; never part of its identity.
+        refreshed: Keys computed again already; runs of one sweep share it.
     """
 
     def __init__(
@@ -138,13 +147,14 @@ class Session:
         refresh: Sequence[str] = (),
         listener: Listener = lambda label, done, total: None,
         info: Mapping[str, Any] | None = None,
+        refreshed: set[str] | None = None,
     ) -> None:
         self.store = store
         self.refresh = frozenset(refresh)
         self.listener = listener
         self.info = dict(info or {})
         self.manifests: dict[Unit, Manifest] = {}
-        self._refreshed: set[str] = set()
+        self.refreshed = set() if refreshed is None else refreshed
 
     def artifact(self, unit: Unit) -> Artifact:
         """The artifact of a unit that is done."""
@@ -169,9 +179,10 @@ class Session:
             started = perf_counter()
             recipe = self.recipe(unit)
             key = recipe_key(recipe)
-            if unit.stage in self.refresh and key not in self._refreshed:
-                self._refreshed.add(key)
-                self.store.remove(key)
+            if unit.stage in self.refresh and key not in self.refreshed:
+                self.refreshed.add(key)
+                with suppress(ArtifactMissingError):  # nothing to refresh: computed anyway
+                    self.store.remove(key)
             manifest = self.store.find(key, unit.stage)
             if manifest is None:
                 work.add(unit, key, recipe)
@@ -190,6 +201,8 @@ class Session:
                 outcomes[unit] = Outcome(
                     unit.stage, unit.name, work.keys[unit], "computed", seconds
                 )
+        if group.after is not None:
+            group.after(self, recipe)
         return [outcomes[unit] for unit in group.units]
 
 

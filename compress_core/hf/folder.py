@@ -211,12 +211,16 @@ def stock_class(mapping: Mapping[str, str], auto_class: str) -> str:
 
 def copy_companions(source: Path, target: Path) -> None:
     """Copy the tokenizer, the chat templates, the generation settings and the licence."""
-    for pattern in _COMPANIONS:
-        for file in sorted(source.glob(pattern)):
-            if file.is_file():
-                copy = target / file.relative_to(source)
-                copy.parent.mkdir(exist_ok=True)
-                shutil.copyfile(file, copy)
+    for file in companion_files(source):
+        copy = target / file.relative_to(source)
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copyfile(file, copy)
+
+
+def companion_files(folder: Path) -> list[Path]:
+    """What a compressed folder takes over from the dense one as it is, sorted."""
+    found = {file for pattern in _COMPANIONS for file in folder.glob(pattern)}
+    return sorted(file for file in found if file.is_file())
 
 
 def _require_stock(name: str) -> None:

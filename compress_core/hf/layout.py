@@ -5,6 +5,7 @@ blocks are the longest list of modules that hold linears, and layers that receiv
 tensor share a tap.
 """
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers.initialization import no_init_weights
 from transformers.pytorch_utils import Conv1D
 
 from compress_core.errors import ModelError
@@ -71,15 +73,17 @@ def load_config(checkpoint: Checkpoint, trust_remote_code: bool = False) -> Pret
         )
     except (ValueError, OSError, KeyError) as error:
         line = str(error).strip().splitlines()[0]
-        raise ModelError(f"transformers cannot read {checkpoint.folder}/config.json: {line}") from None
+        raise ModelError(
+            f"transformers cannot read {checkpoint.folder}/config.json: {line}"
+        ) from None
 
 
 def model_dtype(checkpoint: Checkpoint, config: PretrainedConfig) -> torch.dtype:
     """The dtype that ``from_pretrained(dtype="auto")`` would compute in."""
     if isinstance(config.dtype, torch.dtype):
         return config.dtype
-    stored = checkpoint.read(checkpoint.names[0]).dtype
-    return stored if stored.is_floating_point else torch.float32
+    stored = (checkpoint.torch_dtype(name) for name in checkpoint.names)
+    return next((dtype for dtype in stored if dtype.is_floating_point), torch.float32)
 
 
 def inspect_model(checkpoint: Checkpoint, trust_remote_code: bool = False) -> ModelLayout:
@@ -90,12 +94,10 @@ def inspect_model(checkpoint: Checkpoint, trust_remote_code: bool = False) -> Mo
             linear between blocks; the message gives the reason.
     """
     config = load_config(checkpoint, trust_remote_code)
-    _refuse_experts(config)
+    _refuse_experts(config.model_type, config.to_dict())
     dtype = model_dtype(checkpoint, config)
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-        model = AutoModelForCausalLM.from_config(
-            config, dtype=dtype, trust_remote_code=trust_remote_code
-        ).eval()
+        model = _build(config, dtype, trust_remote_code)
         blocks = _find_blocks(model)
         observed = _observe(model, blocks)
     layers = _layers(model, blocks, observed)
@@ -122,25 +124,40 @@ def is_linear(module: nn.Module) -> bool:
     return type(module) is nn.Linear or type(module) is Conv1D
 
 
-def _refuse_experts(config: PretrainedConfig) -> None:
-    text = config.get_text_config()
-    for name in EXPERT_COUNTS:
-        count = getattr(text, name, None)
-        if isinstance(count, int) and count > 1:
+def _build(config: PretrainedConfig, dtype: torch.dtype, trust_remote_code: bool) -> Any:
+    """The model without drawing its weights."""
+    try:
+        with no_init_weights():
+            return AutoModelForCausalLM.from_config(
+                config, dtype=dtype, trust_remote_code=trust_remote_code
+            ).eval()
+    except (ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError) as error:
+        line = str(error).strip().splitlines()[0]
+        raise ModelError(
+            f"transformers builds no causal language model from this {config.model_type} "
+            f"config.json: {line}"
+        ) from error
+
+
+def _refuse_experts(model_type: str, settings: Mapping[str, Any]) -> None:
+    """Looks into nested configurations too: DBRX and models of text and images keep it there."""
+    for name, value in settings.items():
+        if name in EXPERT_COUNTS and isinstance(value, int) and value > 1:
             raise ModelError(
-                f"{config.model_type} is a mixture of experts ({name}={count}): its experts share "
-                "fused three-dimensional weights and see different tokens, which Eigenpress does "
-                "not compress yet"
+                f"{model_type} is a mixture of experts ({name}={value}): its experts share fused "
+                "weights and see different tokens, which Eigenpress does not compress yet"
             )
+        if isinstance(value, Mapping):
+            _refuse_experts(model_type, value)
 
 
 def _find_blocks(model: nn.Module) -> tuple[str, ...]:
-    """Paths of the decoder blocks: the longest ModelList whose members all hold linears."""
+    """Paths of the decoder blocks: the longest ModuleList whose members all hold linears."""
     found: list[tuple[str, ...]] = []
     for path, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) > 0:
-            if all(any(is_linear(part) for part in child.modules()) for child in module):
-                found.append(tuple(f"{path}.{i}" for i in range(len(module))))
+        listed = isinstance(module, nn.ModuleList) and len(module) > 0
+        if listed and all(_holds_linears(child) for child in module.children()):
+            found.append(tuple(f"{path}.{i}" for i in range(len(module))))
     if not found:
         raise ModelError(
             f"{type(model).__name__} has no list of blocks with linear layers, so there is nothing "
@@ -148,13 +165,18 @@ def _find_blocks(model: nn.Module) -> tuple[str, ...]:
         )
     blocks = max(found, key=len)
     for path in blocks:
-        for name, parameter in model.get_submodule(path).named_parameters():
-            if parameter.ndim > 2:
-                raise ModelError(
-                    f"{path}.{name} has {parameter.ndim} dimensions {tuple(parameter.shape)}: "
-                    "fused expert weights are not compressed yet"
-                )
+        for name, module in model.get_submodule(path).named_modules():
+            for leaf, parameter in module.named_parameters(recurse=False):
+                if parameter.ndim > 2 and not isinstance(module, nn.Conv1d):
+                    raise ModelError(
+                        f"{path}.{name}.{leaf} has {parameter.ndim} dimensions "
+                        f"{tuple(parameter.shape)}: fused weights are not compressed yet"
+                    )
     return blocks
+
+
+def _holds_linears(module: nn.Module) -> bool:
+    return not is_linear(module) and any(is_linear(part) for part in module.modules())
 
 
 @dataclass
@@ -181,20 +203,48 @@ def _observe(model: nn.Module, blocks: tuple[str, ...]) -> _Observed:
 
         return hook
 
-    def note_output(_: nn.Module, args: Any, output: Any) -> None:
-        observed.tuple_output = isinstance(output, tuple)
+    given: dict[nn.Module, int] = {}  # how many tensors a block was called with
+
+    def note_call(block: nn.Module, args: Any, kwargs: Any) -> None:
+        given[block] = sum(1 for _ in tensors_in((args, kwargs)))
+
+    def note_output(block: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        observed.tuple_output = isinstance(output, tuple | list)
+        if sum(1 for _ in tensors_in((args, kwargs))) != given[block]:
+            raise ModelError(
+                f"the blocks of {type(model).__name__} leave tensors for later blocks beside their "
+                "hidden states, so it cannot be run block by block"
+            )
 
     for name, module in inner.items():
         module.register_forward_pre_hook(note_input(name))
     for path in blocks:
-        model.get_submodule(path).register_forward_hook(note_output)
-    model.base_model(input_ids=torch.zeros(1, 8, dtype=torch.long), use_cache=False)
+        model.get_submodule(path).register_forward_pre_hook(note_call, with_kwargs=True)
+        model.get_submodule(path).register_forward_hook(note_output, with_kwargs=True)
+    try:
+        model.base_model(input_ids=torch.zeros(1, 8, dtype=torch.long), use_cache=False)
+    except RuntimeError as error:  # shapes that do not fit, or a step that needs real numbers
+        line = str(error).strip().splitlines()[0]
+        raise ModelError(
+            f"{type(model).__name__} cannot be followed without its weights: {line}"
+        ) from error
+    if not observed.inputs:
+        raise ModelError(f"text does not pass through {blocks[0]}, the blocks found in the model")
     return observed
 
 
-def _layers(
-    model: nn.Module, blocks: tuple[str, ...], observed: _Observed
-) -> tuple[LayerRef, ...]:
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Every tensor in nested mappings, lists and tuples."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from tensors_in(list(value.values()))
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from tensors_in(part)
+
+
+def _layers(model: nn.Module, blocks: tuple[str, ...], observed: _Observed) -> tuple[LayerRef, ...]:
     layers: dict[str, LayerRef] = {}
     for _, readers in observed.inputs.values():
         for name in readers:
@@ -205,7 +255,5 @@ def _layers(
             rows, columns = module.weight.shape
             out_features, in_features = (columns, rows) if transposed else (rows, columns)
             block = next(i for i, path in enumerate(blocks) if name.startswith(path + "."))
-            layers[name] = LayerRef(
-                name, block, out_features, in_features, readers[0], transposed
-            )
+            layers[name] = LayerRef(name, block, out_features, in_features, readers[0], transposed)
     return tuple(sorted(layers.values(), key=lambda layer: layer.block))

@@ -4,7 +4,7 @@ The model's own forward runs once per batch with every block replaced by a stub 
 arguments (masks, positions) and hands the hidden states on; the real blocks then run in turn.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from compress_core.errors import ModelError, NumericsError
 from compress_core.hf.checkpoint import Checkpoint
-from compress_core.hf.layout import ModelLayout, load_config
+from compress_core.hf.layout import ModelLayout, load_config, tensors_in
 from compress_core.stats import InputAccumulator, InputStats
 
 Progress = Callable[[int, int], None]  # samples done, samples in all
@@ -23,38 +23,46 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]  # what a block is called with
 
 
 class _Stub(nn.Module):
-    """Stands in for a block: notes what it was called with and returns its input."""
+    """Stands in for a block: notes what it was called with and returns its input.
 
-    def __init__(self, tuple_output: bool) -> None:
+    Args:
+        block: What it stands in for; a model may ask its blocks for more than their output.
+        order: Told of every call, by all stubs of a model.
+        tuple_output: Whether the block's output is a tuple.
+    """
+
+    def __init__(self, block: nn.Module, order: list["_Stub"], tuple_output: bool) -> None:
         super().__init__()
+        self.block = (block,)  # in a tuple, or it would be a submodule
+        self.order = order
         self.tuple_output = tuple_output
         self.call: Call = ((), {})
+        self.received: Tensor | None = None
         self.passed: Tensor | None = None
+        self.version = 0
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        self.call = (args, kwargs)
-        self.passed = _hidden_of(self.call).clone()  # its own tensor: the chain can be checked
+        self.order.append(self)
+        self.received = args[0] if args else kwargs["hidden_states"]
+        self.call = _with_hidden((args, kwargs), None)
+        self.passed = self.received.view_as(self.received)  # a new object: the chain can be checked
+        self.version = self.passed._version
         return (self.passed,) if self.tuple_output else self.passed
 
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.block[0], name)
 
-def _hidden_of(call: Call) -> Tensor:
-    args, kwargs = call
-    return args[0] if args else kwargs["hidden_states"]
+    def hands_on_to(self, other: "_Stub") -> bool:
+        """Whether what this one returned is what the other one received, untouched."""
+        return self.passed is other.received and self.passed._version == self.version
 
 
-def _with_hidden(call: Call, hidden: Tensor) -> Call:
+def _with_hidden(call: Call, hidden: Tensor | None) -> Call:
     args, kwargs = call
     return ((hidden, *args[1:]), kwargs) if args else ((), kwargs | {"hidden_states": hidden})
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        yield from _tensors(list(value.values()))
-    elif isinstance(value, list | tuple):
-        for part in value:
-            yield from _tensors(part)
 
 
 def _drop_parameters(module: nn.Module) -> None:
@@ -93,7 +101,8 @@ class BlockStream:
                 trust_remote_code=trust_remote_code,
             ).eval()
         self._blocks = [self.model.get_submodule(path) for path in layout.blocks]
-        self._stubs = [_Stub(layout.tuple_output) for _ in layout.blocks]
+        self._order: list[_Stub] = []
+        self._stubs = [_Stub(block, self._order, layout.tuple_output) for block in self._blocks]
         container = self.model.get_submodule(layout.blocks[0].rpartition(".")[0])
         assert isinstance(container, nn.ModuleList)
         for index, stub in enumerate(self._stubs):
@@ -116,7 +125,7 @@ class BlockStream:
             ModelError: The model does more between its blocks than hand hidden states on.
         """
         self.prepare(tokens, batch_size)
-        return torch.cat([_hidden_of(self._outer(b)[0]).cpu() for b in tokens.split(batch_size)])
+        return torch.cat([self._outer(batch)[0].cpu() for batch in tokens.split(batch_size)])
 
     @torch.no_grad()
     def prepare(self, tokens: Tensor, batch_size: int) -> None:
@@ -129,7 +138,8 @@ class BlockStream:
         for batch in (batches[0], batches[-1]):
             if len(batch) in self._calls:
                 continue
-            calls, others = self._outer(batch), self._outer(batch.roll(1, dims=1))
+            _, calls = self._outer(batch)
+            _, others = self._outer(batch.roll(1, dims=1))
             for call, other in zip(calls, others, strict=True):
                 self._refuse_token_inputs(call, other)
             self._calls[len(batch)] = calls
@@ -210,23 +220,34 @@ class BlockStream:
             for handle in handles:
                 handle.remove()
 
-    def _outer(self, batch: Tensor) -> list[Call]:
-        """One pass of everything but the blocks."""
+    def _outer(self, batch: Tensor) -> tuple[Tensor, list[Call]]:
+        """One pass of everything but the blocks.
+
+        Returns:
+            The hidden states that enter block 0, and what else each block is called with.
+        """
+        self._order.clear()
         self.model.base_model(input_ids=batch.to(self.device), use_cache=False)
+        if self._order != self._stubs:
+            raise ModelError(
+                f"{self.layout.architecture} does not run each of its blocks once and in order, so "
+                "it cannot be run block by block"
+            )
         for before, after in zip(self._stubs, self._stubs[1:], strict=False):
-            if _hidden_of(after.call) is not before.passed:
+            if not before.hands_on_to(after):
                 raise ModelError(
                     f"{self.layout.architecture} changes hidden states between its blocks, so it "
                     "cannot be run block by block"
                 )
-        return [stub.call for stub in self._stubs]
+        hidden = self._stubs[0].received
+        assert hidden is not None
+        for stub in self._stubs:
+            stub.received = stub.passed = None  # one batch of hidden states per block is too much
+        return hidden, [stub.call for stub in self._stubs]
 
     def _refuse_token_inputs(self, call: Call, other: Call) -> None:
-        plain, changed = (
-            list(_tensors([c[0][1:], {k: v for k, v in c[1].items() if k != "hidden_states"}]))
-            for c in (call, other)
-        )
-        if any(not torch.equal(a, b) for a, b in zip(plain, changed, strict=True)):
+        pairs = zip(tensors_in(call), tensors_in(other), strict=True)
+        if any(not torch.equal(a, b) for a, b in pairs):
             raise ModelError(
                 f"the blocks of {self.layout.architecture} read more of the tokens than their "
                 "hidden states, so it cannot be run block by block"
@@ -240,9 +261,10 @@ class BlockStream:
             owner, _, leaf = name[len(path) + 1 if path else 0 :].rpartition(".")
             value = nn.Parameter(tensor.to(self.device, self.dtype), requires_grad=False)
             root.get_submodule(owner)._parameters[leaf] = value
+        persistent = module.state_dict().keys()  # files may hold others, which transformers ignores
         for name, buffer in list(module.named_buffers()):
             full = f"{path or self.layout.base_prefix}.{name}"
-            if self.checkpoint.has(full, self.layout.base_prefix):
+            if name in persistent and self.checkpoint.has(full, self.layout.base_prefix):
                 stored = self.checkpoint.key(full, self.layout.base_prefix)
                 buffer = self.checkpoint.read(stored).to(buffer.dtype)
             owner, _, leaf = name.rpartition(".")

@@ -49,7 +49,7 @@ def _read_option(
     if isinstance(given, wanted) and (wanted is bool or not isinstance(given, bool)):
         return given
     try:
-        if wanted is bool:
+        if wanted is bool or isinstance(given, bool):
             raise ValueError(given)
         return wanted(given)
     except ValueError:

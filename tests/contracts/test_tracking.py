@@ -193,7 +193,7 @@ def test_a_file_that_is_no_database_is_one_clear_line(
 
 
 @pytest.fixture
-def silent_server() -> Iterator[str]:
+def refusing_server() -> Iterator[str]:
     """A server that takes connections and answers every request with 401."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -210,8 +210,8 @@ def silent_server() -> Iterator[str]:
     server.server_close()
 
 
-def test_any_answer_counts_as_one(silent_server: str) -> None:
-    assert limits.why_silent(silent_server) is None
+def test_any_answer_counts_as_one(refusing_server: str) -> None:
+    assert limits.why_silent(refusing_server) is None
 
 
 def test_local_addresses_need_no_answer() -> None:

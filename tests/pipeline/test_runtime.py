@@ -1,5 +1,6 @@
 """Prefect's known traps do not reach the user: tests run whole processes and read the database."""
 
+import ast
 import os
 import signal
 import sqlite3
@@ -11,6 +12,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+import yaml
 
 from flows import runtime
 
@@ -128,12 +130,12 @@ def test_kill_leaves_a_record_and_no_orphan_and_the_next_start_records_its_failu
         time.sleep(0.1)
     assert not Path(f"/proc/{child}").exists()
     assert states(home, "task_run") - before == {"Completed": 10, "Cached": 10}
-    before = states(home, "task_run"), states(home, "flow_run")
+    tasks, flows = states(home, "task_run"), states(home, "flow_run")
     out, err = finish(start(home, 5, "fail"))
     assert out == "total failed\n"
     assert "ValueError: planted" in err
-    assert states(home, "task_run") - before[0] == {"Completed": 2, "Cached": 2, "Failed": 1}
-    assert states(home, "flow_run") - before[1] == {"Failed": 1}
+    assert states(home, "task_run") - tasks == {"Completed": 2, "Cached": 2, "Failed": 1}
+    assert states(home, "flow_run") - flows == {"Failed": 1}
 
 
 def test_the_environment_of_the_user_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,3 +191,13 @@ def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
     assert process.returncode == 1
     assert "ServerError: the private Prefect server gave no answer" in err
     assert "file is not a database" in err
+
+
+def test_deployments_name_flows_that_exist() -> None:
+    text = (ROOT / "deployments" / "prefect.yaml").read_text(encoding="utf-8")
+    deployments = yaml.safe_load(text)["deployments"]
+    assert [deployment["name"] for deployment in deployments] == ["run", "sweep"]
+    for deployment in deployments:
+        file, _, function = deployment["entrypoint"].partition(":")
+        tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
+        assert function in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}

@@ -1,0 +1,58 @@
+"""A sweep as files that can go into documentation: JSON, a Markdown table, a picture."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tasks.plots import plot_sweep
+
+
+def write_report(folder: Path, results: Sequence[Mapping[str, Any]]) -> None:
+    """Writes ``results.json``, ``table.md`` and, where there is a perplexity, ``perplexity.png``.
+
+    Args:
+        folder: Made if absent; its files of these names are replaced.
+        results: What the sweep returned.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps([_portable(result) for result in results], indent=1, ensure_ascii=False)
+    (folder / "results.json").write_text(text + "\n", encoding="utf-8")
+    (folder / "table.md").write_text(markdown_table(results), encoding="utf-8")
+    if "perplexity" in results[0]["metrics"]["compressed"]:
+        plot_sweep(results, folder / "perplexity.png")
+
+
+def markdown_table(results: Sequence[Mapping[str, Any]]) -> str:
+    """Methods in rows, budgets in columns, a table per text; sizes below."""
+    budgets = sorted({result["kept"] for result in results}, reverse=True)
+    methods = list(dict.fromkeys(result["method"] for result in results))
+    cell = {(result["method"], result["kept"]): result for result in results}
+    first = results[0]
+    lines = []
+    for label, dense in first["metrics"]["dense"]["texts"].items():
+        lines += [
+            f"{first['model']} on {label}: perplexity (KL to the dense model, nats per token), "
+            f"{dense['windows']} windows of {dense['length']} tokens, seed {first['seed']}; "
+            f"dense {dense['perplexity']:.4g}.",
+            "",
+            "| method | " + " | ".join(f"kept {kept:g}" for kept in budgets) + " |",
+            "|---|" + "---|" * len(budgets),
+        ]
+        for method in methods:
+            texts = [cell[method, kept]["metrics"]["compressed"]["texts"][label] for kept in budgets]
+            cells = [f"{text['perplexity']:.4g} ({text['kl']:.3f})" for text in texts]
+            lines.append(f"| {method} | " + " | ".join(cells) + " |")
+        lines.append("")
+    lines += ["| stored | dense | " + " | ".join(f"kept {kept:g}" for kept in budgets) + " |"]
+    lines += ["|---|---|" + "---|" * len(budgets)]
+    for name in ("parameters", "bytes"):
+        sizes = [first[name]["dense"], *(cell[methods[0], kept][name]["compressed"] for kept in budgets)]
+        lines.append(f"| {name} | " + " | ".join(f"{size:,}" for size in sizes) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _portable(result: Mapping[str, Any]) -> dict[str, Any]:
+    """The result without what is true of one machine or one moment only."""
+    local = ("model_dir", "stages", "seconds", "registered", "run_id")
+    return {name: value for name, value in result.items() if name not in local}

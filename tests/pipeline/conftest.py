@@ -1,0 +1,82 @@
+"""One pico model, one Prefect server and one cold run for all tests of the pipeline."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.config import RunConfig, SweepConfig
+from tests.pipeline import pico
+
+Run = Callable[..., Any]
+
+
+@pytest.fixture(scope="session")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> pico.Inputs:
+    """The model and the texts; not to be changed (see `pico.copy_inputs`)."""
+    return pico.make_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+@pytest.fixture(scope="session")
+def blank_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data directory with nothing but MLflow's tables, which take seconds to make."""
+    from tasks import tracking
+
+    home = tmp_path_factory.mktemp("blank") / "home"
+    with pico.environment(pico.clean_environment()):
+        tracking.check_tracking(home)
+    return home
+
+
+@pytest.fixture(scope="session")
+def server_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The environment in which this process speaks to a private Prefect server of its own."""
+    from flows import runtime
+
+    with pico.environment(pico.clean_environment()):
+        runtime.prepare_environment(tmp_path_factory.mktemp("server"))
+        runtime.start_early()
+        runtime.ready()
+        values = dict(os.environ)
+    yield values
+    with pico.environment(values):
+        runtime.stop()
+
+
+@pytest.fixture(scope="session")
+def run(server_environment: dict[str, str], blank_home: Path) -> Run:
+    """Runs settings as the command line does, in this process, and returns the result."""
+
+    def run_settings(settings: dict[str, Any]) -> Any:
+        from flows.command import run_command
+
+        if not (settings["home"] / "mlflow.db").exists():
+            settings["home"].mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(blank_home / "mlflow.db", settings["home"] / "mlflow.db")
+        kind = SweepConfig if "methods" in settings else RunConfig
+        with pico.environment(server_environment):
+            return run_command(kind(**settings), as_json=True)
+
+    return run_settings
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A data directory that does not exist yet."""
+    return tmp_path / "home"
+
+
+@pytest.fixture(scope="session")
+def cold_walk(inputs: pico.Inputs, tmp_path_factory: pytest.TempPathFactory) -> pico.Walk:
+    """A walk through all stages in an empty home; look at it, walk on in a `warm_home`."""
+    return pico.walk(inputs.settings(tmp_path_factory.mktemp("walk") / "home"))
+
+
+@pytest.fixture
+def warm_home(cold_walk: pico.Walk, home: Path) -> Path:
+    """A data directory with the artifacts of `cold_walk`, free to be changed."""
+    shutil.copytree(cold_walk.session.store.root, home / "store")
+    return home

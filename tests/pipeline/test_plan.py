@@ -1,0 +1,187 @@
+"""A plan says what a run would compute, and why, and touches nothing."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.config import SweepConfig
+from flows.plan import Planned, Planner, estimate
+from flows.plan_command import plan_as_run_or_sweep
+from flows.prepare import build_pipeline, open_workspace
+from tests.pipeline import pico
+
+Unit = tuple[str, str]
+
+
+def plan(settings: dict[str, Any]) -> list[Planned]:
+    pipeline, store, _ = pico.build(settings)
+    return Planner(store, settings.get("refresh", ())).plan(pipeline)
+
+
+def units(planned: list[Planned], *states: str) -> set[Unit]:
+    return {(unit.stage, unit.unit) for unit in planned if unit.state in states}
+
+
+def reasons(planned: list[Planned]) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for unit in planned:
+        if unit.state == "run":
+            found.setdefault(unit.stage, set()).add(unit.why)
+    return found
+
+
+def computed(walk: pico.Walk) -> set[Unit]:
+    return {(stage, unit) for stage, names in walk.computed.items() for unit in names}
+
+
+def test_an_empty_home_computes_everything(inputs: pico.Inputs, home: Path) -> None:
+    planned = plan(inputs.settings(home))
+    assert units(planned, "cached") == set()
+    assert len(planned) == sum(pico.UNITS.values())
+    assert {unit.stage for unit in planned if unit.state == "run"} == {"tokenise", "allocate"} | {
+        "evaluate"  # of the dense model, which waits for its text
+    } - {"evaluate"}
+    assert all("not computed before" in unit.why for unit in planned)
+    assert list((home / "store").glob("*/*/*/manifest.json")) == []
+
+
+def test_after_a_run_everything_is_cached_and_nothing_is_touched(
+    cold_walk: pico.Walk, inputs: pico.Inputs, warm_home: Path
+) -> None:
+    before = pico.tree(warm_home / "store")
+    planned = plan(inputs.settings(warm_home))
+    assert {unit.state for unit in planned} == {"cached"}
+    assert [unit.key for unit in planned] == [outcome.key for outcome in cold_walk.outcomes]
+    plan(inputs.settings(warm_home, seed=9, kept=0.3))
+    assert pico.tree(warm_home / "store") == before
+
+
+def longer_text(inputs: pico.Inputs) -> None:
+    with inputs.calibration.open("a", encoding="utf-8") as file:
+        file.write(pico.made_text(3, 100))
+
+
+def other_layer(inputs: pico.Inputs) -> None:
+    name = "model.layers.1.self_attn.k_proj.weight"
+    pico.change_weight(inputs.model, name, lambda weight: weight * 0.5)
+
+
+def other_setting(inputs: pico.Inputs) -> None:
+    file = inputs.model / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"rms_norm_eps": 1e-3}))
+
+
+def other_generation(inputs: pico.Inputs) -> None:
+    (inputs.model / "generation_config.json").write_text('{"max_new_tokens": 7}')
+
+
+@pytest.mark.parametrize(
+    ("change", "settings", "expected"),
+    [
+        (None, {"seed": 4}, {"tokenise": {"seed 3 → 4"}}),
+        (None, {"kept": 0.4}, {"allocate": {"kept 0.6 → 0.4"}}),
+        (None, {"samples": 6}, {"tokenise": {"samples 12 → 6"}}),
+        (None, {"products": "float32"}, {"collect": {"products float64 → float32"}}),
+        (None, {"refresh": ["whiten"]}, {"whiten": {"--refresh"}}),
+        (longer_text, {}, {"tokenise": {"text"}}),
+        (other_generation, {}, {"materialise": {"tokenizer and other files"}}),
+        (
+            other_layer,
+            {},
+            {
+                "collect": {"weights of the block", "weights of earlier blocks"},
+                "decompose": {"weight"},
+                "evaluate": {"dense model"},
+            },
+        ),
+    ],
+)
+def test_the_reason_is_named_and_the_run_computes_what_was_planned(
+    change: Callable[[pico.Inputs], None] | None,
+    settings: dict[str, Any],
+    expected: dict[str, set[str]],
+    inputs: pico.Inputs,
+    warm_home: Path,
+    tmp_path: Path,
+) -> None:
+    changed = pico.copy_inputs(inputs, tmp_path / "changed")
+    if change is not None:
+        change(changed)
+    wanted = changed.settings(warm_home, **settings)
+    planned = plan(wanted)
+    assert reasons(planned) == expected
+    found = computed(pico.walk(wanted))
+    assert units(planned, "run") <= found <= units(planned, "run", "waits")
+    waiting = [unit for unit in planned if unit.state == "waits"]
+    assert all(unit.why.endswith("; reused if that result is unchanged") for unit in waiting)
+    assert {unit.state for unit in plan(changed.settings(warm_home, **settings, refresh=[]))} == {
+        "cached"
+    }
+
+
+def test_another_configuration_names_the_architecture(
+    inputs: pico.Inputs, warm_home: Path, tmp_path: Path
+) -> None:
+    changed = pico.copy_inputs(inputs, tmp_path / "changed")
+    other_setting(changed)
+    found = reasons(plan(changed.settings(warm_home)))
+    assert found["collect"] == {"architecture"}
+    assert "decompose" not in found
+
+
+def test_a_lost_artifact_is_planned(inputs: pico.Inputs, warm_home: Path) -> None:
+    layer = "model.layers.2.mlp.up_proj"
+    folder = pico.artifact_folder(warm_home / "store", "decompose", layer)
+    (folder / "arrays/v/c.0.0").unlink()
+    planned = plan(inputs.settings(warm_home))
+    assert units(planned, "run") == {("decompose", layer)}
+    assert reasons(planned) == {"decompose": {"its artifact is damaged or incomplete"}}
+    shutil.rmtree(folder)
+    assert units(plan(inputs.settings(warm_home)), "run") == {("decompose", layer)}
+
+
+def sweep_settings(inputs: pico.Inputs, home: Path) -> dict[str, Any]:
+    settings = inputs.settings(home, methods=["svd", "asvd", "svd_llm"], kept=[0.8, 0.4])
+    return settings
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_a_sweep_lists_what_runs_share_once(
+    warm: bool, inputs: pico.Inputs, home: Path, warm_home: Path
+) -> None:
+    config = SweepConfig(**sweep_settings(inputs, warm_home if warm else home / "other"))
+    workspace = open_workspace(config)
+    planner = Planner(workspace.store)
+    planned = [u for run in config.runs() for u in planner.plan(build_pipeline(workspace, run))]
+    stages = [unit.stage for unit in planned]
+    assert stages.count("tokenise") == pico.UNITS["tokenise"]
+    assert stages.count("collect") == pico.UNITS["collect"]
+    assert stages.count("whiten") == 2 * pico.UNITS["whiten"]
+    assert stages.count("decompose") == 3 * pico.UNITS["decompose"]
+    assert stages.count("allocate") == 2
+    assert stages.count("realise") == 6 * pico.UNITS["realise"]
+    assert stages.count("evaluate") == 1 + 6
+    expected = estimate(planned, workspace)
+    assert expected.seconds > 0 and expected.memory > 0 and expected.disk > 0
+
+
+def test_the_command_takes_the_flags_of_run_and_of_sweep(
+    inputs: pico.Inputs, warm_home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    printed: list[Any] = []
+    given = inputs.settings(warm_home)
+    plan_as_run_or_sweep(given, None, False, printed.append)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == f"0 of {sum(pico.UNITS.values())} units to run"
+    assert lines[0].split()[:3] == ["tokenise", "cached", "2"]
+    plan_as_run_or_sweep(given | {"seed": 4}, None, False, printed.append)
+    text = capsys.readouterr().out
+    assert "seed 3 → 4" in text and "MB of memory" in text
+    plan_as_run_or_sweep(sweep_settings(inputs, warm_home), None, True, printed.append)
+    assert capsys.readouterr().out == ""
+    assert set(printed[0]) == {"units", "estimate"}
+    json.dumps(printed[0])

@@ -1,0 +1,303 @@
+"""What is cached is reused, exactly what changed is computed, and a run that was killed goes on."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from storage.gc import collect_garbage
+from tests.pipeline import pico
+
+LAST = pico.BLOCKS - 1
+
+
+def layer_names(block: int) -> set[str]:
+    inside = [f"self_attn.{name}_proj" for name in "qkvo"]
+    inside += [f"mlp.{name}_proj" for name in ("gate", "up", "down")]
+    return {f"model.layers.{block}.{name}" for name in inside}
+
+
+def test_a_cold_run_computes_everything_and_a_warm_one_nothing(
+    cold_walk: pico.Walk, inputs: pico.Inputs, warm_home: Path
+) -> None:
+    assert {stage: len(units) for stage, units in cold_walk.computed.items()} == pico.UNITS
+    before = pico.tree(warm_home / "store")
+    warm = pico.walk(inputs.settings(warm_home))
+    assert warm.computed == {}
+    assert warm.digests == cold_walk.digests
+    assert pico.tree(warm_home / "store") == before
+    assert pico.scratch_left(warm_home / "store") == []
+
+
+def test_two_homes_hold_the_same_bytes(
+    cold_walk: pico.Walk, inputs: pico.Inputs, home: Path
+) -> None:
+    again = pico.walk(inputs.settings(home))
+    assert again.digests == cold_walk.digests
+    assert pico.payload(home / "store") == pico.payload(cold_walk.session.store.root)
+
+
+@pytest.mark.parametrize(
+    ("changes", "computed"),
+    [
+        ({"kept": 0.4}, {"allocate", "realise", "materialise", "evaluate"}),
+        ({"method": "asvd"}, {"whiten", "decompose", "realise", "materialise", "evaluate"}),
+        ({"method": "svd"}, {"decompose", "realise", "materialise", "evaluate"}),
+        ({"batch_size": 1}, set()),
+        ({"seed": 4}, set(pico.UNITS) - {"allocate"}),
+        ({"products": "float32"}, set(pico.UNITS) - {"allocate", "tokenise"}),
+        ({"eval_windows": 4}, {"tokenise", "evaluate"}),
+        ({"refresh": ["whiten", "materialise"]}, {"whiten", "materialise"}),
+    ],
+)
+def test_a_change_computes_what_depends_on_it(
+    changes: dict[str, Any],
+    computed: set[str],
+    cold_walk: pico.Walk,
+    inputs: pico.Inputs,
+    warm_home: Path,
+) -> None:
+    changed = pico.walk(inputs.settings(warm_home, **changes))
+    assert set(changed.computed) == computed
+    if changes.get("method") == "asvd":
+        assert (
+            changed.digests[("collect", "model.layers.0.self_attn.q_proj")]
+            == (cold_walk.digests[("collect", "model.layers.0.self_attn.q_proj")])
+        )
+    if "seed" in changes:
+        assert changed.computed["tokenise"] == {"calibration"}
+        assert changed.computed["evaluate"] == {"compressed on evaluation.txt"}
+    assert pico.scratch_left(warm_home / "store") == []
+
+
+def test_refreshing_what_is_not_there_computes_it(inputs: pico.Inputs, home: Path) -> None:
+    found = pico.walk(inputs.settings(home, method="svd", refresh=["decompose"]))
+    assert len(found.computed["decompose"]) == pico.UNITS["decompose"]
+
+
+def test_moved_and_saved_again_is_the_same_model(
+    cold_walk: pico.Walk, inputs: pico.Inputs, warm_home: Path, tmp_path: Path
+) -> None:
+    moved = pico.copy_inputs(inputs, tmp_path / "elsewhere")
+    pico.change_weight(moved.model, "model.norm.weight", lambda weight: weight)
+    config = json.loads((moved.model / "config.json").read_text())
+    config["torch_dtype"] = config.pop("dtype")  # as older versions of transformers wrote it
+    config["transformers_version"] = "5.0.0"
+    (moved.model / "config.json").write_text(json.dumps(config))
+    assert pico.walk(moved.settings(warm_home)).computed == {}
+
+
+@pytest.mark.parametrize("block", range(pico.BLOCKS))
+def test_a_changed_weight_computes_its_block_and_what_comes_after(
+    block: int, cold_walk: pico.Walk, inputs: pico.Inputs, warm_home: Path, tmp_path: Path
+) -> None:
+    changed = pico.copy_inputs(inputs, tmp_path / "changed")
+    layer = f"model.layers.{block}.mlp.up_proj"
+    pico.change_weight(changed.model, f"{layer}.weight", lambda weight: weight * 1.5)
+    found = pico.walk(changed.settings(warm_home))
+    later = {n for b in range(block + 1, pico.BLOCKS) for n in layer_names(b)}
+    # in its own block only the input of down_proj is another one: early cut-off for all others
+    touched = later | {layer, f"model.layers.{block}.mlp.down_proj"}
+    assert "tokenise" not in found.computed
+    assert {int(tap.split(".")[2]) for tap in found.computed["collect"]} == set(
+        range(block, pico.BLOCKS)
+    )
+    assert found.computed["whiten"] == touched & found.names("whiten")
+    assert found.computed["decompose"] == touched
+    assert found.computed["realise"] == touched
+    assert pico.scratch_left(warm_home / "store") == []
+    fresh = pico.walk(changed.settings(tmp_path / "fresh"))
+    assert fresh.digests == found.digests
+
+
+def flip(folder: Path) -> None:
+    chunk = folder / "arrays/v/c.0.0"
+    data = bytearray(chunk.read_bytes())
+    data[len(data) // 2] ^= 1
+    chunk.write_bytes(data)
+
+
+def remove_chunk(folder: Path) -> None:
+    (folder / "arrays/v/c.0.0").unlink()
+
+
+def cut_manifest(folder: Path) -> None:
+    file = folder / "manifest.json"
+    file.write_bytes(file.read_bytes()[:-40])
+
+
+@pytest.mark.parametrize(
+    ("damage", "lines"), [(flip, 1), (remove_chunk, 1), (cut_manifest, 1), (shutil.rmtree, 0)]
+)
+def test_a_damaged_artifact_alone_is_computed_again(
+    damage: Callable[[Path], None],
+    lines: int,
+    cold_walk: pico.Walk,
+    inputs: pico.Inputs,
+    warm_home: Path,
+) -> None:
+    layer = "model.layers.1.mlp.up_proj"
+    damage(pico.artifact_folder(warm_home / "store", "decompose", layer))
+    found = pico.walk(inputs.settings(warm_home))
+    assert len(found.problems) == lines
+    assert all("decompose" in line and "\n" not in line for line in found.problems)
+    assert found.computed == {"decompose": {layer}}
+    assert found.digests == cold_walk.digests
+
+
+@pytest.mark.parametrize("block", range(pico.BLOCKS))
+def test_lost_statistics_alone_are_measured_again(
+    block: int, cold_walk: pico.Walk, inputs: pico.Inputs, warm_home: Path
+) -> None:
+    tap = f"model.layers.{block}.self_attn.o_proj"
+    shutil.rmtree(pico.artifact_folder(warm_home / "store", "collect", tap))
+    found = pico.walk(inputs.settings(warm_home))
+    assert found.computed == {"collect": {tap}}
+    assert found.digests == cold_walk.digests
+    assert pico.scratch_left(warm_home / "store") == []
+
+
+@pytest.mark.parametrize("batch_size", [1, 5])
+def test_batch_size_changes_rounding_only(
+    batch_size: int, cold_walk: pico.Walk, inputs: pico.Inputs, home: Path
+) -> None:
+    found = pico.walk(inputs.settings(home, batch_size=batch_size))
+    expected = cold_walk.metrics()
+    assert found.metrics()["perplexity"] == pytest.approx(expected["perplexity"], rel=1e-6)
+    assert found.metrics()["kl"] == pytest.approx(expected["kl"], rel=1e-5)
+
+
+def copy_packages(folder: Path) -> Path:
+    for package in ("compress_core", "storage", "tasks", "flows"):
+        shutil.copytree(
+            pico.ROOT / package,
+            folder / package,
+            ignore=shutil.ignore_patterns("__pycache__"),
+        )
+    return folder
+
+
+WALK = """
+import json, sys
+from pathlib import Path
+from tests.pipeline import pico
+import compress_core
+assert compress_core.__file__.startswith(sys.argv[1]), compress_core.__file__
+from flows.config import RunConfig, SweepConfig
+from flows.plan import Planner
+from flows.prepare import build_pipeline, open_workspace
+settings = json.loads(sys.argv[2])
+workspace = open_workspace(RunConfig(**settings))
+planned = Planner(workspace.store).plan(build_pipeline(workspace, RunConfig(**settings)))
+why = sorted({f"{unit.stage}: {unit.why}" for unit in planned if unit.state == "run"})
+computed = pico.walk(settings).computed
+print(json.dumps({"why": why, "computed": sorted(computed)}))
+"""
+
+
+def walk_with(code: Path, settings: dict[str, Any]) -> dict[str, list[str]]:
+    """Plans and walks in a process that runs the packages in ``code``."""
+    (code / "walk.py").write_text(WALK)
+    if not (code / "tests").exists():
+        (code / "tests").mkdir()
+        shutil.copytree(pico.ROOT / "tests/pipeline", code / "tests/pipeline")
+    given = json.loads(json.dumps(settings, default=str))
+    done = subprocess.run(
+        [sys.executable, "-c", WALK, str(code), json.dumps(given)],
+        capture_output=True,
+        text=True,
+        cwd=code,
+        env=pico.clean_environment(PYTHONPATH=str(code)),
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout))
+
+
+def test_words_about_code_change_no_key_and_numbers_in_it_do(
+    cold_walk: pico.Walk, inputs: pico.Inputs, warm_home: Path, tmp_path: Path
+) -> None:
+    code = copy_packages(tmp_path / "code")
+    for file in (code / "compress_core").rglob("*.py"):
+        text = file.read_text()
+        if text.startswith('"""') and file.name != "factored.py":
+            text = '"""Other words: ' + text[3:]
+        file.write_text(text.replace("\ndef ", "\n# a remark\ndef "))
+    assert walk_with(code, inputs.settings(warm_home)) == {"why": [], "computed": []}
+    whiten = code / "compress_core" / "whiten.py"
+    text = whiten.read_text()
+    assert "return SecondMoment(stats.gram / stats.tokens)" in text
+    whiten.write_text(
+        text.replace(
+            "return SecondMoment(stats.gram / stats.tokens)",
+            "return SecondMoment(stats.gram * (1.0 / stats.tokens))",
+        )
+    )
+    found = walk_with(code, inputs.settings(warm_home))
+    assert found["why"] == ["whiten: code of compress_core.whiten"]
+    assert "whiten" in found["computed"]
+    assert "collect" not in found["computed"] and "tokenise" not in found["computed"]
+
+
+HALT = """
+import os, signal, sys
+stage, unit, when = sys.argv[1:4]
+sys.argv[1:] = sys.argv[4:]
+from storage.draft import Draft
+commit = Draft.commit
+
+def halting(draft):
+    hit = draft.stage == stage and draft.unit == unit
+    if hit and when == "before":
+        os.kill(os.getpid(), signal.SIGKILL)
+    commit(draft)
+    if hit:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Draft.commit = halting
+import json
+from tests.pipeline import pico
+pico.walk(json.loads(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("stage", "unit", "when"),
+    [
+        ("collect", "model.layers.1.mlp.gate_proj", "before"),
+        ("scratch", "hidden states into block 2", "before"),
+        ("collect", f"model.layers.{LAST}.mlp.down_proj", "after"),
+        ("decompose", "model.layers.1.mlp.up_proj", "before"),
+    ],
+)
+def test_killed_at_any_moment_the_same_command_goes_on(
+    stage: str, unit: str, when: str, cold_walk: pico.Walk, inputs: pico.Inputs, home: Path
+) -> None:
+    settings, store = inputs.settings(home), home / "store"
+    process = subprocess.run(
+        [sys.executable, "-c", HALT, stage, unit, when, json.dumps(settings, default=str)],
+        cwd=pico.ROOT,
+        env=pico.clean_environment(PYTHONPATH=str(pico.ROOT)),
+        capture_output=True,
+        timeout=300,
+    )
+    assert process.returncode == -signal.SIGKILL, process.stderr
+    hidden = {folder.name for folder in pico.scratch_left(store)}
+    done = {file.parent.name for file in store.glob("*/*/*/manifest.json")} - hidden
+    assert len(done) > pico.UNITS["tokenise"]
+    found = pico.walk(settings)
+    assert {o.key for o in found.outcomes if o.state == "cached"} == done
+    assert (found.digests, found.problems) == (cold_walk.digests, [])
+    assert pico.payload(store) == pico.payload(cold_walk.session.store.root)
+    assert pico.scratch_left(store) == []
+    orphans = list((store / "tmp").iterdir())
+    assert len(orphans) == (1 if when == "before" else 0)
+    report = collect_garbage(found.session.store, {o.key for o in found.outcomes}, dry_run=False)
+    assert (report.removed, report.orphans) == ([], orphans)
+    assert list((store / "tmp").iterdir()) == []
