@@ -10,7 +10,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint test bench demo clean
+.PHONY: help setup lint test bench demo golden results clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
@@ -44,6 +44,13 @@ bench: $(STAMP) ## what is measured: tests/benchmarks
 
 demo: $(STAMP) ## train a small model, compress it with every method, print the table
 	$(BIN)/eigenpress demo
+
+golden: $(STAMP) ## write the methods' golden values again (say why in the commit)
+	$(BIN)/python -m tests.golden.make
+
+results: $(STAMP) ## the README's tables and plots; needs the real models beside the repository
+	for model in stories260K babyllama-1m wiki-llama-5m; do \
+		$(BIN)/eigenpress sweep --config docs/results/$$model.yaml --report docs/results/$$model || exit; done
 
 clean: ## remove .venv and every tool's cache; your data directory is not touched
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .import_linter_cache

@@ -1,1 +1,1 @@
-"""The mathematics of Eigenpress: decompositions, allocation, evaluation and the model formats they need."""
+"""The mathematics of Eigenpress: decompositions, allocation, evaluation, model formats."""

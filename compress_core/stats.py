@@ -1,4 +1,4 @@
-"""What is measured at a tap (an input that one or more linear layers share) while text runs through.
+"""What is measured at a tap (an input that one or more linear layers share).
 
 H = Σ x xᵀ and Σ |x| over calibration tokens, accumulated in float64 from the model's own dtype.
 """

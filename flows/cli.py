@@ -1,9 +1,10 @@
 """The command line. Whatever is heavy is imported inside the commands, so that --help is quick."""
 
 import json
+import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -16,14 +17,18 @@ from storage.errors import StorageError
 app = typer.Typer(
     name="eigenpress",
     help="Make causal language models smaller by decomposing their weights.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # its boxes leave a quarter of the line to the descriptions
 )
-app.add_typer(store_app)
+app.add_typer(store_app, no_args_is_help=False)  # or its help would be the error's one line
+
+INTERRUPTED = 130
+UsageError: Any = typer.BadParameter.__base__  # which module it is in depends on typer's version
 
 ConfigFile = Annotated[
-    Path | None, typer.Option("--config", help="YAML file with any of these settings", metavar="PATH")
+    Path | None,
+    typer.Option("--config", help="YAML file with any of these settings", metavar="PATH"),
 ]
 Json = Annotated[bool, typer.Option("--json", help="print JSON on stdout and nothing else there")]
 
@@ -31,7 +36,7 @@ Json = Annotated[bool, typer.Option("--json", help="print JSON on stdout and not
 @app.command()
 @with_flags(RunConfig)
 def run(given: dict[str, Any], *, config: ConfigFile = None, as_json: Json = False) -> None:
-    """Compress a model with one method at one budget, evaluate and register it."""
+    """Compress, evaluate and register a model: one method, one budget."""
     settings = build_config(RunConfig, given, config)
     result = execute(settings, as_json)
     if as_json:
@@ -41,7 +46,7 @@ def run(given: dict[str, Any], *, config: ConfigFile = None, as_json: Json = Fal
 @app.command()
 @with_flags(SweepConfig)
 def sweep(given: dict[str, Any], *, config: ConfigFile = None, as_json: Json = False) -> None:
-    """Run several methods at several budgets; what they share is computed once."""
+    """Run several methods at several budgets; shared work is done once."""
     settings = build_config(SweepConfig, given, config)
     results = execute(settings, as_json)
     if as_json:
@@ -51,7 +56,7 @@ def sweep(given: dict[str, Any], *, config: ConfigFile = None, as_json: Json = F
 @app.command()
 @with_flags(SweepConfig, RunConfig)
 def plan(given: dict[str, Any], *, config: ConfigFile = None, as_json: Json = False) -> None:
-    """Say what `run` or `sweep` with the same flags would compute, and why; compute nothing."""
+    """Say what `run` or `sweep` would compute, and why; compute nothing."""
     from flows.plan_command import plan_as_run_or_sweep
 
     plan_as_run_or_sweep(given, config, as_json, print_json)
@@ -86,7 +91,10 @@ def demo(
     home: Annotated[Path | None, typer.Option(help="data directory", metavar="DIR")] = None,
     as_json: Json = False,
 ) -> None:
-    """Train a small Llama on Python's own documentation, then compress it with every method."""
+    """Train a small Llama, then compress it with every method.
+
+    It is trained on the documentation and the sources of the Python that runs this.
+    """
     where = (home or default_home()).expanduser().absolute()
     start_runtime(where)
     from flows.command import demo_command
@@ -110,6 +118,8 @@ def start_runtime(home: Path) -> None:
     from flows.home import open_home
 
     open_home(home)
+    # What goes wrong is said by `main` in one line; Prefect's traceback goes to its server only.
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     runtime.prepare_environment(home)
     runtime.start_early()
 
@@ -122,18 +132,22 @@ def print_json(value: Any) -> None:
 def main() -> None:
     """Entry point: one line and exit code 2 for what the user can mend."""
     try:
-        app()
+        code = app(sys.argv[1:] or ["--help"], prog_name="eigenpress", standalone_mode=False)
+    except UsageError as error:
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context is not None else "eigenpress"
+        _fail(f"{error.format_message()} (see `{command} --help`)")
     except (CompressError, StorageError) as error:
         _fail(error)
     except RuntimeError as error:
         if type(error).__module__.partition(".")[0] not in ("flows", "tasks"):
             raise
         _fail(error)
-    except KeyboardInterrupt:
-        sys.stderr.write("eigenpress: interrupted; the same command goes on from here\n")
-        sys.exit(130)
+    if code == INTERRUPTED:  # typer's word for Ctrl-C
+        sys.stderr.write("\neigenpress: interrupted; the same command goes on from here\n")
+    sys.exit(code)
 
 
-def _fail(error: Exception) -> None:
+def _fail(error: Exception | str) -> NoReturn:
     sys.stderr.write(f"eigenpress: {' '.join(str(error).split())}\n")
     sys.exit(2)

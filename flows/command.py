@@ -17,9 +17,7 @@ def run_command(settings: Settings, as_json: bool) -> Any:
     else:
         assert isinstance(settings, RunConfig)
         runs = [settings]
-    check_methods(
-        settings, list({run.method: None for run in runs}), [run.kept for run in runs]
-    )
+    check_methods(settings, list({run.method: None for run in runs}), [run.kept for run in runs])
     workspace = open_workspace(settings)
     for run in runs:
         build_pipeline(workspace, run)

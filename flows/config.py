@@ -4,14 +4,16 @@ The same fields, in the same words, are flags, keys of a ``--config`` YAML file,
 Prefect shows for a deployment.
 """
 
+import difflib
 import os
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from compress_core.errors import ConfigError
+from compress_core.types import Budget
 
 Option = bool | int | float | str
 STAGES = (
@@ -58,7 +60,7 @@ class Settings(BaseModel):
     samples: int = Field(256, ge=1, description="calibration windows")
     length: int = Field(2048, ge=8, description="tokens per window, clipped to the model's context")
     seed: int = Field(3, ge=0, description="seed of every random choice")
-    bos: bool = Field(False, description="begin calibration windows with the beginning-of-text token")
+    bos: bool = Field(False, description="begin calibration windows with the tokenizer's bos")
     products: Literal["float64", "float32"] = Field(
         "float64", description="dtype of one batch's statistics; sums are always float64"
     )
@@ -72,7 +74,10 @@ class Settings(BaseModel):
     task_limit: int | None = Field(None, ge=1, description="documents per task")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, ...")
     batch_size: int = Field(8, ge=1, description="windows per forward")
-    home: Path = Field(default_factory=default_home, description="data directory")
+    home: Path = Field(
+        default_factory=default_home,
+        description="data directory; else EIGENPRESS_HOME or ~/.eigenpress",
+    )
     name: str | None = Field(None, description="name in the model registry")
     refresh: list[Stage] = Field(
         default_factory=list, description="stages to compute again even when cached"
@@ -87,6 +92,11 @@ class RunConfig(Settings):
     kept: float = Field(description="share of parameters that stays, in (0, 1]")
     output: Path | None = Field(None, description="where the model folder goes")
 
+    @model_validator(mode="after")
+    def _check_kept(self) -> Self:
+        Budget(self.kept, self.of)
+        return self
+
 
 class SweepConfig(Settings):
     """Several methods, several budgets, one collection of activations."""
@@ -94,6 +104,12 @@ class SweepConfig(Settings):
     methods: list[str] = Field(min_length=1, description="see `eigenpress methods`")
     kept: list[float] = Field(min_length=1, description="shares of parameters that stay")
     report: Path | None = Field(None, description="where the table and the plot go")
+
+    @model_validator(mode="after")
+    def _check_kept(self) -> Self:
+        for kept in self.kept:
+            Budget(kept, self.of)
+        return self
 
     def runs(self) -> list[RunConfig]:
         """One run per method and budget, methods outermost."""
@@ -113,17 +129,19 @@ def build_config(kind: type[T], given: dict[str, Any], file: Path | None) -> T:
 
     Args:
         kind: RunConfig or SweepConfig.
-        given: Flags that the user set.
+        given: Flags that the user set; options of the method are set one by one.
         file: The YAML file, or None.
 
     Raises:
         ConfigError: The file cannot be read, or a value is unknown, missing or out of range.
     """
     values = read_yaml(file) if file else {}
+    if isinstance(values.get("options"), dict) and "options" in given:
+        given = given | {"options": values["options"] | given["options"]}
     try:
         return kind(**(values | given))
     except ValidationError as error:
-        raise ConfigError(_one_line(error, file)) from None
+        raise ConfigError(_one_line(kind, error, file)) from None
 
 
 def read_yaml(file: Path) -> dict[str, Any]:
@@ -152,14 +170,18 @@ def write_yaml(config: BaseModel, file: Path) -> None:
     )
 
 
-def _one_line(error: ValidationError, file: Path | None) -> str:
+def _one_line(kind: type[Settings], error: ValidationError, file: Path | None) -> str:
     parts = []
     for problem in error.errors():
         name = ".".join(str(part) for part in problem["loc"]) or "configuration"
         if problem["type"] == "missing":
             parts.append(f"{name} is missing (--{name.replace('_', '-')} or `{name}:` in --config)")
         elif problem["type"] == "extra_forbidden":
-            parts.append(f"there is no setting called {name!r}")
+            near = difflib.get_close_matches(name, kind.model_fields, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            parts.append(f"there is no setting called {name!r}{hint}")
+        elif problem["type"] == "value_error":  # ours, a whole sentence
+            parts.append(str(problem["ctx"]["error"]))
         else:
             parts.append(f"{name}: {problem['msg'].lower()}, got {problem['input']!r}")
     where = f" (with --config {file})" if file else ""

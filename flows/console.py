@@ -132,10 +132,10 @@ def sweep_table(results: Sequence[Mapping[str, Any]]) -> Table:
     labels = list(results[0]["metrics"]["compressed"]["texts"])
     tasks = list(results[0]["metrics"]["compressed"]["tasks"])
     table = Table(box=None, pad_edge=False)
-    table.add_column("method")
-    columns = ["kept", *(f"perplexity {label}" for label in labels), *(f"KL {label}" for label in labels)]
-    for column in [*columns, *tasks, "parameters", "MB", "seconds", "reused"]:
-        table.add_column(column, justify="right")
+    table.add_column("method", no_wrap=True)
+    measures = [f"{measure} {label}" for measure in ("perplexity", "KL") for label in labels]
+    for column in ["kept", *measures, *tasks, "million parameters", "MB", "s", "reused"]:
+        table.add_column(column, justify="right", overflow="fold")
     for result in results:
         texts = result["metrics"]["compressed"]["texts"]
         scores = result["metrics"]["compressed"]["tasks"]
@@ -145,13 +145,23 @@ def sweep_table(results: Sequence[Mapping[str, Any]]) -> Table:
             f"{result['kept']:g}",
             *(f"{texts[label]['perplexity']:.4g}" for label in labels),
             *(f"{texts[label]['kl']:.3f}" for label in labels),
-            *(f"{scores[task].get('acc', float('nan')):.3f}" for task in tasks),
-            f"{result['parameters']['compressed']:,}",
+            *(_main_score(scores[task]) for task in tasks),
+            f"{result['parameters']['compressed'] / 1e6:.2f}",
             f"{result['bytes']['compressed'] / 1e6:.1f}",
             f"{result['seconds']:.1f}",
-            f"{cached} of {len(result['stages'])}",
+            f"{cached}/{len(result['stages'])}",
         )
     return table
 
 
-current_reporter: ContextVar[Reporter] = ContextVar("current_reporter", default=Reporter(stderr=True))
+def _main_score(scores: Mapping[str, float]) -> str:
+    """Accuracy where the task has one, else its first metric."""
+    return f"{scores['acc'] if 'acc' in scores else next(iter(scores.values())):.3f}"
+
+
+current_reporter: ContextVar[Reporter | None] = ContextVar("current_reporter", default=None)
+
+
+def get_reporter() -> Reporter:
+    """The reporter of the command in hand; a flow that a worker started reports to stderr."""
+    return current_reporter.get() or Reporter(stderr=True)

@@ -1,4 +1,4 @@
-"""The demonstration: train a small real Llama, then compress it with every method at three budgets."""
+"""The demonstration: train a small Llama, then compress it with every method at three budgets."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from prefect import flow
 from compress_core.hf.pretrain import PretrainSettings
 from compress_core.methods import METHODS
 from flows.config import SweepConfig
-from flows.console import current_reporter
+from flows.console import get_reporter
 from flows.home import open_home
 from flows.run import run_groups
 from flows.sweep import sweep_flow
@@ -31,7 +31,7 @@ def demo_flow(home: Path, settings: PretrainSettings) -> list[dict[str, Any]]:
         The results of the sweep.
     """
     open_home(home)
-    reporter = current_reporter.get()
+    reporter = get_reporter()
     session = Session(Store(home / "store", on_problem=reporter.say), listener=reporter.inside)
     group = train_group(settings)
     run_groups([group], session)

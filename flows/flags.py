@@ -51,10 +51,11 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     kind = _plain_type(field.annotation)
     flag = "--option" if name == "options" else "--" + name.replace("_", "-")
     flags = [f"{flag}/--no-{name.replace('_', '-')}"] if kind is bool else [flag]
-    help_text = (field.description or "") + _default_text(field)
+    help_text = (field.description or "") + _note(field)
     many = kind in (list, dict)
+    parsed: Any = list[str] if many else kind | None
     annotation = Annotated[
-        list[str] if many else Union[kind, None],  # noqa: UP007  made at run time
+        parsed,
         typer.Option(*flags, help=help_text, show_default=False, metavar=_metavar(name, kind)),
     ]
     return inspect.Parameter(
@@ -82,11 +83,20 @@ def _metavar(name: str, kind: Any) -> str | None:
     return words.get(name) or {int: "N", float: "X", Path: "PATH"}.get(kind, "TEXT")
 
 
-def _default_text(field: FieldInfo) -> str:
-    default = field.default
-    if field.is_required() or default in (None, PydanticUndefined) or default is False:
-        return ""
-    return f" [default: {default}]"
+def _note(field: FieldInfo) -> str:
+    """What may be given and what is taken when nothing is."""
+    parts = [" or ".join(_choices(field.annotation))]
+    if field.default not in (None, PydanticUndefined, False):
+        parts.append(f"default: {field.default}")
+    text = "; ".join(part for part in parts if part)
+    return f" ({text})" if text else ""
+
+
+def _choices(annotation: Any) -> list[str]:
+    """The words that a Literal, or a list of them, allows."""
+    if get_origin(annotation) is Literal:
+        return [str(word) for word in get_args(annotation)]
+    return [word for part in get_args(annotation) for word in _choices(part)]
 
 
 def _value(field: FieldInfo, value: Any) -> Any:

@@ -16,6 +16,11 @@ def open_home(home: Path) -> None:
         home.mkdir(parents=True, exist_ok=True)
         probe.touch()
         probe.unlink()
+    except (FileExistsError, NotADirectoryError):
+        raise StorePermissionError(
+            f"the data directory {home} is a file or lies below one; "
+            "choose another with --home or EIGENPRESS_HOME"
+        ) from None
     except OSError as error:
         raise StorePermissionError(
             f"cannot write to the data directory {home}: {error.strerror}; "

@@ -1,11 +1,11 @@
 """What a run or a sweep would do, unit by unit, and why; nothing is computed or written.
 
 A unit is cached, or to run with the parts of its key that changed, or it waits for an upstream unit
-that will run: it is then reused after all if that one's result turns out unchanged.
+that will run and is reused after all if that one's result turns out unchanged.
 """
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,18 +62,24 @@ class Planner:
         return found
 
     def _fate(self, unit: Unit, recipe: dict[str, Any], name: str) -> Planned:
-        waiting = sorted({up.stage for up in unit.upstream.values() if up not in self._done})
         candidates = self.store.candidates(unit.stage, unit.name)
+        waiting = {role: up for role, up in unit.upstream.items() if up not in self._done}
         if waiting:
-            earlier = "reused if that result is unchanged" if candidates else "not computed before"
-            return self._planned_as(unit, "waits", f"{', '.join(waiting)} runs; {earlier}", None)
+            changes = nearest_changes(recipe, candidates, {f"inputs.{role}" for role in waiting})
+            if changes == []:
+                stages = ", ".join(sorted({up.stage for up in waiting.values()}))
+                reason = f"{stages} runs; reused if that result is unchanged"
+                return self._planned_as(unit, "waits", reason, None)
+            return self._planned_as(unit, "run", say(changes), None)
         manifest = self.store.peek(name, unit.stage)
-        if manifest is not None and unit.stage not in self.refresh:
-            self._done[unit] = manifest
-            return self._planned_as(unit, "cached", "", name)
         if unit.stage in self.refresh:
             return self._planned_as(unit, "run", "--refresh", name)
-        return self._planned_as(unit, "run", why(recipe, name, candidates), name)
+        if manifest is not None:
+            self._done[unit] = manifest
+            return self._planned_as(unit, "cached", "", name)
+        if any(candidate.key == name for candidate in candidates):
+            return self._planned_as(unit, "run", "its artifact is damaged or incomplete", name)
+        return self._planned_as(unit, "run", say(nearest_changes(recipe, candidates)), name)
 
     def _planned_as(self, unit: Unit, state: str, reason: str, key: str | None) -> Planned:
         cost = unit.cost
@@ -92,14 +98,27 @@ class Planner:
         return f"pending {self._names[unit]}"
 
 
-def why(recipe: dict[str, Any], key: str, candidates: Iterable[Manifest]) -> str:
-    """Which parts of the key changed since the nearest earlier artifact of the same unit."""
-    earlier = list(candidates)
-    if not earlier:
+def nearest_changes(
+    recipe: dict[str, Any], candidates: Iterable[Manifest], unknown: Collection[str] = ()
+) -> list[Difference] | None:
+    """What changed since the nearest earlier artifact of the same unit; None if there is none.
+
+    Args:
+        recipe: The unit's recipe.
+        candidates: Its earlier artifacts.
+        unknown: Paths in the recipe that cannot be compared yet.
+    """
+    found = (
+        [change for change in differences(earlier.recipe, recipe) if change.path not in unknown]
+        for earlier in candidates
+    )
+    return min(found, key=len, default=None)
+
+
+def say(changes: Iterable[Difference] | None) -> str:
+    """The changes in words, each once."""
+    if changes is None:
         return "not computed before"
-    if any(manifest.key == key for manifest in earlier):
-        return "its artifact is damaged or incomplete"
-    changes = min((differences(manifest.recipe, recipe) for manifest in earlier), key=len)
     return ", ".join(dict.fromkeys(describe_change(change) for change in changes))
 
 

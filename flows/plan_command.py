@@ -40,7 +40,9 @@ def plan_as_run_or_sweep(
     check_methods(settings, settings.methods, settings.kept)
     workspace = open_workspace(settings)
     planner = Planner(workspace.store, settings.refresh)
-    planned = [unit for run in settings.runs() for unit in planner.plan(build_pipeline(workspace, run))]
+    planned = [
+        unit for run in settings.runs() for unit in planner.plan(build_pipeline(workspace, run))
+    ]
     expected = estimate(planned, workspace)
     if as_json:
         print_json({"units": [asdict(unit) for unit in planned], "estimate": asdict(expected)})
@@ -70,18 +72,17 @@ def _print(planned: list[Planned], expected: Estimate, notes: list[str]) -> None
 
 def list_methods(as_json: bool, print_json: Print) -> None:
     """A line per method: what it is, its paper, its options with their defaults."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, factory in METHODS.items():
         method = build_method(name)
-        options = {o: p.default for o, p in inspect.signature(factory).parameters.items()}
-        needs = bool(method.whiten.needs)
+        parameters = inspect.signature(factory).parameters
         rows.append(
             {
                 "name": name,
                 "summary": method.summary,
                 "paper": method.paper,
-                "options": options,
-                "needs_calibration": needs,
+                "options": {option: p.default for option, p in parameters.items()},
+                "needs_calibration": bool(method.whiten.needs),
             }
         )
     if as_json:
@@ -93,6 +94,6 @@ def list_methods(as_json: bool, print_json: Print) -> None:
     for row in rows:
         options = ", ".join(f"{name}={value}" for name, value in row["options"].items())
         paper = f"arXiv {row['paper']}" if row["paper"] else ""
-        needs = "needed" if row["needs_calibration"] else "not used"
-        table.add_row(row["name"], row["summary"], paper, needs, options)
+        calibration = "needed" if row["needs_calibration"] else "not used"
+        table.add_row(row["name"], row["summary"], paper, calibration, options)
     Console(highlight=False).print(table)

@@ -1,4 +1,4 @@
-"""Everything that can be refused is refused here, before a stage runs: settings, model, texts, tasks.
+"""What can be refused is refused here, before a stage runs: settings, model, texts, tasks.
 
 Also the place where a configuration becomes the groups of units that the flow then runs in order.
 """

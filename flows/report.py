@@ -40,15 +40,17 @@ def markdown_table(results: Sequence[Mapping[str, Any]]) -> str:
             "|---|" + "---|" * len(budgets),
         ]
         for method in methods:
-            texts = [cell[method, kept]["metrics"]["compressed"]["texts"][label] for kept in budgets]
+            measured = [cell[method, kept]["metrics"]["compressed"]["texts"] for kept in budgets]
+            texts = [by_label[label] for by_label in measured]
             cells = [f"{text['perplexity']:.4g} ({text['kl']:.3f})" for text in texts]
             lines.append(f"| {method} | " + " | ".join(cells) + " |")
         lines.append("")
     lines += ["| stored | dense | " + " | ".join(f"kept {kept:g}" for kept in budgets) + " |"]
     lines += ["|---|---|" + "---|" * len(budgets)]
     for name in ("parameters", "bytes"):
-        sizes = [first[name]["dense"], *(cell[methods[0], kept][name]["compressed"] for kept in budgets)]
-        lines.append(f"| {name} | " + " | ".join(f"{size:,}" for size in sizes) + " |")
+        sizes = [cell[methods[0], kept][name]["compressed"] for kept in budgets]
+        cells = [f"{size:,}" for size in (first[name]["dense"], *sizes)]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 

@@ -94,6 +94,10 @@ def save_run_record(home: Path, config: RunConfig, result: dict[str, Any]) -> Pa
     folder.mkdir(exist_ok=True)
     now = datetime.now(UTC)
     file = folder / f"{now:%Y%m%dT%H%M%S}-{uuid4().hex[:8]}.json"
-    record = {"created": now.isoformat(), "config": config.model_dump(mode="json"), "result": result}
+    record = {
+        "created": now.isoformat(),
+        "config": config.model_dump(mode="json"),
+        "result": result,
+    }
     replace_file(file, json.dumps(record, ensure_ascii=False, indent=1).encode())
     return file

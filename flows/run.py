@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from contextvars import ContextVar
 from itertools import groupby
 from time import perf_counter
-from typing import Any
+from typing import Any, cast
 
 from prefect import flow
 
 from compress_core.versions import library_versions
 from flows.config import RunConfig, write_yaml
-from flows.console import current_reporter
+from flows.console import get_reporter
 from flows.output import CONFIG_FILE, check_output
 from flows.prepare import Pipeline, Workspace, build_pipeline, check_methods, open_workspace
 from flows.results import collect_result, model_dir, save_run_record
@@ -51,7 +51,7 @@ def run_flow(config: RunConfig) -> dict[str, Any]:
     session = Session(
         workspace.store,
         refresh=config.refresh,
-        listener=current_reporter.get().inside,
+        listener=get_reporter().inside,
         info={"device": workspace.model.device, "versions": library_versions()},
         refreshed=workspace.refreshed,
     )
@@ -61,14 +61,15 @@ def run_flow(config: RunConfig) -> dict[str, Any]:
 
 def run_groups(groups: Sequence[Group], session: Session) -> list[Outcome]:
     """Runs groups in order, each as one Prefect task; a line per stage for the user."""
-    reporter = current_reporter.get()
+    reporter = get_reporter()
     outcomes: list[Outcome] = []
     for stage, members in groupby(groups, key=lambda group: group.stage):
         of_stage = list(members)
         reporter.start(stage, sum(len(group.units) for group in of_stage))
         try:
             for group in of_stage:
-                done = run_group.submit(stage, group.label, session, group).result()
+                future = run_group.submit(stage, group.label, session, group)
+                done = cast(list[Outcome], future.result())  # what the state holds, not the state
                 reporter.advance(done)
                 outcomes += done
         except BaseException:
@@ -86,7 +87,7 @@ def finish(
     started: float,
 ) -> dict[str, Any]:
     """Publishes the folder, tracks and registers the run, and keeps a record of it."""
-    config, reporter = pipeline.config, current_reporter.get()
+    config, reporter = pipeline.config, get_reporter()
     target = model_dir(pipeline, session)
     check_output(config, workspace.model.folder)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -107,7 +108,9 @@ def finish(
     ).result()
     seconds = perf_counter() - begun
     label = f"{registered['name']} version {registered['version']}"
-    outcome = Outcome("register", label, session.manifests[pipeline.folder].key, "computed", seconds)
+    outcome = Outcome(
+        "register", label, session.manifests[pipeline.folder].key, "computed", seconds
+    )
     reporter.advance([outcome])
     reporter.finish()
     result["stages"].append(

@@ -10,7 +10,9 @@ import typer
 from compress_core.errors import ConfigError
 from flows.config import default_home
 
-store_app = typer.Typer(name="store", help="Look into the store of artifacts.", no_args_is_help=True)
+store_app = typer.Typer(
+    name="store", help="Look into the store of artifacts.", no_args_is_help=True
+)
 
 Home = Annotated[Path | None, typer.Option("--home", help="data directory", metavar="DIR")]
 Json = Annotated[bool, typer.Option("--json", help="print JSON on stdout and nothing else there")]
@@ -42,13 +44,21 @@ def list_artifacts(
     manifests = sorted(_open(home).manifests(stage), key=lambda m: (m.created, m.stage, m.unit))
     if as_json:
         rows = [
-            {"key": m.key, "stage": m.stage, "unit": m.unit, "bytes": m.nbytes, "created": m.created}
+            {
+                "key": m.key,
+                "stage": m.stage,
+                "unit": m.unit,
+                "bytes": m.nbytes,
+                "created": m.created,
+            }
             for m in manifests
         ]
         typer.echo(json.dumps(rows, indent=1))
         return
     for m in manifests:
-        typer.echo(f"{m.key[:12]}  {m.stage:<12} {m.nbytes / 1e6:>10.3f} MB  {m.created[:19]}  {m.unit}")
+        typer.echo(
+            f"{m.key[:12]}  {m.stage:<12} {m.nbytes / 1e6:>10.3f} MB  {m.created[:19]}  {m.unit}"
+        )
     typer.echo(f"{len(manifests)} artifacts, {sum(m.nbytes for m in manifests) / 1e6:,.1f} MB")
 
 
@@ -61,13 +71,15 @@ def show_artifact(key: Key, home: Home = None) -> None:
 @store_app.command("why")
 def explain_artifact(key: Key, home: Home = None) -> None:
     """Show what an artifact was made from, and how it differs from the one made before it."""
-    from flows.plan import describe_change
+    from flows.plan import say
     from storage.keys import differences
     from storage.manifest import Manifest
 
     store = _open(home)
     manifest = store.resolve(key)
-    typer.echo(f"{manifest.key[:12]}  {manifest.stage} · {manifest.unit}  made {manifest.created[:19]}")
+    typer.echo(
+        f"{manifest.key[:12]}  {manifest.stage} · {manifest.unit}  made {manifest.created[:19]}"
+    )
     for name, value in manifest.recipe["settings"].items():
         text = str(value)
         typer.echo(f"  setting  {name} = {text if len(text) <= 60 else text[:57] + '…'}")
@@ -82,8 +94,8 @@ def explain_artifact(key: Key, home: Home = None) -> None:
     ]
     if earlier:
         before = max(earlier, key=lambda other: other.created)
-        changes = dict.fromkeys(describe_change(c) for c in differences(before.recipe, manifest.recipe))
-        typer.echo(f"  against {before.key[:12]}: changed {', '.join(changes)}")
+        changes = say(differences(before.recipe, manifest.recipe))
+        typer.echo(f"  against {before.key[:12]}: changed {changes}")
     depth = {manifest.key: 0}
     for entry in store.lineage(manifest.key):
         if not isinstance(entry, Manifest):

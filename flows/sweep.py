@@ -5,7 +5,7 @@ from typing import Any
 from prefect import flow
 
 from flows.config import SweepConfig
-from flows.console import current_reporter
+from flows.console import get_reporter
 from flows.prepare import build_pipeline, check_methods, open_workspace
 from flows.run import current_workspace, run_flow
 
@@ -35,9 +35,7 @@ def sweep_flow(config: SweepConfig) -> list[dict[str, Any]]:
     results = []
     try:
         for number, run in enumerate(runs, start=1):
-            current_reporter.get().say(
-                f"── {run.method} kept {run.kept:g}  (run {number} of {len(runs)})"
-            )
+            get_reporter().say(f"── {run.method} kept {run.kept:g}  (run {number} of {len(runs)})")
             results.append(run_flow(run))
     finally:
         current_workspace.reset(token)

@@ -166,9 +166,7 @@ class _Collect:
         store, key = work.session.store, recipe_key(scratch)
         if store.find(key, SCRATCH) is None:
             name = f"hidden states into block {self.block + 1}"
-            with store.draft(
-                key=key, stage=SCRATCH, unit=name, recipe=scratch, inputs={}
-            ) as draft:
+            with store.draft(key=key, stage=SCRATCH, unit=name, recipe=scratch, inputs={}) as draft:
                 put_tensor(draft, "hidden", hidden)
         self.tidy(work.session, recipe)
 

@@ -98,6 +98,10 @@ class _Decompose:
     def _metric(self, work: Work, unit: Unit) -> Metric:
         if "metric" not in unit.inputs:
             return Plain()
-        stats = get_stats(work.artifact(unit.inputs["statistics"])) if "statistics" in unit.inputs else None
+        stats = (
+            get_stats(work.artifact(unit.inputs["statistics"]))
+            if "statistics" in unit.inputs
+            else None
+        )
         metric = get_metric(work.artifact(unit.inputs["metric"]), stats)
         return metric.to(self.model.device)

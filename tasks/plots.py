@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, StrMethodFormatter
 
 from compress_core.types import LayerRef, Share
 
@@ -27,16 +29,19 @@ def plot_allocation(layers: Sequence[LayerRef], shares: Mapping[str, Share], fil
         axes.bar(places, heights, color=f"C{index % 10}", label=kind)
     axes.set_ylim(0, 1)
     axes.set_ylabel("kept share of the layer")
-    firsts = [
-        i for i, layer in enumerate(layers) if i == 0 or layers[i - 1].block != layer.block
-    ]
+    firsts = [i for i, layer in enumerate(layers) if i == 0 or layers[i - 1].block != layer.block]
     axes.set_xticks(firsts, [str(layers[i].block) for i in firsts])
     axes.set_xlabel("block")
-    axes.legend(ncols=min(7, len(kinds)), loc="upper center", bbox_to_anchor=(0.5, 1.12), frameon=False)
+    figure.legend(loc="outside upper center", ncols=4, frameon=False)
     figure.savefig(file, dpi=120)
 
 
-def plot_sweep(results: Sequence[Mapping], file: Path) -> None:
+def _sparse_label(value: float, _: int | None) -> str:
+    """Labels 2 and 5 of each decade, so that a narrow range has numbers and a wide one no crowd."""
+    return f"{value:g}" if f"{value:e}"[0] in "25" else ""
+
+
+def plot_sweep(results: Sequence[Mapping[str, Any]], file: Path) -> None:
     """Perplexity against stored parameters, a line per method, dense as a level.
 
     Args:
@@ -57,9 +62,13 @@ def plot_sweep(results: Sequence[Mapping], file: Path) -> None:
     if "perplexity" in dense["metrics"]["dense"]:
         level = dense["metrics"]["dense"]["perplexity"]
         axes.axhline(level, color="black", linestyle=":", label="dense")
-    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    if high > 4 * low:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_formatter(FuncFormatter(_sparse_label))
     axes.set_xlabel("stored parameters, millions")
-    axes.set_ylabel("perplexity (log scale)")
+    axes.set_ylabel("perplexity")
     axes.grid(alpha=0.3, which="both")
     axes.legend(frameon=False)
     axes.set_title(dense["model"])

@@ -35,7 +35,10 @@ def realise_groups(
         Group(
             "realise",
             f"block {block}",
-            [_unit(model, method, layer, decomposed[layer.name], allocation, kept) for layer in layers],
+            [
+                _unit(model, method, layer, decomposed[layer.name], allocation, kept)
+                for layer in layers
+            ],
             compute,
         )
         for block in range(len(model.layout.blocks))

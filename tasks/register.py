@@ -79,8 +79,10 @@ def allocation_table(model: DenseModel, shares: Mapping[str, Share]) -> str:
     for layer in model.layout.layers:
         share = shares[layer.name]
         writer.writerow(
-            [layer.name, layer.block, layer.out_features, layer.in_features]
-            + ["" if share.rank is None else share.rank, share.cost(layer), layer.dense_cost]
+            [
+                *(layer.name, layer.block, layer.out_features, layer.in_features),
+                *("" if share.rank is None else share.rank, share.cost(layer), layer.dense_cost),
+            ]
         )
     return text.getvalue()
 

@@ -1,18 +1,18 @@
 """The Prefect task that covers one group of units.
 
-The store decides what is a hit; Prefect only shows it, as a state called Cached. Prefect's own result
-cache is off: it cannot know whether the artifact behind a record still exists.
+The store decides what is a hit; Prefect only shows it, as a state called Cached. Prefect's own
+result cache is off: it cannot know whether the artifact behind a record still exists.
 """
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, State
 
-from tasks.units import Group, Session
+from tasks.units import Group, Outcome, Session
 
 
 @task(cache_policy=NO_CACHE, persist_result=False, task_run_name="{stage} · {label}")
-def run_group(stage: str, label: str, session: Session, group: Group) -> State:
+def run_group(stage: str, label: str, session: Session, group: Group) -> State[list[Outcome]]:
     """Finds or computes the units of ``group``; the state's data are their outcomes.
 
     Args:

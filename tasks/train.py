@@ -1,6 +1,7 @@
 """Stage ``train``: the demonstration's model, for a machine that has none.
 
-A small Llama learns the standard library's documentation and sources; like every stage it is cached.
+A small Llama learns the standard library's documentation and sources; it is cached like any
+other stage.
 """
 
 import json

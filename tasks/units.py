@@ -188,9 +188,7 @@ class Session:
                 work.add(unit, key, recipe)
                 continue
             self.manifests[unit] = manifest
-            outcomes[unit] = Outcome(
-                unit.stage, unit.name, key, "cached", perf_counter() - started
-            )
+            outcomes[unit] = Outcome(unit.stage, unit.name, key, "cached", perf_counter() - started)
         if work.missing:
             try:
                 group.compute(work)

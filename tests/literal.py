@@ -1,4 +1,4 @@
-"""Our own transcriptions of the papers' formulas, as printed: slow, and only where they are defined."""
+"""Our own transcriptions of the papers' formulas, as printed: slow, for full-rank input only."""
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ def truncate(matrix: Tensor, rank: int) -> Tensor:
 
 
 def svd_llm(weight: Tensor, inputs: Tensor, rank: int) -> Tensor:
-    """arXiv 2403.07378, Algorithm 1: S = chol(X Xᵀ), W' = SVD_k(W S) S⁻¹; ``inputs`` (tokens, in)."""
+    """arXiv 2403.07378, Algorithm 1: S = chol(X Xᵀ), W' = SVD_k(W S) S⁻¹."""
     s = torch.linalg.cholesky(inputs.T @ inputs)
     return truncate(weight @ s, rank) @ torch.linalg.inv(s)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
@@ -71,11 +72,9 @@ def load_config(checkpoint: Checkpoint, trust_remote_code: bool = False) -> Pret
         return AutoConfig.from_pretrained(
             checkpoint.folder, trust_remote_code=trust_remote_code, local_files_only=True
         )
-    except (ValueError, OSError, KeyError) as error:
-        line = str(error).strip().splitlines()[0]
-        raise ModelError(
-            f"transformers cannot read {checkpoint.folder}/config.json: {line}"
-        ) from None
+    except (ValueError, TypeError, OSError, KeyError, StrictDataclassError) as error:
+        file = checkpoint.folder / "config.json"
+        raise ModelError(f"transformers cannot read {file}: {_reason(error)}") from error
 
 
 def model_dtype(checkpoint: Checkpoint, config: PretrainedConfig) -> torch.dtype:
@@ -124,6 +123,13 @@ def is_linear(module: nn.Module) -> bool:
     return type(module) is nn.Linear or type(module) is Conv1D
 
 
+def _reason(error: Exception) -> str:
+    """The first line of what transformers says; a strict configuration's own line is its cause."""
+    said = error.__cause__ if isinstance(error, StrictDataclassError) else error
+    line = (str(said).strip() or type(said).__name__).splitlines()[0]
+    return f"no {line}" if isinstance(said, KeyError) else line
+
+
 def _build(config: PretrainedConfig, dtype: torch.dtype, trust_remote_code: bool) -> Any:
     """The model without drawing its weights."""
     try:
@@ -132,10 +138,9 @@ def _build(config: PretrainedConfig, dtype: torch.dtype, trust_remote_code: bool
                 config, dtype=dtype, trust_remote_code=trust_remote_code
             ).eval()
     except (ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError) as error:
-        line = str(error).strip().splitlines()[0]
         raise ModelError(
             f"transformers builds no causal language model from this {config.model_type} "
-            f"config.json: {line}"
+            f"config.json: {_reason(error)}"
         ) from error
 
 
@@ -181,11 +186,13 @@ def _holds_linears(module: nn.Module) -> bool:
 
 @dataclass
 class _Observed:
+    """What a forward of fake tokens showed."""
+
     inputs: dict[int, tuple[Tensor, list[str]]]  # id -> (the tensor, kept alive, and its readers)
     tuple_output: bool = False
 
 
-def _observe(model: nn.Module, blocks: tuple[str, ...]) -> _Observed:
+def _observe(model: Any, blocks: tuple[str, ...]) -> _Observed:
     """Runs a few fake tokens and notes which linears read the same tensor."""
     observed = _Observed({})
     inner = {
@@ -203,34 +210,43 @@ def _observe(model: nn.Module, blocks: tuple[str, ...]) -> _Observed:
 
         return hook
 
-    given: dict[nn.Module, int] = {}  # how many tensors a block was called with
-
-    def note_call(block: nn.Module, args: Any, kwargs: Any) -> None:
-        given[block] = sum(1 for _ in tensors_in((args, kwargs)))
-
-    def note_output(block: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        observed.tuple_output = isinstance(output, tuple | list)
-        if sum(1 for _ in tensors_in((args, kwargs))) != given[block]:
-            raise ModelError(
-                f"the blocks of {type(model).__name__} leave tensors for later blocks beside their "
-                "hidden states, so it cannot be run block by block"
-            )
-
     for name, module in inner.items():
         module.register_forward_pre_hook(note_input(name))
     for path in blocks:
-        model.get_submodule(path).register_forward_pre_hook(note_call, with_kwargs=True)
-        model.get_submodule(path).register_forward_hook(note_output, with_kwargs=True)
+        _watch_block(model.get_submodule(path), type(model).__name__, observed)
     try:
         model.base_model(input_ids=torch.zeros(1, 8, dtype=torch.long), use_cache=False)
     except RuntimeError as error:  # shapes that do not fit, or a step that needs real numbers
-        line = str(error).strip().splitlines()[0]
         raise ModelError(
-            f"{type(model).__name__} cannot be followed without its weights: {line}"
+            f"{type(model).__name__} cannot be followed without its weights: {_reason(error)}"
         ) from error
     if not observed.inputs:
-        raise ModelError(f"text does not pass through {blocks[0]}, the blocks found in the model")
+        raise ModelError(
+            f"text passes through no linear layer of {blocks[0]} and its {len(blocks) - 1} "
+            f"likes, the longest list of blocks in {type(model).__name__}"
+        )
     return observed
+
+
+def _watch_block(block: nn.Module, architecture: str, observed: _Observed) -> None:
+    """Notes what kind of output a block has, and refuses one that hands on more than that."""
+    given = 0
+
+    def before(_: nn.Module, *call: Any) -> None:
+        nonlocal given
+        given = sum(1 for _ in tensors_in(call))
+
+    def after(_: nn.Module, *call: Any) -> None:
+        *arguments, output = call
+        observed.tuple_output = isinstance(output, tuple | list)
+        if sum(1 for _ in tensors_in(arguments)) != given:
+            raise ModelError(
+                f"the blocks of {architecture} leave tensors for later blocks beside their hidden "
+                "states, so it cannot be run block by block"
+            )
+
+    block.register_forward_pre_hook(before, with_kwargs=True)
+    block.register_forward_hook(after, with_kwargs=True)
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
@@ -244,7 +260,7 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
             yield from tensors_in(part)
 
 
-def _layers(model: nn.Module, blocks: tuple[str, ...], observed: _Observed) -> tuple[LayerRef, ...]:
+def _layers(model: Any, blocks: tuple[str, ...], observed: _Observed) -> tuple[LayerRef, ...]:
     layers: dict[str, LayerRef] = {}
     for _, readers in observed.inputs.values():
         for name in readers:

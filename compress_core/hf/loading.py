@@ -21,7 +21,7 @@ def load_model(
         trust_remote_code: Whether the folder's own Python may run.
     """
     logging.disable_progress_bar()  # we have our own, and stderr may be somebody's log
-    model = AutoModelForCausalLM.from_pretrained(
+    model: Any = AutoModelForCausalLM.from_pretrained(
         folder, dtype="auto", trust_remote_code=trust_remote_code, local_files_only=True
     )
     return model.to(device).eval()

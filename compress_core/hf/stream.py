@@ -57,7 +57,8 @@ class _Stub(nn.Module):
 
     def hands_on_to(self, other: "_Stub") -> bool:
         """Whether what this one returned is what the other one received, untouched."""
-        return self.passed is other.received and self.passed._version == self.version
+        passed = self.passed
+        return passed is not None and passed is other.received and passed._version == self.version
 
 
 def _with_hidden(call: Call, hidden: Tensor | None) -> Call:

@@ -39,9 +39,7 @@ def build_method(name: str, options: Mapping[str, OptionValue] | None = None) ->
     return METHODS[name](**values)
 
 
-def _read_option(
-    method: str, option: str, given: OptionValue, default: OptionValue
-) -> OptionValue:
+def _read_option(method: str, option: str, given: OptionValue, default: OptionValue) -> OptionValue:
     """``given`` as the type of the option's default."""
     wanted = type(default)
     if wanted is bool and isinstance(given, str) and given.lower() in ("true", "false"):

@@ -2,7 +2,8 @@
 
 Deviation: the paper whitens by the Cholesky factor of H = X Xᵀ and multiplies by its inverse; we
 reach the same optimum by projecting outputs (see ``decompose``), which needs neither, so nothing
-is added to H when it is singular. Equality with the literal formula, where that is defined, is a test.
+is added to H when it is singular. Equality with the literal formula, where that is defined, is a
+test.
 """
 
 from compress_core.method import Method

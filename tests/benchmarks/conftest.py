@@ -1,4 +1,4 @@
-"""Benchmarks report ratios of things timed in one run, side by side; nothing here asserts a time."""
+"""Benchmarks report multiples of things timed in one run; nothing here asserts a time."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -42,6 +42,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         return
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(ROWS, indent=1) + "\n")
-    terminalreporter.section("benchmarks (ratios; more than 1 is better for 'faster')")
+    terminalreporter.section("benchmarks")
     for row in ROWS:
         terminalreporter.write_line("  ".join(f"{name}: {value}" for name, value in row.items()))

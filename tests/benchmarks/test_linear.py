@@ -14,7 +14,10 @@ def test_forward(kept: float, tokens: int, bench: Bench) -> None:
     """One decoding step (1 token) and a prefill (512 tokens) of a 2048x2048 layer, float32."""
     size = 2048
     rank = int(kept * size * size) // (2 * size)
-    dense, compressed = nn.Linear(size, size, bias=False), FactoredLinear(size, size, rank, bias=False)
+    dense, compressed = (
+        nn.Linear(size, size, bias=False),
+        FactoredLinear(size, size, rank, bias=False),
+    )
     for parameter in compressed.parameters():
         nn.init.normal_(parameter)
     inputs = torch.randn(tokens, size)

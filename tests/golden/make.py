@@ -1,7 +1,7 @@
 """Golden values: what each method makes of one fixed layer. ``make golden`` writes them again.
 
-The layer and its inputs come from NumPy's generator, whose stream is guaranteed, so that the numbers
-can be compared on any machine.
+The layer and its inputs come from NumPy's generator, whose stream is guaranteed, so that the
+numbers can be compared on any machine.
 """
 
 import json
@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from compress_core.decompose import Prepared, ReadRows
 from compress_core.methods import METHODS, build_method
 from compress_core.stats import InputAccumulator
 from compress_core.types import LayerRef, Share
@@ -17,6 +18,11 @@ from compress_core.types import LayerRef, Share
 FILE = Path(__file__).with_name("values.json")
 SHAPES = {"wide": (12, 20), "tall": (20, 12)}
 RANKS = (1, 3, 6)
+
+
+def first_rows(prepared: Prepared) -> ReadRows:
+    """Reads a decomposition from memory, as the store would from disk."""
+    return lambda name, rows: prepared.arrays[name][:rows]
 
 
 def golden_values(name: str) -> dict[str, dict[str, list[float]]]:
@@ -36,8 +42,7 @@ def golden_values(name: str) -> dict[str, dict[str, list[float]]]:
         probe = torch.linspace(-1, 1, in_features, dtype=torch.float64)
         values[label] = {"loss": prepared.loss.tolist()}
         for rank in RANKS:
-            arrays = prepared.arrays
-            low = method.decompose.realise(lambda n, rows, a=arrays: a[n][:rows], Share(rank))
+            low = method.decompose.realise(first_rows(prepared), Share(rank))
             outputs = low.u.double() @ (low.v.double() @ probe)
             values[label][f"outputs at rank {rank}"] = outputs.tolist()
     return values

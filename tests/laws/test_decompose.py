@@ -13,6 +13,7 @@ from compress_core.stats import InputAccumulator, InputStats
 from compress_core.types import Share
 from compress_core.whiten import Metric, OutputError, Plain
 from tests import literal
+from tests.golden.make import first_rows
 
 SHAPES = [(24, 40), (40, 24), (32, 32), (8, 64), (64, 8)]
 
@@ -38,7 +39,7 @@ def product(weight: Tensor, metric: Metric, rank: int, of: int | None = None) ->
     """The realised weight at ``rank``, from a decomposition that went to rank ``of``."""
     decomposer = ProjectOutputs()
     prepared = decomposer.prepare(weight, metric, of or rank)
-    low = decomposer.realise(lambda name, rows: prepared.arrays[name][:rows], Share(rank))
+    low = decomposer.realise(first_rows(prepared), Share(rank))
     return low.u.double() @ low.v.double()
 
 

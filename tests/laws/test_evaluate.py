@@ -20,7 +20,7 @@ class Table(nn.Module):
 
     def __init__(self, logits: Tensor) -> None:
         super().__init__()
-        self.register_buffer("logits", logits)
+        self.logits = logits
 
     def forward(self, input_ids: Tensor, use_cache: bool) -> SimpleNamespace:
         assert not use_cache and not self.training and torch.is_inference_mode_enabled()

@@ -97,7 +97,7 @@ def test_it_learns_more_than_how_often_each_token_comes(texts, trained) -> None:
 
 def test_the_folder_is_an_ordinary_llama(trained) -> None:
     folder, _ = trained
-    model = AutoModelForCausalLM.from_pretrained(folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder)
     assert type(model) is LlamaForCausalLM
     assert model.config.tie_word_embeddings
     assert model.config.num_key_value_heads == MICRO.key_value_heads

@@ -1,0 +1,157 @@
+"""`eigenpress store`: what people see of the store, and that freeing keeps what is needed."""
+
+import json
+import shutil
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from compress_core.errors import ConfigError
+from flows.store_commands import store_app
+from tests.pipeline import pico
+from tests.pipeline.conftest import Run
+
+TOTAL = sum(pico.UNITS.values())
+
+
+def call(home: Path, *words: str) -> Result:
+    with pico.environment(pico.clean_environment()):
+        return CliRunner().invoke(store_app, [*words, "--home", str(home)], catch_exceptions=False)
+
+
+def key_of(walk: pico.Walk, stage: str, unit: str) -> str:
+    return next(o.key for o in walk.outcomes if (o.stage, o.unit) == (stage, unit))
+
+
+def test_ls_lists_artifacts(cold_walk: pico.Walk, warm_home: Path) -> None:
+    lines = call(warm_home, "ls").stdout.splitlines()
+    assert len(lines) == TOTAL + 1
+    assert lines[-1].startswith(f"{TOTAL} artifacts, ")
+    rows = json.loads(call(warm_home, "ls", "--json", "--stage", "whiten").stdout)
+    assert {row["key"] for row in rows} == {
+        o.key for o in cold_walk.outcomes if o.stage == "whiten"
+    }
+
+
+def test_show_prints_the_manifest(cold_walk: pico.Walk, warm_home: Path) -> None:
+    key = key_of(cold_walk, "allocate", "model")
+    shown = json.loads(call(warm_home, "show", key[:10]).stdout)
+    assert (shown["key"], shown["recipe"]["settings"]["kept"]) == (key, 0.6)
+
+
+def test_why_shows_settings_code_and_lineage(cold_walk: pico.Walk, warm_home: Path) -> None:
+    layer = "model.layers.1.self_attn.k_proj"
+    text = call(warm_home, "why", key_of(cold_walk, "decompose", layer)[:12]).stdout
+    assert f"decompose · {layer}" in text
+    assert "source   weight = xxh3:" in text
+    assert "compress_core.decompose" in text
+    tap = "model.layers.1.self_attn.q_proj"
+    for stage, unit in (("whiten", tap), ("collect", tap), ("tokenise", "calibration")):
+        assert f"{key_of(cold_walk, stage, unit)[:12]}  {stage} · {unit}" in text
+    deep = call(warm_home, "why", key_of(cold_walk, "materialise", "model")).stdout
+    assert sum(" decompose · " in line for line in deep.splitlines()) == pico.UNITS["decompose"]
+
+
+def test_why_names_what_changed(inputs: pico.Inputs, warm_home: Path) -> None:
+    later = pico.walk(inputs.settings(warm_home, kept=0.4))
+    text = call(warm_home, "why", key_of(later, "allocate", "model")).stdout
+    assert "changed kept 0.6 → 0.4" in text
+
+
+def test_why_reports_an_input_that_is_gone(cold_walk: pico.Walk, warm_home: Path) -> None:
+    layer = "model.layers.0.mlp.up_proj"
+    shutil.rmtree(pico.artifact_folder(warm_home / "store", "decompose", layer))
+    text = call(warm_home, "why", key_of(cold_walk, "realise", layer)).stdout
+    assert f"{key_of(cold_walk, 'decompose', layer)[:12]}  missing" in text
+
+
+@pytest.mark.parametrize("what", ["arrays/gram/c.0", "manifest.json"])
+def test_verify_finds_damage_wherever_it_is(what: str, warm_home: Path) -> None:
+    sound = call(warm_home, "verify")
+    assert (sound.exit_code, sound.stdout) == (0, f"{TOTAL} artifacts checked, 0 problems\n")
+    tap = "model.layers.0.mlp.down_proj"
+    file = pico.artifact_folder(warm_home / "store", "collect", tap) / what
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    damaged = call(warm_home, "verify")
+    assert damaged.exit_code == 1
+    assert damaged.stdout.endswith(" 1 problems\n")
+
+
+def test_no_store_is_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="there is no store"):
+        call(tmp_path / "nowhere", "ls")
+
+
+@pytest.fixture
+def used_home(run: Run, inputs: pico.Inputs, home: Path, warm_home: Path) -> dict[str, Any]:
+    """Runs: one registered and long ago, one recent, and a walk that nobody knows of."""
+    old = run(inputs.settings(warm_home))
+    for file in (home / "runs").glob("*.json"):
+        record = json.loads(file.read_text())
+        record["created"] = (datetime.now(UTC) - timedelta(days=30)).isoformat()
+        file.write_text(json.dumps(record))
+    recent = run(inputs.settings(warm_home, method="svd", kept=0.4))
+    unknown = pico.walk(inputs.settings(warm_home, seed=9))
+    return {"old": old, "recent": recent, "unknown": unknown}
+
+
+def freed(result: Result) -> set[str]:
+    return {line.split()[0] for line in result.stdout.splitlines()[:-1]}
+
+
+def test_gc_frees_what_no_registered_model_and_no_recent_run_reaches(
+    used_home: dict[str, Any], inputs: pico.Inputs, warm_home: Path
+) -> None:
+    needed = {s["key"] for name in ("old", "recent") for s in used_home[name]["stages"]}
+    unknown = {outcome.key for outcome in used_home["unknown"].outcomes} - needed
+    before = pico.tree(warm_home / "store")
+    dry = call(warm_home, "gc", "--dry-run")
+    assert freed(dry) == {key[:12] for key in unknown}
+    assert dry.stdout.splitlines()[-1].startswith("would free ")
+    assert pico.tree(warm_home / "store") == before
+    wet = call(warm_home, "gc")
+    assert freed(wet) == freed(dry)
+    assert wet.stdout.splitlines()[-1].startswith("freed ")
+    assert freed(call(warm_home, "gc")) == set()
+    for settings in ({}, {"method": "svd", "kept": 0.4}):
+        assert pico.walk(inputs.settings(warm_home, **settings)).computed == {}
+
+
+def test_gc_lets_go_of_runs_that_are_not_registered(
+    used_home: dict[str, Any], inputs: pico.Inputs, blank_home: Path, warm_home: Path
+) -> None:
+    shutil.copyfile(blank_home / "mlflow.db", warm_home / "other.db")
+    environment = pico.clean_environment(MLFLOW_TRACKING_URI=f"sqlite:///{warm_home / 'other.db'}")
+    with pico.environment(environment):  # a registry that knows of none of them
+        words = ["gc", "--dry-run", "--home", str(warm_home), "--recent-days", "7"]
+        found = freed(CliRunner().invoke(store_app, words, catch_exceptions=False))
+    recent = {s["key"][:12] for s in used_home["recent"]["stages"]}
+    old = {s["key"][:12] for s in used_home["old"]["stages"] if s["name"] != "register"}
+    assert old - recent <= found
+    assert not recent & found
+
+
+def test_gc_works_beside_a_damaged_artifact(
+    used_home: dict[str, Any], inputs: pico.Inputs, warm_home: Path
+) -> None:
+    folder = warm_home / "store/allocate"
+    file = next(
+        f
+        for s in used_home["old"]["stages"]
+        if s["name"] == "allocate"
+        for f in folder.glob(f"*/{s['key']}/manifest.json")
+    )
+    file.write_text(file.read_text()[:-9])
+    assert call(warm_home, "gc").stdout.splitlines()[-1].startswith("freed ")
+    assert pico.walk(inputs.settings(warm_home)).computed == {"allocate": {"model"}}
+
+
+def test_a_mistake_is_one_line_in_a_shell(tmp_path: Path) -> None:
+    process = pico.start(pico.arguments("store ls", {"home": tmp_path / "none"}), tmp_path)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err.count("\n")) == (2, "", 1)
