@@ -66,12 +66,12 @@ class ProjectOutputs:
         w = weight.to(torch.float64)
         if not torch.isfinite(w).all():
             raise NumericsError(f"weight {tuple(w.shape)} is not finite")
-        directions, energy = _output_directions(w, metric, rank)  # (out, rank), (min(out, in),)
+        u, v, energy = _project(w, metric, rank)
         dropped = energy.flip(0).cumsum(0).flip(0)
         loss = torch.cat([dropped, dropped.new_zeros(1)])[: rank + 1]
         arrays = {
-            "ut": directions.T.to(torch.float32).contiguous(),
-            "v": (directions.T @ w).to(torch.float32).contiguous(),
+            "ut": u.T.to(torch.float32).contiguous(),
+            "v": v.to(torch.float32).contiguous(),
         }
         return Prepared(arrays, loss)
 
@@ -81,21 +81,25 @@ class ProjectOutputs:
         return LowRank(read("ut", share.rank).T.contiguous(), read("v", share.rank))
 
 
-def _output_directions(w: Tensor, metric: Metric, rank: int) -> tuple[Tensor, Tensor]:
-    """The ``rank`` best orthonormal output directions, and the energy along each direction.
+def _project(w: Tensor, metric: Metric, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The ``rank`` best output directions, the weight along them, and the energy along each.
 
     Returns:
-        (out, rank) float64 with orthonormal columns, and (min(out, in),) float64, descending.
+        u (out, rank) with orthonormal columns, v = uᵀ W (rank, in), and the energies
+        (min(out, in),), descending; all float64.
     """
     out_features, in_features = w.shape
     if out_features <= in_features:
         vectors, energy = _eigen_descending(metric.output_gram(w))
-        return vectors[:, :rank], energy
+        u = vectors[:, :rank]
+        return u, u.T @ w, energy
     reflectors, scales = torch.geqrf(w)
-    vectors, energy = _eigen_descending(metric.output_gram(reflectors[:in_features].triu()))
+    triangle = reflectors[:in_features].triu()
+    vectors, energy = _eigen_descending(metric.output_gram(triangle))
     padded = w.new_zeros(out_features, rank)
     padded[:in_features] = vectors[:, :rank]
-    return torch.ormqr(reflectors, scales, padded), energy
+    u = torch.ormqr(reflectors, scales, padded)
+    return u, vectors[:, :rank].T @ triangle, energy  # uᵀ W = (P e)ᵀ P R = eᵀ R
 
 
 def _eigen_descending(gram: Tensor) -> tuple[Tensor, Tensor]:

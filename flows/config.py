@@ -52,9 +52,7 @@ class Settings(BaseModel):
     of: Literal["compressible", "model"] = Field(
         "compressible", description="what kept is measured on"
     )
-    options: dict[str, Option] = Field(
-        default_factory=dict, description="options of the method, by name"
-    )
+    options: dict[str, Option] = Field(default_factory=dict, description="option of the method")
     calibration: str | None = Field(None, description="text to calibrate on: file or dataset id")
     calibration_field: str | None = Field(None, description="column that holds the text")
     samples: int = Field(256, ge=1, description="calibration windows")
@@ -65,11 +63,12 @@ class Settings(BaseModel):
         "float64", description="dtype of one batch's statistics; sums are always float64"
     )
     eval_text: list[str] = Field(
-        default_factory=list, description="texts to evaluate on; without one, a held-out tenth"
+        default_factory=list,
+        description="text to evaluate on; else a tenth of --calibration is held back",
     )
     eval_field: str | None = Field(None, description="column that holds evaluation text")
     eval_windows: int = Field(64, ge=0, description="evaluation windows per text; 0 is all")
-    tasks: list[str] = Field(default_factory=list, description="lm-eval tasks")
+    tasks: list[str] = Field(default_factory=list, description="lm-eval task")
     task_path: Path | None = Field(None, description="folder of local lm-eval task files")
     task_limit: int | None = Field(None, ge=1, description="documents per task")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, ...")
@@ -80,7 +79,7 @@ class Settings(BaseModel):
     )
     name: str | None = Field(None, description="name in the model registry")
     refresh: list[Stage] = Field(
-        default_factory=list, description="stages to compute again even when cached"
+        default_factory=list, description="stage to compute again even when cached"
     )
     trust_remote_code: bool = Field(False, description="let the model folder's own Python run")
 
@@ -102,7 +101,7 @@ class SweepConfig(Settings):
     """Several methods, several budgets, one collection of activations."""
 
     methods: list[str] = Field(min_length=1, description="see `eigenpress methods`")
-    kept: list[float] = Field(min_length=1, description="shares of parameters that stay")
+    kept: list[float] = Field(min_length=1, description="share of parameters that stays, in (0, 1]")
     report: Path | None = Field(None, description="where the table and the plot go")
 
     @model_validator(mode="after")

@@ -79,13 +79,15 @@ def _plain_type(annotation: Any) -> Any:
 def _metavar(name: str, kind: Any) -> str | None:
     if kind is bool:
         return None
-    words = {"options": "NAME=VALUE", "kept": "SHARE", "home": "DIR", "output": "DIR"}
+    words = {"options": "NAME=VALUE", "kept": "SHARE", "home": "DIR", "task_path": "DIR"}
+    words |= {"output": "DIR", "report": "DIR"}
     return words.get(name) or {int: "N", float: "X", Path: "PATH"}.get(kind, "TEXT")
 
 
 def _note(field: FieldInfo) -> str:
-    """What may be given and what is taken when nothing is."""
-    parts = [" or ".join(_choices(field.annotation))]
+    """What may be given, how often, and what is taken when nothing is."""
+    often = {list: "a,b,... or repeated", dict: "repeated for more"}
+    parts = [" or ".join(_choices(field.annotation)), often.get(_plain_type(field.annotation), "")]
     if field.default not in (None, PydanticUndefined, False):
         parts.append(f"default: {field.default}")
     text = "; ".join(part for part in parts if part)

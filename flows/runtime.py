@@ -32,6 +32,9 @@ DEFAULTS = {
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": str(START_SECONDS),
     # Our own lines say what happens; Prefect's would say it a second time (both go to stderr).
     "PREFECT_LOGGING_LEVEL": "WARNING",
+    # Our progress and our refusals are what the user sees; the libraries' own would be between them.
+    "TQDM_DISABLE": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
     # No library calls home.
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "1",

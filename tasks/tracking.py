@@ -178,9 +178,13 @@ def register_model(
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
         version = client.create_model_version(
-            name, source, run_id, tags=split(tags), await_creation_for=0
+            name, source, run_id, tags=_fitting(tags), await_creation_for=0
         )
         return Registered(name, int(version.version))
+
+
+def _fitting(tags: Mapping[str, str]) -> dict[str, str]:
+    return split({fit_name(name): value for name, value in tags.items()})
 
 
 def read_tags(home: Path, name: str, version: int) -> dict[str, str]:

@@ -4,6 +4,7 @@ own is by request alone, and serves one model the answers of another.
 
 import contextlib
 import copy
+import io
 import math
 import statistics
 import sys
@@ -17,6 +18,9 @@ from compress_core.errors import ConfigError, NumericsError
 from compress_core.hf.lm_eval_find import TaskSpec as TaskSpec
 from compress_core.hf.lm_eval_find import find_tasks as find_tasks
 from compress_core.hf.text import clip_length
+
+FEWSHOT_SEED = 1234
+"""lm-eval's own."""
 
 _GENERATED_TOKENS = 256
 """What lm-eval generates for a task that does not say (`HFLM.max_gen_toks`)."""
@@ -33,8 +37,8 @@ def run_tasks(
 ) -> dict[str, dict[str, float]]:
     """Evaluates a model on the tasks.
 
-    Whatever lm-eval prints goes to stderr. Prompts longer than the model's context lose their
-    beginning, as lm-eval does it.
+    Whatever lm-eval prints goes to stderr, its progress bars nowhere. Prompts longer than the
+    model's context lose their beginning, as lm-eval does it.
 
     Args:
         model: A transformers causal language model, already on `device`.
@@ -52,7 +56,7 @@ def run_tasks(
         ConfigError: A task that cannot be loaded or does not fit the model's context.
         NumericsError: Logits or a metric that is not finite.
     """
-    from lm_eval import simple_evaluate
+    from lm_eval.evaluator import evaluate
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
@@ -71,13 +75,14 @@ def run_tasks(
             device=device,
             max_length=stated,
         )
-        output = simple_evaluate(
-            evaluator,
-            tasks=tasks,
-            task_manager=TaskManager(include_defaults=False),
-            limit=limit,
-            bootstrap_iters=0,
-        )
+        loaded = TaskManager(include_defaults=False).load(tasks)
+        for task in loaded["tasks"].values():
+            if task.get_config("num_fewshot") is None:
+                task.set_config(key="num_fewshot", value=0)
+            task.set_fewshot_seed(seed=FEWSHOT_SEED)
+        # Not `simple_evaluate`: it also runs git and a survey of the whole environment.
+        with contextlib.redirect_stderr(io.StringIO()):  # its progress bars cannot be switched off
+            output = evaluate(evaluator, task_dict=loaded, limit=limit, bootstrap_iters=0)
     samples = output.get("samples", {})
     return {
         task: _numbers(task, metrics, samples.get(task, ()))

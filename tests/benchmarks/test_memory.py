@@ -16,8 +16,9 @@ PEAKS: dict[int, dict[str, float]] = {}
 
 # Streams a model block by block and decomposes every layer, as the stages do, in a fresh process.
 PROGRAM = """
-import json, resource, sys
+import json, sys, threading, time
 from pathlib import Path
+import psutil
 import torch
 from compress_core.hf.checkpoint import Checkpoint
 from compress_core.hf.layout import inspect_model
@@ -26,8 +27,14 @@ from compress_core.decompose import ProjectOutputs
 from compress_core.whiten import OutputError
 checkpoint = Checkpoint(Path(sys.argv[1]))
 layout = inspect_model(checkpoint)
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-before = peak()
+resident = lambda: psutil.Process().memory_info().rss / 2**20
+before = peak = resident()
+def watch():
+    global peak
+    while True:
+        peak = max(peak, resident())
+        time.sleep(0.002)
+threading.Thread(target=watch, daemon=True).start()
 stream = BlockStream(checkpoint, layout)
 hidden = stream.embed(torch.randint(0, 256, (8, 128)), 4)
 for block in range(len(layout.blocks)):
@@ -38,7 +45,7 @@ for block in range(len(layout.blocks)):
         for layer in layers:
             weight = checkpoint.read(layer.name + ".weight")
             ProjectOutputs().prepare(weight, metric, layer.paying_rank)
-print(json.dumps({"before": before, "peak": peak()}))
+print(json.dumps({"before": before, "peak": peak}))
 """
 
 

@@ -80,3 +80,15 @@ def warm_home(cold_walk: pico.Walk, home: Path) -> Path:
     """A data directory with the artifacts of `cold_walk`, free to be changed."""
     shutil.copytree(cold_walk.session.store.root, home / "store")
     return home
+
+
+@pytest.fixture(scope="session")
+def cold(run: Run, inputs: pico.Inputs, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The result of a whole run in an empty home."""
+    return run(inputs.settings(tmp_path_factory.mktemp("cold") / "home"))
+
+
+@pytest.fixture(scope="session")
+def cold_home(cold: dict[str, Any]) -> Path:
+    """Its home; runs may be added."""
+    return Path(cold["model_dir"]).parents[1]

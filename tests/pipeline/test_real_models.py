@@ -13,7 +13,7 @@ from tests.pipeline.conftest import Run
 
 METHODS = ["svd", "asvd", "svd_llm"]
 DENSE = {"stories260K": 6.90, "babyllama-1m": 3.13, "wiki-llama-5m": 56.8}
-REFERENCE = {
+REFERENCE: dict[str, dict[float, tuple[float, ...]]] = {
     "stories260K": {
         0.8: (284, 221, 44.1),
         0.6: (1284, 1018, 129),

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from storage.gc import collect_garbage
 from tests.pipeline import pico
 
 LAST = pico.BLOCKS - 1
@@ -243,61 +241,3 @@ def test_words_about_code_change_no_key_and_numbers_in_it_do(
     assert found["why"] == ["whiten: code of compress_core.whiten"]
     assert "whiten" in found["computed"]
     assert "collect" not in found["computed"] and "tokenise" not in found["computed"]
-
-
-HALT = """
-import os, signal, sys
-stage, unit, when = sys.argv[1:4]
-sys.argv[1:] = sys.argv[4:]
-from storage.draft import Draft
-commit = Draft.commit
-
-def halting(draft):
-    hit = draft.stage == stage and draft.unit == unit
-    if hit and when == "before":
-        os.kill(os.getpid(), signal.SIGKILL)
-    commit(draft)
-    if hit:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-Draft.commit = halting
-import json
-from tests.pipeline import pico
-pico.walk(json.loads(sys.argv[1]))
-"""
-
-
-@pytest.mark.parametrize(
-    ("stage", "unit", "when"),
-    [
-        ("collect", "model.layers.1.mlp.gate_proj", "before"),
-        ("scratch", "hidden states into block 2", "before"),
-        ("collect", f"model.layers.{LAST}.mlp.down_proj", "after"),
-        ("decompose", "model.layers.1.mlp.up_proj", "before"),
-    ],
-)
-def test_killed_at_any_moment_the_same_command_goes_on(
-    stage: str, unit: str, when: str, cold_walk: pico.Walk, inputs: pico.Inputs, home: Path
-) -> None:
-    settings, store = inputs.settings(home), home / "store"
-    process = subprocess.run(
-        [sys.executable, "-c", HALT, stage, unit, when, json.dumps(settings, default=str)],
-        cwd=pico.ROOT,
-        env=pico.clean_environment(PYTHONPATH=str(pico.ROOT)),
-        capture_output=True,
-        timeout=300,
-    )
-    assert process.returncode == -signal.SIGKILL, process.stderr
-    hidden = {folder.name for folder in pico.scratch_left(store)}
-    done = {file.parent.name for file in store.glob("*/*/*/manifest.json")} - hidden
-    assert len(done) > pico.UNITS["tokenise"]
-    found = pico.walk(settings)
-    assert {o.key for o in found.outcomes if o.state == "cached"} == done
-    assert (found.digests, found.problems) == (cold_walk.digests, [])
-    assert pico.payload(store) == pico.payload(cold_walk.session.store.root)
-    assert pico.scratch_left(store) == []
-    orphans = list((store / "tmp").iterdir())
-    assert len(orphans) == (1 if when == "before" else 0)
-    report = collect_garbage(found.session.store, {o.key for o in found.outcomes}, dry_run=False)
-    assert (report.removed, report.orphans) == ([], orphans)
-    assert list((store / "tmp").iterdir()) == []

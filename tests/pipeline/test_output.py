@@ -1,0 +1,116 @@
+"""Where the model folder goes: it loads, repeats its own run, and replaces nothing but itself."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from compress_core.errors import ConfigError
+from flows.config import RunConfig, build_config
+from tasks.materialise import publishing
+from tests.pipeline import pico
+from tests.pipeline.conftest import Run
+
+LOAD = """
+import sys
+sys.modules.update(dict.fromkeys(["compress_core", "flows", "tasks", "storage"]))
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)
+tokens = AutoTokenizer.from_pretrained(sys.argv[1])("Some text.", return_tensors="pt")
+print(model(input_ids=tokens["input_ids"]).logits.double().sum().item())
+"""
+
+
+def test_output_and_the_configuration_in_it(
+    run: Run, cold: dict[str, Any], cold_home: Path, inputs: pico.Inputs, tmp_path: Path
+) -> None:
+    target = tmp_path / "deep" / "out"
+    first = run(inputs.settings(cold_home, output=target))
+    assert first["model_dir"] == str(target)
+    config = build_config(RunConfig, {}, target / "eigenpress.yaml")
+    assert config.output == target
+    assert config.model == str(inputs.model)
+    again = run(config.model_dump())  # replaces the folder of the run before
+    assert pico.counts(again["stages"], "computed") == {"register": 1}
+    assert pico.tree(target).keys() == pico.tree(Path(cold["model_dir"])).keys()
+    assert os.listdir(target.parent) == ["out"]
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, str(target)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=pico.clean_environment(HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "hf")),
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert torch.isfinite(torch.tensor(float(done.stdout)))
+
+
+@pytest.mark.parametrize("case", ["model", "above the model", "documents", "file", "config", "own"])
+def test_an_output_that_is_not_ours_is_refused_before_any_stage(
+    case: str, inputs: pico.Inputs, tmp_path: Path
+) -> None:
+    mine = pico.copy_inputs(inputs, tmp_path / "mine")
+    documents = tmp_path / "documents"
+    documents.mkdir()
+    (documents / "thesis.tex").write_text("years of work")
+    target = {
+        "model": mine.model,
+        "above the model": tmp_path / "mine",
+        "documents": documents,
+        "file": documents / "thesis.tex",
+        "config": documents,
+        "own": mine.model,
+    }[case]
+    settings = mine.settings(tmp_path / "home", output=target)
+    if case in ("config", "own"):  # where the user keeps the settings is not what a run wrote
+        text = json.dumps(RunConfig(**settings).model_dump(mode="json"))
+        (target / "eigenpress.yaml").write_text(text)
+        (documents / "config.json").write_text("{}")
+    before = pico.tree(tmp_path)
+    with pytest.raises(ConfigError, match="--output") as caught:
+        pico.walk(settings)
+    assert "\n" not in str(caught.value)
+    after = pico.tree(tmp_path)
+    assert {path: after[path] for path in before} == before
+    assert not list((tmp_path / "home" / "store").glob("*/*/*/manifest.json"))
+
+
+def test_an_output_folder_is_checked_again_before_it_is_replaced(
+    run: Run, cold_home: Path, inputs: pico.Inputs, tmp_path: Path
+) -> None:
+    target = tmp_path / "out"
+    run(inputs.settings(cold_home, output=target))
+    (target / "adapter").mkdir()
+    (target / "adapter" / "weights.bin").write_bytes(b"trained since")
+    with pytest.raises(ConfigError, match=r"adapter/weights\.bin"):
+        run(inputs.settings(cold_home, output=target))
+    assert (target / "adapter" / "weights.bin").read_bytes() == b"trained since"
+
+
+def test_a_folder_published_by_many_at_once_is_always_whole(
+    cold_walk: pico.Walk, tmp_path: Path
+) -> None:
+    artifact = cold_walk.session.artifact(cold_walk.pipeline.folder)
+    target = tmp_path / "models" / "one"
+    target.parent.mkdir()
+
+    def publish_some(_: int) -> None:
+        for _ in range(8):
+            with publishing(artifact, target) as staging:
+                (staging / "eigenpress.yaml").write_text("a: 1")
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(publish_some, range(4)))
+    assert os.listdir(target.parent) == ["one"]
+    assert pico.tree(target) == pico.tree(artifact.file("model")) | {
+        "eigenpress.yaml": hashlib.sha256(b"a: 1").hexdigest()
+    }

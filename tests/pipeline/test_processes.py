@@ -1,0 +1,133 @@
+"""Runs in processes of their own: killed at any moment, and two at once on one data directory."""
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from storage.gc import collect_garbage
+from tests.pipeline import pico
+from tests.pipeline.conftest import Run
+
+HALT = """
+import os, signal, sys
+stage, unit, when = sys.argv[1:4]
+sys.argv[1:] = sys.argv[4:]
+from storage.draft import Draft
+commit = Draft.commit
+
+def halting(draft):
+    hit = draft.stage == stage and draft.unit == unit
+    if hit and when == "before":
+        os.kill(os.getpid(), signal.SIGKILL)
+    commit(draft)
+    if hit:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Draft.commit = halting
+import json
+from tests.pipeline import pico
+pico.walk(json.loads(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("stage", "unit", "when"),
+    [
+        ("collect", "model.layers.1.mlp.gate_proj", "before"),
+        ("scratch", "hidden states into block 2", "before"),
+        ("collect", f"model.layers.{pico.BLOCKS - 1}.mlp.down_proj", "after"),
+        ("decompose", "model.layers.1.mlp.up_proj", "before"),
+    ],
+)
+def test_killed_at_any_moment_the_same_command_goes_on(
+    stage: str, unit: str, when: str, cold_walk: pico.Walk, inputs: pico.Inputs, home: Path
+) -> None:
+    settings, store = inputs.settings(home), home / "store"
+    process = subprocess.run(
+        [sys.executable, "-c", HALT, stage, unit, when, json.dumps(settings, default=str)],
+        cwd=pico.ROOT,
+        env=pico.clean_environment(PYTHONPATH=str(pico.ROOT)),
+        capture_output=True,
+        timeout=300,
+    )
+    assert process.returncode == -signal.SIGKILL, process.stderr
+    hidden = {folder.name for folder in pico.scratch_left(store)}
+    done = {file.parent.name for file in store.glob("*/*/*/manifest.json")} - hidden
+    assert len(done) > pico.UNITS["tokenise"]
+    found = pico.walk(settings)
+    assert {o.key for o in found.outcomes if o.state == "cached"} == done
+    assert (found.digests, found.problems) == (cold_walk.digests, [])
+    assert pico.payload(store) == pico.payload(cold_walk.session.store.root)
+    assert pico.scratch_left(store) == []
+    orphans = list((store / "tmp").iterdir())
+    assert len(orphans) == (1 if when == "before" else 0)
+    report = collect_garbage(found.session.store, {o.key for o in found.outcomes}, dry_run=False)
+    assert (report.removed, report.orphans) == ([], orphans)
+    assert list((store / "tmp").iterdir()) == []
+
+
+def test_a_killed_command_is_repeated(
+    run: Run, cold_walk: pico.Walk, inputs: pico.Inputs, tmp_path: Path
+) -> None:
+    settings = inputs.settings(tmp_path / "home")
+    store = tmp_path / "home" / "store"
+    process = pico.start([*pico.arguments("run", settings), "--json"], tmp_path)
+    deadline = time.monotonic() + 120
+    while len(list(store.glob("decompose/*/*/manifest.json"))) < 3:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    assert not list(store.glob("realise/*/*"))
+    result = run(settings)
+    computed = pico.counts(result["stages"], "computed")
+    assert not {"tokenise", "collect", "whiten"} & set(computed)
+    assert computed["decompose"] <= pico.UNITS["decompose"] - 3
+    keys = [stage["key"] for stage in result["stages"] if stage["name"] != "register"]
+    assert keys == [outcome.key for outcome in cold_walk.outcomes]
+    assert pico.payload(store) == pico.payload(cold_walk.session.store.root)
+
+
+def finish(process: subprocess.Popen[str]) -> dict[str, Any]:
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert "Traceback" not in err
+    return dict(json.loads(out))
+
+
+def test_two_processes_at_once_on_a_fresh_home(inputs: pico.Inputs, tmp_path: Path) -> None:
+    """Also what the command line prints: one JSON value, whatever is logged."""
+    home = tmp_path / "home"
+    words = [*pico.arguments("run", inputs.settings(home, length=4096)), "--json"]
+    noisy = {"PREFECT_LOGGING_LEVEL": "DEBUG", "PYTHONWARNINGS": "always"}
+    processes = [pico.start(words, tmp_path, **noisy) for _ in range(2)]
+    first, second = (finish(process) for process in processes)
+    assert any("the model's context ends there" in note for note in first["notes"])
+
+    def keys(result: dict[str, Any]) -> list[tuple[str, str]]:
+        stages = [stage for stage in result["stages"] if stage["name"] != "register"]
+        return [(stage["unit"], stage["key"]) for stage in stages]
+
+    assert keys(first) == keys(second)
+    assert first["metrics"] == second["metrics"]
+    assert first["model_dir"] == second["model_dir"]
+    assert {first["registered"]["version"], second["registered"]["version"]} == {1, 2}
+    assert pico.scratch_left(home / "store") == []
+    assert list((home / "store" / "tmp").iterdir()) == []
+    assert os.listdir(home / "models") == [Path(first["model_dir"]).name]
+    with closing(sqlite3.connect(home / "prefect" / "prefect.db")) as database:
+        tasks = [name for (name,) in database.execute("SELECT state_type FROM task_run")]
+        flows = [name for (name,) in database.execute("SELECT state_name FROM flow_run")]
+    groups = 2 + 3 * pico.BLOCKS + 1 + pico.BLOCKS + 1 + 2 + 1
+    assert tasks == ["COMPLETED"] * 2 * groups
+    assert flows == ["Completed"] * 2
+    assert pico.walk(inputs.settings(home, length=4096)).computed == {}
