@@ -121,8 +121,8 @@ class Reporter:
         self.console.print(sweep_table(results))
         for label, dense in first["metrics"]["dense"]["texts"].items():
             self.say(
-                f"dense: perplexity {dense['perplexity']:.4g} on {label} ({dense['windows']} windows "
-                f"of {dense['length']} tokens), {first['parameters']['dense']:,} parameters, "
+                f"dense: perplexity {dense['perplexity']:.4g} on {label} "
+                f"({dense['windows']} windows of {dense['length']} tokens), {first['parameters']['dense']:,} parameters, "
                 f"{first['bytes']['dense'] / 1e6:,.1f} MB"
             )
 

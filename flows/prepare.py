@@ -145,7 +145,8 @@ def open_workspace(settings: Settings, on_problem: list[str] | None = None) -> W
     length = clip_length(settings.length, config)
     if length < settings.length:
         notes.append(
-            f"windows are {length} tokens long, not {settings.length}: the model's context ends there"
+            f"windows are {length} tokens long, not {settings.length}: "
+            "the model's context ends there"
         )
     tasks = find_tasks(settings.tasks, settings.task_path) if settings.tasks else []
     return Workspace(settings, store, digests, model, Models(model), length, tasks, notes)

@@ -32,7 +32,7 @@ DEFAULTS = {
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": str(START_SECONDS),
     # Our own lines say what happens; Prefect's would say it a second time (both go to stderr).
     "PREFECT_LOGGING_LEVEL": "WARNING",
-    # Our progress and our refusals are what the user sees; the libraries' own would be between them.
+    # Our own progress and refusals are what the user sees; the libraries' would be between them.
     "TQDM_DISABLE": "1",
     "TRANSFORMERS_VERBOSITY": "error",
     # No library calls home.

@@ -135,7 +135,8 @@ def test_dtype_is_the_one_that_transformers_computes_in(
 def test_dtype_ignores_a_stored_mask(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    tiny_model("gpt2", dtype=torch.float16).base_model.save_pretrained(tmp_path)
+    model: Any = tiny_model("gpt2", dtype=torch.float16)
+    model.base_model.save_pretrained(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
     weights["h.0.attn.bias"] = torch.ones(1, 1, 64, 64, dtype=torch.uint8).tril()
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})

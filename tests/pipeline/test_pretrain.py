@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -114,6 +115,7 @@ def test_the_folder_is_an_ordinary_llama(trained) -> None:
 AGAIN = """
 import sys
 from pathlib import Path
+from typing import Any
 from compress_core.hf.pretrain import pretrain
 from compress_core.hf.python_docs import gather_python_text
 from tests.pipeline.test_pretrain import MICRO
