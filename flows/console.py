@@ -120,9 +120,10 @@ class Reporter:
         first = results[0]
         self.console.print(sweep_table(results))
         for label, dense in first["metrics"]["dense"]["texts"].items():
+            windows = f"{dense['windows']} windows of {dense['length']} tokens"
             self.say(
-                f"dense: perplexity {dense['perplexity']:.4g} on {label} "
-                f"({dense['windows']} windows of {dense['length']} tokens), {first['parameters']['dense']:,} parameters, "
+                f"dense: perplexity {dense['perplexity']:.4g} on {label} ({windows}), "
+                f"{first['parameters']['dense']:,} parameters, "
                 f"{first['bytes']['dense'] / 1e6:,.1f} MB"
             )
 

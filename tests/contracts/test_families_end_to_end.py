@@ -12,7 +12,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from compress_core.hf.checkpoint import Checkpoint
 from compress_core.hf.factored import is_factored
+from compress_core.hf.layout import inspect_model
 from compress_core.hf.loading import load_model
 from compress_core.types import LayerRef, Share
 from storage.artifact import Artifact
@@ -42,9 +44,6 @@ class Case:
 
     @property
     def layers(self) -> tuple[LayerRef, ...]:
-        from compress_core.hf.checkpoint import Checkpoint
-        from compress_core.hf.layout import inspect_model
-
         return inspect_model(Checkpoint(self.dense)).layers
 
     @property
@@ -122,12 +121,6 @@ def logits(model: Any) -> Tensor:
     with torch.no_grad():
         found: Tensor = model(TOKENS).logits
     return found
-
-
-def weight(tensors: dict[str, Tensor], layer: LayerRef) -> Tensor:
-    """The (out, in) weight of a layer in a dense file."""
-    key = next(k for k in tensors if f"transformer.{k}".endswith(f"{layer.name}.weight"))
-    return tensors[key].T if layer.transposed else tensors[key]
 
 
 @pytest.mark.parametrize("family", CASES)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
 from compress_core.errors import ConfigError, NumericsError, TextError
 from compress_core.evaluate import perplexity_and_kl
@@ -99,7 +99,7 @@ def test_it_learns_more_than_how_often_each_token_comes(texts, trained) -> None:
 def test_the_folder_is_an_ordinary_llama(trained) -> None:
     folder, _ = trained
     model: Any = AutoModelForCausalLM.from_pretrained(folder)
-    assert type(model) is LlamaForCausalLM
+    assert type(model).__name__ == "LlamaForCausalLM"
     assert model.config.tie_word_embeddings
     assert model.config.num_key_value_heads == MICRO.key_value_heads
     assert model.config.max_position_embeddings == MICRO.context

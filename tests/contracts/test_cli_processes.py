@@ -1,0 +1,121 @@
+"""What needs a process of its own: a full disk, a terminal."""
+
+import json
+import os
+import pty
+import re
+import select
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.pipeline import pico
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of two megabytes."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(place)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("mounting a small file system needs root")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@pytest.mark.slow
+def test_a_full_disk_loses_nothing(
+    inputs: pico.Inputs, small_disk: Path, tmp_path: Path, blank_home: Path
+) -> None:
+    home = tmp_path / "home"
+    shutil.copytree(blank_home, home)
+    (small_disk / "store").mkdir()
+    (home / "store").symlink_to(small_disk / "store")
+    filler = small_disk / "filler"
+    room = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize
+    filler.write_bytes(b"\0" * (room - 350_000))
+    words = pico.arguments("run", inputs.settings(home, samples=32, length=64))
+
+    full = subprocess.run(words, capture_output=True, text=True, env=environment(), cwd=tmp_path)
+    lines = full.stderr.strip().splitlines()
+    assert full.returncode == 2
+    assert len(lines) == 1 and lines[0].startswith("eigenpress: ") and "disk full" in lines[0]
+    there = len(list((home / "store").rglob("manifest.json")))
+    assert there > 0
+
+    filler.unlink()
+    again = subprocess.run(
+        [*words, "--json"], capture_output=True, text=True, env=environment(), cwd=tmp_path
+    )
+    assert again.returncode == 0, again.stderr
+    stages = json.loads(again.stdout)["stages"]
+    cached = sum(pico.counts(stages, "cached").values())
+    assert 0 < cached <= there and pico.counts(stages, "computed")
+
+
+def environment(**more: str) -> dict[str, str]:
+    return pico.clean_environment(PYTHONPATH=str(pico.ROOT), **more)
+
+
+def in_terminal(words: list[str], variables: Mapping[str, str], folder: Path) -> tuple[int, str]:
+    """Runs a command line in a terminal of 100 columns; its exit code and all that it printed."""
+    process, terminal = pty.fork()
+    if process == 0:
+        os.chdir(folder)
+        os.execve(words[0], words, {**variables, "COLUMNS": "100", "TERM": "xterm-256color"})
+    printed = b""
+    while True:
+        select.select([terminal], [], [], 60)
+        try:
+            part = os.read(terminal, 65536)
+        except OSError:  # the other end is closed
+            break
+        if not part:
+            break
+        printed += part
+    _, status = os.waitpid(process, 0)
+    os.close(terminal)
+    return os.waitstatus_to_exitcode(status), printed.decode()
+
+
+def screen(printed: str) -> list[str]:
+    """The lines that stay on a terminal: colours left out, moves of the cursor obeyed."""
+    lines, row, column = [""], 0, 0
+    for token in re.findall(r"\x1b\[[0-9;?]*[A-Za-z]|\r|\n|[^\x1b\r\n]+", printed):
+        if token == "\n":
+            row += 1
+            if row == len(lines):
+                lines.append("")
+            column = 0
+        elif token == "\r":
+            column = 0
+        elif token.endswith("A"):
+            row -= int(token[2:-1] or 1)
+        elif token.endswith("2K"):
+            lines[row] = ""
+        elif not token.startswith("\x1b"):
+            lines[row] = lines[row][:column] + token + lines[row][column + len(token) :]
+            column += len(token)
+    return [line.rstrip() for line in lines]
+
+
+@pytest.mark.slow
+def test_a_terminal_is_left_clean(inputs: pico.Inputs, tmp_path: Path, blank_home: Path) -> None:
+    home = tmp_path / "home"
+    shutil.copytree(blank_home, home)
+    words = pico.arguments("run", inputs.settings(home))
+
+    code, printed = in_terminal(words, environment(), tmp_path)
+    assert code == 0, printed
+    assert "━" in printed  # there was a bar
+    assert printed.rfind("\x1b[?25h") > printed.rfind("\x1b[?25l")  # the cursor is back
+    left = [line for line in screen(printed) if line]
+    assert not any("━" in line for line in left)
+    assert [line.split()[0] for line in left] == [
+        *("tokenise", "collect", "whiten", "decompose", "allocate", "realise", "materialise"),
+        *("evaluate", "register", "kept", "perplexity", "model", "registered"),
+    ]
