@@ -5,6 +5,7 @@ H = I is plain SVD, H = D² is activation scaling (ASVD), H = E[x xᵀ] is the o
 R H Rᵀ for some rows R.
 """
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -110,7 +111,7 @@ class ActivationScale:
     keeps_gram: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if self.alpha < 0 or self.epsilon <= 0:
+        if not (0 <= self.alpha < math.inf and 0 < self.epsilon < math.inf):
             raise ConfigError(
                 f"asvd needs alpha >= 0 and epsilon > 0, got alpha={self.alpha:g}, "
                 f"epsilon={self.epsilon:g}"

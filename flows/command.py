@@ -6,7 +6,7 @@ from typing import Any
 from flows import runtime
 from flows.config import RunConfig, Settings, SweepConfig
 from flows.console import Reporter, current_reporter
-from flows.prepare import build_pipeline, check_methods, open_workspace
+from flows.prepare import build_pipeline, check_methods, open_workspace, read_texts
 
 
 def run_command(settings: Settings, as_json: bool) -> Any:
@@ -19,8 +19,8 @@ def run_command(settings: Settings, as_json: bool) -> Any:
         runs = [settings]
     check_methods(settings, list({run.method: None for run in runs}), [run.kept for run in runs])
     workspace = open_workspace(settings)
-    for run in runs:
-        build_pipeline(workspace, run)
+    pipelines = [build_pipeline(workspace, run) for run in runs]
+    read_texts(workspace, any(pipeline.method.whiten.needs for pipeline in pipelines))
     from flows.run import check_tracking, current_workspace, run_flow
     from flows.sweep import sweep_flow
 

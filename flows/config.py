@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from compress_core.errors import ConfigError
 from compress_core.types import Budget
@@ -82,6 +82,15 @@ class Settings(BaseModel):
         default_factory=list, description="stage to compute again even when cached"
     )
     trust_remote_code: bool = Field(False, description="let the model folder's own Python run")
+
+    @field_validator("name")
+    @classmethod
+    def _check_name(cls, name: str | None) -> str | None:
+        if name is not None and (not name.strip() or "/" in name or ":" in name):
+            raise ConfigError(
+                f"name {name!r} cannot be registered: it is empty or holds '/' or ':'"
+            )
+        return name
 
 
 class RunConfig(Settings):

@@ -3,7 +3,8 @@
 With ``--json`` all of it goes to stderr, so that stdout holds one JSON value and nothing else.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from time import perf_counter
 from typing import Any
@@ -13,6 +14,24 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from tasks.units import Outcome
+
+
+def _new_progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description:<12}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[inside]}"),
+        console=console,
+        transient=True,
+    )
+
+
+def _count(outcomes: Sequence[Outcome]) -> str:
+    cached = sum(outcome.state == "cached" for outcome in outcomes)
+    counts = {"cached": cached, "computed": len(outcomes) - cached}
+    return ", ".join(f"{number} {state}" for state, number in counts.items() if number)
 
 
 class Reporter:
@@ -26,32 +45,33 @@ class Reporter:
     def __init__(self, *, stderr: bool = False, quiet: bool = False) -> None:
         self.console = Console(stderr=stderr, quiet=quiet, highlight=False, soft_wrap=True)
         self._progress: Progress | None = None
-        self._stage = ""
         self._outcomes: list[Outcome] = []
-        self._total = 0
-        self._started = 0.0
+        if not self.console.is_terminal:
+            self.console.width = 120
 
     def say(self, line: str) -> None:
         """One plain line."""
         self.console.print(line, markup=False)
 
-    def start(self, stage: str, units: int) -> None:
-        """A stage of so many units begins."""
-        self._stage, self._total, self._outcomes = stage, units, []
-        self._started = perf_counter()
-        if not self.console.is_terminal:
-            return
-        self._progress = Progress(
-            TextColumn("{task.description:<12}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[inside]}"),
-            console=self.console,
-            transient=True,
-        )
-        self._task = self._progress.add_task(stage, total=units, inside="")
-        self._progress.start()
+    @contextmanager
+    def stage(self, name: str, units: int) -> Iterator[None]:
+        """A stage of so many units: a bar while it goes on, one line with state and seconds after.
+
+        The bar goes whatever happens; the line is for a stage that ended well.
+        """
+        self._outcomes = []
+        started = perf_counter()
+        if self.console.is_terminal:
+            self._progress = _new_progress(self.console)
+            self._task = self._progress.add_task(name, total=units, inside="")
+            self._progress.start()
+        try:
+            yield
+        finally:
+            if self._progress is not None:
+                self._progress.stop()
+                self._progress = None
+        self.say(f"{name:<12} {_count(self._outcomes):<28} {perf_counter() - started:8.1f} s")
 
     def inside(self, label: str, done: int, total: int) -> None:
         """Progress within the group in hand."""
@@ -63,26 +83,6 @@ class Reporter:
         self._outcomes += outcomes
         if self._progress is not None:
             self._progress.update(self._task, completed=len(self._outcomes), inside="")
-
-    def finish(self) -> None:
-        """The stage is done: one line with its state and seconds."""
-        self._close()
-        cached = sum(outcome.state == "cached" for outcome in self._outcomes)
-        count = f"{cached} cached" if cached else ""
-        if cached < len(self._outcomes):
-            parts = [count, f"{len(self._outcomes) - cached} computed"]
-            count = ", ".join(part for part in parts if part)
-        seconds = perf_counter() - self._started
-        self.say(f"{self._stage:<12} {count:<28} {seconds:8.1f} s")
-
-    def abort(self) -> None:
-        """The stage ended in an error; the bar must not stay on the screen."""
-        self._close()
-
-    def _close(self) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = None
 
     def summary(self, result: Mapping[str, Any]) -> None:
         """What was kept, what it cost, where it is."""

@@ -30,7 +30,7 @@ from tasks.materialise import materialise_group
 from tasks.model import DenseModel
 from tasks.realise import realise_groups
 from tasks.tokenise import Text, calibration_group, evaluation_group
-from tasks.units import Group, Unit
+from tasks.units import Group, Outcome, Session, Unit
 from tasks.whiten import whiten_groups
 
 
@@ -48,6 +48,7 @@ class Workspace:
         tasks: lm-eval tasks, found.
         notes: What people should be told.
         refreshed: Keys that --refresh has computed again already.
+        earlier: Key to outcome of what was computed before the flow.
     """
 
     settings: Settings
@@ -59,6 +60,7 @@ class Workspace:
     tasks: list[TaskSpec]
     notes: list[str] = field(default_factory=list)
     refreshed: set[str] = field(default_factory=set)
+    earlier: dict[str, Outcome] = field(default_factory=dict)
 
     @cached_property
     def texts(self) -> tuple[Group | None, dict[str, Group]]:
@@ -190,6 +192,21 @@ def text_groups(workspace: Workspace) -> tuple[Group | None, dict[str, Group]]:
         for text in texts
     }
     return calibration, groups
+
+
+def read_texts(workspace: Workspace, needs_calibration: bool) -> None:
+    """Tokenises what the runs will read, so that a text that will not do is refused at once.
+
+    Raises:
+        TextError: A text cannot be read or is too short for one window.
+    """
+    calibration, texts = workspace.texts
+    session = Session(workspace.store, workspace.settings.refresh, refreshed=workspace.refreshed)
+    wanted = [calibration] if needs_calibration and calibration is not None else []
+    for group in [*wanted, *texts.values()]:
+        for outcome in session.run(group):
+            if outcome.state == "computed":
+                workspace.earlier[outcome.key] = outcome
 
 
 def build_pipeline(workspace: Workspace, config: RunConfig) -> Pipeline:

@@ -3,6 +3,7 @@
 Prefect reads the annotations of flows at run time, so they are not postponed here.
 """
 
+import re
 from collections.abc import Sequence
 from contextvars import ContextVar
 from itertools import groupby
@@ -54,6 +55,7 @@ def run_flow(config: RunConfig) -> dict[str, Any]:
         listener=get_reporter().inside,
         info={"device": workspace.model.device, "versions": library_versions()},
         refreshed=workspace.refreshed,
+        earlier=workspace.earlier,
     )
     outcomes = run_groups(pipeline.groups, session)
     return finish(workspace, pipeline, session, outcomes, started)
@@ -65,17 +67,12 @@ def run_groups(groups: Sequence[Group], session: Session) -> list[Outcome]:
     outcomes: list[Outcome] = []
     for stage, members in groupby(groups, key=lambda group: group.stage):
         of_stage = list(members)
-        reporter.start(stage, sum(len(group.units) for group in of_stage))
-        try:
+        with reporter.stage(stage, sum(len(group.units) for group in of_stage)):
             for group in of_stage:
                 future = run_group.submit(stage, group.label, session, group)
                 done = cast(list[Outcome], future.result())  # what the state holds, not the state
                 reporter.advance(done)
                 outcomes += done
-        except BaseException:
-            reporter.abort()
-            raise
-        reporter.finish()
     return outcomes
 
 
@@ -97,22 +94,18 @@ def finish(
         config_text = config_file.read_text(encoding="utf-8")
     result = collect_result(workspace, pipeline, session, outcomes)
     begun = perf_counter()
-    reporter.start("register", 1)
-    registered = register.submit(
-        name=config.name or workspace.model.name,
-        home=config.home.expanduser(),
-        model=workspace.model,
-        shares=read_shares(session.artifact(pipeline.allocation)),
-        result=result,
-        config=config_text,
-    ).result()
-    seconds = perf_counter() - begun
-    label = f"{registered['name']} version {registered['version']}"
-    outcome = Outcome(
-        "register", label, session.manifests[pipeline.folder].key, "computed", seconds
-    )
-    reporter.advance([outcome])
-    reporter.finish()
+    with reporter.stage("register", 1):
+        registered = register.submit(
+            name=config.name or re.sub("[/:]", "-", workspace.model.name),  # MLflow's rule
+            home=config.home.expanduser(),
+            model=workspace.model,
+            shares=read_shares(session.artifact(pipeline.allocation)),
+            result=result,
+            config=config_text,
+        ).result()
+        seconds = perf_counter() - begun
+        label = f"{registered['name']} version {registered['version']}"
+        reporter.advance([Outcome("register", label, registered["run_id"], "computed", seconds)])
     result["stages"].append(
         {
             "name": "register",

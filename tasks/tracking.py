@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 # registers and reports its use.
 QUIET = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # what goes wrong is raised, and said once
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
 KEY_TAG = "keys."

@@ -139,6 +139,8 @@ class Session:
         listener: Told of progress inside a group.
         info: Recorded with every artifact computed; never part of its identity.
         refreshed: Keys computed again already; runs of one sweep share it.
+        earlier: Key to outcome of units that the same command computed before this run; the run
+            reports them as its own, once.
     """
 
     def __init__(
@@ -148,11 +150,13 @@ class Session:
         listener: Listener = lambda label, done, total: None,
         info: Mapping[str, Any] | None = None,
         refreshed: set[str] | None = None,
+        earlier: dict[str, Outcome] | None = None,
     ) -> None:
         self.store = store
         self.refresh = frozenset(refresh)
         self.listener = listener
         self.info = dict(info or {})
+        self.earlier = {} if earlier is None else earlier
         self.manifests: dict[Unit, Manifest] = {}
         self.refreshed = set() if refreshed is None else refreshed
 
@@ -188,7 +192,9 @@ class Session:
                 work.add(unit, key, recipe)
                 continue
             self.manifests[unit] = manifest
-            outcomes[unit] = Outcome(unit.stage, unit.name, key, "cached", perf_counter() - started)
+            seconds = perf_counter() - started
+            cached = Outcome(unit.stage, unit.name, key, "cached", seconds)
+            outcomes[unit] = self.earlier.pop(key, cached)
         if work.missing:
             try:
                 group.compute(work)

@@ -180,6 +180,8 @@ def test_kept_outside_its_range_is_refused(kind: type[Settings], kept: float) ->
         ({"tasks": "piqa"}, "tasks: input should be a valid list, got 'piqa'"),
         ({"model": 3}, "model: input should be a valid string, got 3"),
         ({"options": {"alpha": [1]}}, "options.alpha"),
+        ({"name": "team/model"}, "^name 'team/model' cannot be registered: .* holds '/' or ':'$"),
+        ({"name": ""}, "^name '' cannot be registered: it is empty"),
         ({"sample": 1, "seed": -1}, "seed: .*; there is no setting called 'sample'"),
     ],
 )
