@@ -71,5 +71,5 @@ def plot_sweep(results: Sequence[Mapping[str, Any]], file: Path) -> None:
     axes.set_ylabel("perplexity")
     axes.grid(alpha=0.3, which="both")
     axes.legend(frameon=False)
-    axes.set_title(dense["model"])
+    axes.set_title(f"{dense['model']} on {next(iter(dense['metrics']['dense']['texts']))}")
     figure.savefig(file, dpi=120)

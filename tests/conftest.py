@@ -1,8 +1,11 @@
-"""Fixtures shared by all tests: the folder of real models and texts, where there is one."""
+"""Fixtures shared by all tests: the real models where there are some, and what is dear to make."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.pipeline import pico
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -13,3 +16,29 @@ def shared() -> Path:
     if not (SHARED / "models").is_dir():
         pytest.skip(f"needs the real models in {SHARED}, which this machine does not have")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> pico.Inputs:
+    """A pico model and its texts; not to be changed (see `pico.copy_inputs`)."""
+    return pico.make_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+@pytest.fixture(scope="session")
+def blank_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data directory with nothing but MLflow's tables, which take seconds to make."""
+    from tasks import tracking
+
+    home = tmp_path_factory.mktemp("blank") / "home"
+    with pico.environment(pico.clean_environment()):
+        tracking.check_tracking(home)
+    return home
+
+
+@pytest.fixture(scope="session")
+def code_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keeps transformers from copying modelling files into the user's own cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        cache = str(tmp_path_factory.mktemp("modules"))
+        patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", cache)
+        yield

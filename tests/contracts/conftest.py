@@ -1,4 +1,4 @@
-"""One pico model for all contracts of the command line, and ways to call that in this process."""
+"""An empty store, and ways to call the command line in this process."""
 
 import sys
 from collections.abc import Callable
@@ -7,25 +7,22 @@ from pathlib import Path
 import pytest
 
 from flows import cli, runtime
+from storage.store import Store
 from tests.pipeline import pico
 
 Call = Callable[..., tuple[int, str, str]]
 
 
-@pytest.fixture(scope="session")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> pico.Inputs:
-    return pico.make_inputs(tmp_path_factory.mktemp("inputs"))
+@pytest.fixture
+def problems() -> list[str]:
+    """What the store said was wrong."""
+    return []
 
 
-@pytest.fixture(scope="session")
-def blank_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data directory with MLflow's tables, which take seconds to make."""
-    from tasks import tracking
-
-    home = tmp_path_factory.mktemp("blank") / "home"
-    with pico.environment(pico.clean_environment()):
-        tracking.check_tracking(home)
-    return home
+@pytest.fixture
+def store(tmp_path: Path, problems: list[str]) -> Store:
+    """An empty store."""
+    return Store(tmp_path / "store", on_problem=problems.append)
 
 
 @pytest.fixture

@@ -1,12 +1,10 @@
 """Every mistake on the command line is one clear line and exit code 2, before any flow starts."""
 
 import json
-import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import pytest
 
 from tests.contracts.command_words import words_of
 from tests.pipeline import pico
+from tests.users import without_root
 
 Refuse = Callable[..., str]
 
@@ -184,19 +183,6 @@ def test_a_store_of_a_newer_version(inputs: pico.Inputs, refuse: Refuse, tmp_pat
         assert "99" in line and "newer" in line
 
 
-@contextmanager
-def another_user() -> Iterator[None]:
-    """The process without the rights of root."""
-    if os.geteuid() != 0:
-        yield
-        return
-    os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
-
-
 def test_a_home_that_cannot_be_written(inputs: pico.Inputs, refuse: Refuse, tmp_path: Path) -> None:
     import flows.home  # noqa: F401  while everything can still be read
 
@@ -204,7 +190,7 @@ def test_a_home_that_cannot_be_written(inputs: pico.Inputs, refuse: Refuse, tmp_
     locked.mkdir()
     locked.chmod(0o555)
     for home in (locked, locked / "inside"):
-        with another_user():
+        with without_root():
             line = refuse(*words_of(inputs, home=home))
         assert line == (
             f"cannot write to the data directory {home}: Permission denied; "

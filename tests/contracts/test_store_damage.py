@@ -3,42 +3,12 @@
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from storage.errors import ArtifactCorruptError, ArtifactMissingError
 from storage.gc import collect_garbage
-from storage.keys import recipe_key
-from storage.manifest import Manifest
 from storage.store import Store
-
-
-@pytest.fixture
-def problems() -> list[str]:
-    return []
-
-
-@pytest.fixture
-def store(tmp_path: Path, problems: list[str]) -> Store:
-    return Store(tmp_path / "store", on_problem=problems.append)
-
-
-def make(store: Store, seed: int = 0) -> Manifest:
-    recipe = {"seed": seed}
-    with store.draft(
-        key=recipe_key(recipe), stage="whiten", unit="layer 3", recipe=recipe, inputs={}
-    ) as draft:
-        draft.put("u", np.random.default_rng(seed).standard_normal((600, 4)))
-        draft.add_file("note.txt").write_text("note")
-    return draft.manifest
-
-
-def drafts(store: Store) -> list[Path]:
-    return list(store.layout.tmp.iterdir())
-
-
-def folder(store: Store, manifest: Manifest) -> Path:
-    return store.layout.artifact(manifest.stage, manifest.key)
+from tests.contracts.stores import drafts, folder, make
 
 
 def flip(path: Path) -> None:

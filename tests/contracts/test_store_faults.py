@@ -23,39 +23,12 @@ from storage.errors import (
 )
 from storage.gc import collect_garbage
 from storage.keys import recipe_key
-from storage.manifest import Manifest
 from storage.store import Store
+from tests.contracts.stores import drafts, folder, make
+from tests.users import without_root
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 KEY = recipe_key({"seed": 0})
-
-
-@pytest.fixture
-def problems() -> list[str]:
-    return []
-
-
-@pytest.fixture
-def store(tmp_path: Path, problems: list[str]) -> Store:
-    return Store(tmp_path / "store", on_problem=problems.append)
-
-
-def make(store: Store, seed: int = 0) -> Manifest:
-    recipe = {"seed": seed}
-    with store.draft(
-        key=recipe_key(recipe), stage="whiten", unit="layer 3", recipe=recipe, inputs={}
-    ) as draft:
-        draft.put("u", np.random.default_rng(seed).standard_normal((600, 4)))
-        draft.add_file("note.txt").write_text("note")
-    return draft.manifest
-
-
-def drafts(store: Store) -> list[Path]:
-    return list(store.layout.tmp.iterdir())
-
-
-def folder(store: Store, manifest: Manifest) -> Path:
-    return store.layout.artifact(manifest.stage, manifest.key)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("boom"), KeyboardInterrupt()])
@@ -173,15 +146,8 @@ def test_a_file_in_the_place_of_the_root_is_refused(tmp_path: Path) -> None:
 
 @pytest.fixture
 def nobody() -> Iterator[None]:
-    """Run the test without the rights of root, to whom nothing is denied."""
-    if os.geteuid() != 0:
+    with without_root():
         yield
-        return
-    os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
 
 
 @pytest.mark.parametrize("exists", [False, True])

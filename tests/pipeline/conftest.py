@@ -15,23 +15,6 @@ Run = Callable[..., Any]
 
 
 @pytest.fixture(scope="session")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> pico.Inputs:
-    """The model and the texts; not to be changed (see `pico.copy_inputs`)."""
-    return pico.make_inputs(tmp_path_factory.mktemp("inputs"))
-
-
-@pytest.fixture(scope="session")
-def blank_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data directory with nothing but MLflow's tables, which take seconds to make."""
-    from tasks import tracking
-
-    home = tmp_path_factory.mktemp("blank") / "home"
-    with pico.environment(pico.clean_environment()):
-        tracking.check_tracking(home)
-    return home
-
-
-@pytest.fixture(scope="session")
 def server_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """The environment in which this process speaks to a private Prefect server of its own."""
     from flows import runtime

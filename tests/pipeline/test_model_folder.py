@@ -8,7 +8,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +28,7 @@ CASES = [*FAMILIES, "gpt2_prefixless"]
 RESAVED = ["llama_tied", "gpt2", "gpt2_prefixless", "gpt_neox"]
 BATCH = token_batch()
 
-
-@pytest.fixture(scope="module", autouse=True)
-def code_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Keep transformers from copying modelling files into the user's own cache."""
-    folder = tmp_path_factory.mktemp("modules")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(folder))
-        yield folder
+pytestmark = pytest.mark.usefixtures("code_cache")
 
 
 @pytest.fixture(scope="module")

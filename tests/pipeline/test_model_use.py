@@ -2,7 +2,6 @@
 
 import copy
 import importlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,14 +23,7 @@ BATCH = token_batch()
 
 peft_uses_an_old_name = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing")
 
-
-@pytest.fixture(scope="module", autouse=True)
-def code_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Keep transformers from copying modelling files into the user's own cache."""
-    folder = tmp_path_factory.mktemp("modules")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(folder))
-        yield folder
+pytestmark = pytest.mark.usefixtures("code_cache")
 
 
 @pytest.fixture(scope="module")
