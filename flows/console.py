@@ -16,6 +16,14 @@ from rich.table import Table
 from tasks.units import Outcome
 
 
+def make_console(*, stderr: bool = False, quiet: bool = False) -> Console:
+    """A console of the terminal's width; of a page's where there is no terminal."""
+    console = Console(stderr=stderr, quiet=quiet, highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = 120
+    return console
+
+
 def _new_progress(console: Console) -> Progress:
     return Progress(
         TextColumn("{task.description:<12}"),
@@ -43,11 +51,9 @@ class Reporter:
     """
 
     def __init__(self, *, stderr: bool = False, quiet: bool = False) -> None:
-        self.console = Console(stderr=stderr, quiet=quiet, highlight=False, soft_wrap=True)
+        self.console = make_console(stderr=stderr, quiet=quiet)
         self._progress: Progress | None = None
         self._outcomes: list[Outcome] = []
-        if not self.console.is_terminal:
-            self.console.width = 120
 
     def say(self, line: str) -> None:
         """One plain line."""
@@ -111,8 +117,8 @@ class Reporter:
         registered = result["registered"]
         self.say(f"model        {result['model_dir']}")
         self.say(
-            f"registered   {registered['name']} version {registered['version']}, "
-            f"{result['seconds']:.1f} s in all"
+            f"registered   {registered['name']} version {registered['version']}; "
+            f"the stages took {result['seconds']:.1f} s"
         )
 
     def table(self, results: Sequence[Mapping[str, Any]]) -> None:

@@ -7,12 +7,12 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from compress_core.errors import ConfigError
 from compress_core.methods import METHODS, build_method
 from flows.config import SweepConfig, build_config, read_yaml
+from flows.console import make_console
 from flows.home import open_home
 from flows.plan import Estimate, Planned, Planner, estimate
 from flows.prepare import build_pipeline, check_methods, open_workspace
@@ -51,7 +51,7 @@ def plan_as_run_or_sweep(
 
 
 def _print(planned: list[Planned], expected: Estimate, notes: list[str]) -> None:
-    console = Console(highlight=False, soft_wrap=True)
+    console = make_console()
     for note in notes:
         console.print(f"note         {note}", markup=False)
     for (stage, state, why), members in groupby(planned, lambda u: (u.stage, u.state, u.why)):
@@ -96,4 +96,4 @@ def list_methods(as_json: bool, print_json: Print) -> None:
         paper = f"arXiv {row['paper']}" if row["paper"] else ""
         calibration = "needed" if row["needs_calibration"] else "not used"
         table.add_row(row["name"], row["summary"], paper, calibration, options)
-    Console(highlight=False).print(table)
+    make_console().print(table)

@@ -27,7 +27,9 @@ from compress_core.decompose import ProjectOutputs
 from compress_core.whiten import OutputError
 checkpoint = Checkpoint(Path(sys.argv[1]))
 layout = inspect_model(checkpoint)
-resident = lambda: psutil.Process().memory_info().rss / 2**20
+def resident():  # less the file pages that safetensors maps, which the system can take back
+    memory = psutil.Process().memory_info()
+    return (memory.rss - memory.shared) / 2**20
 before = peak = resident()
 def watch():
     global peak
