@@ -100,8 +100,8 @@ def choose_device(wanted: str) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         kind = torch.device(wanted).type
-        torch.empty(0, device=wanted)
-    except (RuntimeError, AssertionError, ValueError) as error:
+        torch.empty(0, dtype=torch.float64, device=wanted)  # decompositions need float64
+    except (RuntimeError, AssertionError, ValueError, TypeError) as error:
         line = str(error).splitlines()[0]
         raise ConfigError(f"--device {wanted} cannot be used: {line}") from None
     if kind == "meta":
