@@ -7,6 +7,7 @@ from flows import runtime
 from flows.config import RunConfig, Settings, SweepConfig
 from flows.console import Reporter, current_reporter
 from flows.prepare import build_pipeline, check_methods, open_workspace, read_texts
+from flows.report import check_report, write_report
 
 
 def run_command(settings: Settings, as_json: bool) -> Any:
@@ -20,6 +21,9 @@ def run_command(settings: Settings, as_json: bool) -> Any:
     check_methods(settings, list({run.method: None for run in runs}), [run.kept for run in runs])
     workspace = open_workspace(settings)
     pipelines = [build_pipeline(workspace, run) for run in runs]
+    if isinstance(settings, SweepConfig):
+        report = report_folder(settings, workspace.model.name)
+        check_report(report)
     read_texts(workspace, any(pipeline.method.whiten.needs for pipeline in pipelines))
     from flows.run import check_tracking, current_workspace, run_flow
     from flows.sweep import sweep_flow
@@ -32,7 +36,7 @@ def run_command(settings: Settings, as_json: bool) -> Any:
     try:
         with runtime.flow_settings():
             if isinstance(settings, SweepConfig):
-                return tell_sweep(reporter, report_folder(settings), sweep_flow(settings))
+                return tell_sweep(reporter, report, sweep_flow(settings))
             result = run_flow(settings)
             reporter.summary(result)
             return result
@@ -53,16 +57,13 @@ def demo_command(home: Path, as_json: bool) -> Any:
         return tell_sweep(reporter, home / "reports" / "demo", demo_flow(home, PretrainSettings()))
 
 
-def report_folder(settings: SweepConfig) -> Path:
+def report_folder(settings: SweepConfig, model: str) -> Path:
     """--report, or a folder named after the model under the data directory."""
-    folder = settings.report or settings.home / "reports" / Path(settings.model).name
-    return folder.expanduser().absolute()
+    return (settings.report or settings.home / "reports" / model).expanduser().absolute()
 
 
 def tell_sweep(reporter: Reporter, folder: Path, results: list[dict[str, Any]]) -> Any:
     """The table of a sweep, and where its report is."""
-    from flows.report import write_report
-
     reporter.table(results)
     write_report(folder, results)
     reporter.say(f"report       {folder}  (table.md, results.json, perplexity.png)")

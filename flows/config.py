@@ -143,13 +143,22 @@ def build_config(kind: type[T], given: dict[str, Any], file: Path | None) -> T:
     Raises:
         ConfigError: The file cannot be read, or a value is unknown, missing or out of range.
     """
+    try:
+        return kind(**file_and_flags(given, file))
+    except ValidationError as error:
+        raise ConfigError(_one_line(kind, error, file)) from None
+
+
+def file_and_flags(given: dict[str, Any], file: Path | None) -> dict[str, Any]:
+    """The settings of a YAML file with the flags on top; options of the method one by one.
+
+    Raises:
+        ConfigError: As :func:`read_yaml`.
+    """
     values = read_yaml(file) if file else {}
     if isinstance(values.get("options"), dict) and "options" in given:
         given = given | {"options": values["options"] | given["options"]}
-    try:
-        return kind(**(values | given))
-    except ValidationError as error:
-        raise ConfigError(_one_line(kind, error, file)) from None
+    return values | given
 
 
 def read_yaml(file: Path) -> dict[str, Any]:

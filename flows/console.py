@@ -163,7 +163,7 @@ def sweep_table(results: Sequence[Mapping[str, Any]]) -> Table:
 
 def _main_score(scores: Mapping[str, float]) -> str:
     """Accuracy where the task has one, else its first metric."""
-    return f"{scores['acc'] if 'acc' in scores else next(iter(scores.values())):.3f}"
+    return f"{scores.get('acc', next(iter(scores.values()))):.3f}"
 
 
 current_reporter: ContextVar[Reporter | None] = ContextVar("current_reporter", default=None)

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from compress_core.errors import ConfigError
 from compress_core.methods import METHODS, build_method
-from flows.config import SweepConfig, build_config, read_yaml
+from flows.config import SweepConfig, build_config, file_and_flags
 from flows.console import make_console
 from flows.home import open_home
 from flows.plan import Estimate, Planned, Planner, estimate
@@ -28,7 +28,7 @@ def plan_as_run_or_sweep(
     Raises:
         ConfigError: As `run` and `sweep` would.
     """
-    values = (read_yaml(file) if file else {}) | given
+    values = file_and_flags(given, file)
     if "method" in values and "methods" in values:
         raise ConfigError("give --method for a run or --methods for a sweep, not both")
     values.pop("output", None)

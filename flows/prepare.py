@@ -142,7 +142,9 @@ def open_workspace(settings: Settings, on_problem: list[str] | None = None) -> W
     digests = DigestCache(home / "digests.json")
     device = choose_device(settings.device)
     folder = resolve_model(settings.model)
-    model = DenseModel(folder, digests, device, settings.trust_remote_code)
+    local = Path(settings.model).expanduser().is_dir()
+    name = None if local else settings.model.rstrip("/").rpartition("/")[2]  # not a cache's folder
+    model = DenseModel(folder, digests, device, settings.trust_remote_code, name)
     config = load_config(model.checkpoint, settings.trust_remote_code)
     length = clip_length(settings.length, config)
     if length < settings.length:
@@ -291,6 +293,7 @@ def _evaluation_groups(
                 compressed,
                 batch_size=config.batch_size,
                 label=label,
+                expected_tokens=config.eval_windows * workspace.length,
             )
             groups.append(group)
             evaluations.append(Evaluation(which, "text", label, group.units[0]))

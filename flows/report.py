@@ -1,10 +1,13 @@
 """A sweep as files that can go into documentation: JSON, a Markdown table, a picture."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from compress_core.errors import ConfigError
+from tasks.materialise import cannot_write
 from tasks.plots import plot_sweep
 
 
@@ -14,8 +17,29 @@ def write_report(folder: Path, results: Sequence[Mapping[str, Any]]) -> None:
     Args:
         folder: Made if absent; its files of these names are replaced.
         results: What the sweep returned.
+
+    Raises:
+        StoreFullError, StorePermissionError: The folder cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(folder, results)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+
+
+def check_report(folder: Path) -> None:
+    """Refuses a report's folder before the work it would report on.
+
+    Raises:
+        ConfigError: There is a file in the way, or no permission to write.
+    """
+    above = next(place for place in (folder, *folder.parents) if place.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise ConfigError(f"--report {folder} cannot be written: {above} is in the way")
+
+
+def _write(folder: Path, results: Sequence[Mapping[str, Any]]) -> None:
     text = json.dumps([_portable(result) for result in results], indent=1, ensure_ascii=False)
     (folder / "results.json").write_text(text + "\n", encoding="utf-8")
     (folder / "table.md").write_text(markdown_table(results), encoding="utf-8")

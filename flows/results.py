@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from flows.config import RunConfig
+from pydantic import BaseModel
+
 from flows.prepare import Pipeline, Workspace
 from storage.disk import replace_file
 from tasks.allocate import read_shares
@@ -88,7 +89,7 @@ def code_version() -> str:
     return f"{version('eigenpress')}+{digest.hexdigest()[:12]}"
 
 
-def save_run_record(home: Path, config: RunConfig, result: dict[str, Any]) -> Path:
+def save_run_record(home: Path, config: BaseModel | None, result: dict[str, Any]) -> Path:
     """Writes what a run made, so that garbage collection knows what recent runs reach."""
     folder = home.expanduser() / "runs"
     folder.mkdir(exist_ok=True)
@@ -96,7 +97,7 @@ def save_run_record(home: Path, config: RunConfig, result: dict[str, Any]) -> Pa
     file = folder / f"{now:%Y%m%dT%H%M%S}-{uuid4().hex[:8]}.json"
     record = {
         "created": now.isoformat(),
-        "config": config.model_dump(mode="json"),
+        "config": config and config.model_dump(mode="json"),
         "result": result,
     }
     replace_file(file, json.dumps(record, ensure_ascii=False, indent=1).encode())

@@ -56,8 +56,10 @@ def run_flow(config: RunConfig) -> dict[str, Any]:
         info={"device": workspace.model.device, "versions": library_versions()},
         refreshed=workspace.refreshed,
         earlier=workspace.earlier,
+        release=workspace.models.drop,
     )
     outcomes = run_groups(pipeline.groups, session)
+    workspace.models.drop("compressed")
     return finish(workspace, pipeline, session, outcomes, started)
 
 

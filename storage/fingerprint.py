@@ -186,9 +186,11 @@ class _Reach:
             return
         self._executed.add(name)
         module = self.package[name]
+        self._execute(name.rpartition(".")[0])
+        if module.is_package:
+            return  # what an `__init__.py` does besides naming things decides no number
         if BODY in module.definitions:
             self._reach([(name, BODY)])
-        self._execute(name.rpartition(".")[0])
         for target in module.imports.values():
             self._execute(target.module)
             self._execute(f"{target.module}.{target.name}")

@@ -41,8 +41,11 @@ def collect_groups(
         length: Tokens per window, for the estimate.
     """
     layout = model.layout
-    outer = model.parameters_digest(layout.outer_parameters)
-    blocks = [model.parameters_digest(names) for names in layout.block_parameters]
+    outer = model.state_digest(layout.outer_parameters, layout.outer_buffers)
+    blocks = [
+        model.state_digest(*names)
+        for names in zip(layout.block_parameters, layout.block_buffers, strict=True)
+    ]
     before = [""]  # what decides the hidden states that enter each block
     for own in blocks:
         before.append(recipe_key({"earlier": before[-1], "block": own}))
@@ -122,6 +125,8 @@ class _Collect:
 
     def tidy(self, session: Session, recipe: Mapping[str, Any]) -> None:
         """Removes the hidden states that this block and those before it entered with."""
+        if self.block == len(self.before) - 2:  # the last one: its weights outside blocks can go
+            self.model.__dict__.pop("stream", None)
         for block in range(1, self.block + 1):
             _discard(session.store, recipe_key(self._scratch_recipe(recipe, block)))
 

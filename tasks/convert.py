@@ -51,7 +51,7 @@ def get_stats(artifact: Artifact) -> InputStats:
 
 
 def put_metric(draft: Draft, metric: Metric) -> None:
-    """Stores a metric; one that is the Gram itself refers to the statistics it came from."""
+    """Stores a metric; of one that is the Gram itself only a description, the Gram being stored."""
     if isinstance(metric, Diagonal):
         put_tensor(draft, "d", metric.d)
         draft.attrs["metric"] = "diagonal"
@@ -66,9 +66,8 @@ def put_metric(draft: Draft, metric: Metric) -> None:
         raise TypeError(f"metric {type(metric).__name__} has no stored form")
 
 
-def get_metric(artifact: Artifact, stats: InputStats | None) -> Metric:
-    """Reads a metric; ``stats`` is what it refers to, if it does."""
-    if artifact.attrs["metric"] == "diagonal":
-        return Diagonal(get_tensor(artifact, "d"))
-    assert stats is not None
-    return SecondMoment(stats.gram / stats.tokens)
+def get_metric(artifact: Artifact) -> Metric:
+    """Reads a metric that is stored whole."""
+    if artifact.attrs["metric"] != "diagonal":
+        raise TypeError(f"a metric of kind {artifact.attrs['metric']!r} is not stored whole")
+    return Diagonal(get_tensor(artifact, "d"))

@@ -9,7 +9,7 @@ from tasks.convert import get_metric, get_stats, put_tensor
 from tasks.model import DenseModel
 from tasks.units import Cost, Group, Unit, Work
 
-METRICS = {"Plain", "Diagonal", "SecondMoment"}
+METRICS = ("Metric", "Plain", "Diagonal", "SecondMoment")
 
 
 def decompose_groups(
@@ -53,11 +53,15 @@ def _unit(
         layer.name,
         settings={
             **describe(method.decompose),
+            **({"whitener": describe(method.whiten)} if "statistics" in inputs else {}),
             "rank": layer.paying_rank,
             "transposed": layer.transposed,
         },
-        code=[code_of(method.decompose), "compress_core.whiten.Metric"]
-        + [f"compress_core.whiten.{name}" for name in sorted(METRICS)],
+        code=[
+            code_of(method.decompose),
+            *([code_of(method.whiten)] if "statistics" in inputs else []),
+            *(f"compress_core.whiten.{name}" for name in METRICS),
+        ],
         sources={"weight": model.stored[model.weight_key(layer.name)]},
         inputs=inputs,
         cost=Cost(
@@ -98,10 +102,9 @@ class _Decompose:
     def _metric(self, work: Work, unit: Unit) -> Metric:
         if "metric" not in unit.inputs:
             return Plain()
-        stats = (
-            get_stats(work.artifact(unit.inputs["statistics"]))
-            if "statistics" in unit.inputs
-            else None
-        )
-        metric = get_metric(work.artifact(unit.inputs["metric"]), stats)
+        if "statistics" in unit.inputs:  # the metric is the Gram itself, which is stored once
+            stats = get_stats(work.artifact(unit.inputs["statistics"]))
+            metric = self.method.whiten.metric(stats)
+        else:
+            metric = get_metric(work.artifact(unit.inputs["metric"]))
         return metric.to(self.model.device)

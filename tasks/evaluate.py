@@ -6,6 +6,7 @@ What is measured is the folder on disk, loaded as a user would load it.
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from compress_core.errors import ConfigError
 from compress_core.evaluate import perplexity_and_kl
 from compress_core.hf.lm_eval_tasks import TaskSpec, run_tasks
 from compress_core.hf.loading import load_model
@@ -19,7 +20,7 @@ TASK_CODE = ("compress_core.hf.lm_eval_tasks.run_tasks", "compress_core.hf.loadi
 
 
 class Models:
-    """The whole models that evaluation needs, loaded when they are and dropped when told to.
+    """The whole models that evaluation needs, loaded when they are needed.
 
     Args:
         dense: The dense model.
@@ -42,9 +43,20 @@ class Models:
             self._loaded[slot] = (folder, loaded)
         return self._loaded[slot][1]
 
+    def drop(self, slot: str | None = None) -> None:
+        """Frees one model, "dense" or "compressed", or both."""
+        for held in [slot] if slot else list(self._loaded):
+            self._loaded.pop(held, None)
+
 
 def text_group(
-    models: Models, tokens: Unit, compressed: Unit | None, *, batch_size: int, label: str
+    models: Models,
+    tokens: Unit,
+    compressed: Unit | None,
+    *,
+    batch_size: int,
+    label: str,
+    expected_tokens: int,
 ) -> Group:
     """Perplexity of one model on one text; for a compressed one, KL to the dense one beside it."""
     dense = models.dense
@@ -70,7 +82,9 @@ def text_group(
                 "tokens": metrics.tokens,
             }
 
-    return _group(name, dense, tokens, compressed, {}, CODE, compute)
+    passes = 2 if compressed else 1
+    operations = 2.0 * dense.parameters * expected_tokens * passes
+    return _group(name, dense, tokens, compressed, {}, CODE, compute, operations)
 
 
 def task_group(
@@ -93,8 +107,13 @@ def task_group(
             device=dense.device,
             limit=limit,
         )
+        scores = dict(results.pop(spec.name, {}))
+        for member, metrics in results.items():  # a tag or a group has scores of its members
+            scores |= {f"{member}/{metric}": value for metric, value in metrics.items()}
+        if not scores:
+            raise ConfigError(f"task {spec.name} gives no number; check its metric_list")
         with work.draft(work.missing[0]) as draft:
-            draft.attrs |= results[spec.name]
+            draft.attrs |= scores
 
     name = f"{'compressed' if compressed else 'dense'} on task {spec.name}"
     settings = {"task": spec.digest_parts(), "limit": limit, "tokenizer": dense.tokenizer_digest}
@@ -109,6 +128,7 @@ def _group(
     settings: dict[str, Any],
     code: Sequence[str],
     compute: Callable[[Work], None],
+    operations: float = 0.0,
 ) -> Group:
     inputs = {"evaluation tokens": tokens} if tokens else {}
     if compressed:
@@ -120,6 +140,6 @@ def _group(
         code=code,
         sources={"dense model": dense.digest},
         inputs=inputs,
-        cost=Cost(memory=dense.checkpoint.nbytes * (2 if compressed else 1)),
+        cost=Cost(operations=operations, memory=dense.checkpoint.nbytes * (2 if compressed else 1)),
     )
     return Group("evaluate", name, [unit], compute)

@@ -14,13 +14,19 @@ from uuid import uuid4
 
 from compress_core.hf.folder import FactoredWeights, write_folder
 from storage.artifact import Artifact
+from storage.disk import is_disk_full
+from storage.errors import StorageError, StoreFullError, StorePermissionError
 from storage.keys import recipe_key
 from tasks.convert import get_tensor
 from tasks.model import DenseModel
 from tasks.units import Cost, Group, Unit, Work
 
 FOLDER = "model"
-CODE = ("compress_core.hf.folder.write_folder", "compress_core.hf.factored.FactoredLinear")
+CODE = (
+    "compress_core.hf.folder.write_folder",
+    "compress_core.hf.factored.FactoredLinear",
+    "compress_core.hf.factored.factorise_from_config",  # part of the modelling file that is written
+)
 
 
 def materialise_group(model: DenseModel, realised: dict[str, Unit], kept: float) -> Group:
@@ -87,16 +93,27 @@ def publishing(artifact: Artifact, target: Path) -> Iterator[Path]:
     nobody sees a part of it, not even where two processes publish the same folder.
 
     Raises:
-        OSError: ``target`` cannot be written.
+        StoreFullError, StorePermissionError: ``target`` cannot be written.
     """
     staging = target.with_name(f".{target.name}.{uuid4().hex[:8]}")
     try:
         shutil.copytree(artifact.file(FOLDER), staging, copy_function=_link_weights)
         yield staging
         _take_place(staging, target)
+    except OSError as error:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise cannot_write(target, error) from error
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
+
+
+def cannot_write(target: Path, error: OSError) -> StorageError:
+    """One line for a disk that is full or a place that may not be written."""
+    kept = "everything computed is kept: mend that and run the same command again"
+    if is_disk_full(error) or os.strerror(errno.ENOSPC) in str(error):
+        return StoreFullError(f"the disk is full: cannot write {target}; {kept}")
+    return StorePermissionError(f"cannot write {target}: {error.strerror or error}; {kept}")
 
 
 def publish(artifact: Artifact, target: Path) -> None:

@@ -1,6 +1,7 @@
 """A dense model as the stages see it: its files, its layout, and the content of every weight."""
 
 import math
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ class DenseModel:
         digests: Remembers file contents between processes.
         device: Where it runs.
         trust_remote_code: Passed to transformers.
+        name: What people call it; else the folder's name.
 
     Raises:
         ModelError: The folder is not a model that can be compressed.
@@ -36,18 +38,15 @@ class DenseModel:
         digests: DigestCache,
         device: str = "cpu",
         trust_remote_code: bool = False,
+        name: str | None = None,
     ) -> None:
         self.folder = folder
+        self.name = name or folder.resolve().name
         self.device = device
         self.trust_remote_code = trust_remote_code
         self.checkpoint = Checkpoint(folder)
         self.layout: ModelLayout = inspect_model(self.checkpoint, trust_remote_code)
         self._digests = digests
-
-    @property
-    def name(self) -> str:
-        """Name of the folder."""
-        return self.folder.resolve().name
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -111,7 +110,8 @@ class DenseModel:
         """The checkpoint's key of a layer's weight."""
         return self.checkpoint.key(f"{layer}.weight", self.layout.base_prefix)
 
-    def parameters_digest(self, names: tuple[str, ...]) -> str:
-        """Content of the named parameters together."""
+    def state_digest(self, parameters: Sequence[str], buffers: Sequence[str]) -> str:
+        """Content of the named parameters, and of those buffers that the files hold."""
         prefix = self.layout.base_prefix
+        names = [*parameters, *(name for name in buffers if self.checkpoint.has(name, prefix))]
         return recipe_key({n: self.stored[self.checkpoint.key(n, prefix)] for n in names})

@@ -37,6 +37,12 @@ class Text:
         name = Path(self.source).name
         return name if self.part != "held-out" else f"{name} (held-out tenth)"
 
+    @property
+    def format(self) -> str:
+        """What decides how the bytes are read: the suffix of a file, or "dataset"."""
+        path = Path(self.source).expanduser()
+        return path.suffix.lower() if path.is_file() else "dataset"
+
     def documents(self, model: DenseModel) -> list[str]:
         """Reads the text.
 
@@ -85,7 +91,7 @@ def calibration_group(
         "tokenise",
         "calibration",
         settings={"samples": samples, "length": length, "seed": seed, "bos": bos}
-        | {"part": text.part, "field": text.field},
+        | {"part": text.part, "field": text.field, "format": text.format},
         code=[READ, SPLIT, "compress_core.hf.text.sample_windows"],
         sources={"text": text.digest(model, digests), "tokenizer": model.tokenizer_digest},
         cost=Cost(disk=samples * length * 8),
@@ -108,7 +114,8 @@ def evaluation_group(
     unit = Unit(
         "tokenise",
         f"evaluation on {text.label}",
-        settings={"length": length, "windows": windows, "part": text.part, "field": text.field},
+        settings={"length": length, "windows": windows}
+        | {"part": text.part, "field": text.field, "format": text.format},
         code=[READ, SPLIT, "compress_core.hf.text.evaluation_windows"],
         sources={"text": text.digest(model, digests), "tokenizer": model.tokenizer_digest},
         cost=Cost(disk=(windows or 0) * length * 8),

@@ -22,6 +22,7 @@ from storage.manifest import Manifest
 from storage.store import Store
 
 View = Callable[[Artifact], Any]
+ALONE = ("collect", "whiten", "decompose")  # stages beside which no whole model is held
 
 
 @cache  # sources do not change while a process runs
@@ -139,6 +140,7 @@ class Session:
         listener: Told of progress inside a group.
         info: Recorded with every artifact computed; never part of its identity.
         refreshed: Keys computed again already; runs of one sweep share it.
+        release: Called before a stage that needs memory for itself computes.
         earlier: Key to outcome of units that the same command computed before this run; the run
             reports them as its own, once.
     """
@@ -151,12 +153,14 @@ class Session:
         info: Mapping[str, Any] | None = None,
         refreshed: set[str] | None = None,
         earlier: dict[str, Outcome] | None = None,
+        release: Callable[[], None] = lambda: None,
     ) -> None:
         self.store = store
         self.refresh = frozenset(refresh)
         self.listener = listener
         self.info = dict(info or {})
         self.earlier = {} if earlier is None else earlier
+        self.release = release
         self.manifests: dict[Unit, Manifest] = {}
         self.refreshed = set() if refreshed is None else refreshed
 
@@ -196,6 +200,8 @@ class Session:
             cached = Outcome(unit.stage, unit.name, key, "cached", seconds)
             outcomes[unit] = self.earlier.pop(key, cached)
         if work.missing:
+            if group.stage in ALONE:
+                self.release()
             try:
                 group.compute(work)
             except CompressError as error:

@@ -187,6 +187,8 @@ def count_parameters(folder: Path) -> FolderCount:
 
 def modelling_source(architecture: str, base_class: str, base_prefix: str) -> str:
     """The text of the modelling file: the factored layer, then the two classes that use it."""
+    for name in (architecture, base_class):
+        _require_stock(name)
     layer = Path(__file__).with_name("factored.py").read_text(encoding="utf-8")
     return layer + _FOOTER.format(
         architecture=architecture,
@@ -205,8 +207,14 @@ def auto_map(architecture: str, base_class: str) -> dict[str, str]:
 
 
 def stock_class(mapping: Mapping[str, str], auto_class: str) -> str:
-    """The name of transformers' own class behind an entry of `auto_map`."""
-    return mapping[auto_class].rpartition(".")[2]
+    """The name of transformers' own class behind an entry of `auto_map`.
+
+    Raises:
+        ModelError: It is no such class; whatever else stands there must not reach a Python file.
+    """
+    name = mapping[auto_class].rpartition(".")[2]
+    _require_stock(name)
+    return name
 
 
 def copy_companions(source: Path, target: Path) -> None:
@@ -224,7 +232,7 @@ def companion_files(folder: Path) -> list[Path]:
 
 
 def _require_stock(name: str) -> None:
-    if not hasattr(transformers, name):
+    if not isinstance(getattr(transformers, name, None), type):
         raise ModelError(
             f"transformers {transformers.__version__} has no class {name}: models that bring code "
             "of their own are not supported, and newer ones need a newer transformers"

@@ -5,7 +5,7 @@ blocks are the longest list of modules that hold linears, and layers that receiv
 tensor share a tap.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +37,8 @@ class ModelLayout:
         dtype: Name of the floating dtype that the model computes in.
         block_parameters: Block index to the parameter names inside it.
         outer_parameters: Parameter names of the base model outside the blocks.
+        block_buffers: Block index to the names of buffers that a checkpoint may hold.
+        outer_buffers: The same outside the blocks.
         tuple_output: Whether a block returns a tuple that starts with the hidden states.
     """
 
@@ -48,6 +50,8 @@ class ModelLayout:
     dtype: str
     block_parameters: tuple[tuple[str, ...], ...]
     outer_parameters: tuple[str, ...]
+    block_buffers: tuple[tuple[str, ...], ...]
+    outer_buffers: tuple[str, ...]
     tuple_output: bool
 
     def of_block(self, block: int) -> tuple[LayerRef, ...]:
@@ -97,25 +101,39 @@ def inspect_model(checkpoint: Checkpoint, trust_remote_code: bool = False) -> Mo
     dtype = model_dtype(checkpoint, config)
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         model = _build(config, dtype, trust_remote_code)
+        _require_stock(model)
         blocks = _find_blocks(model)
         observed = _observe(model, blocks)
     layers = _layers(model, blocks, observed)
-    names = [name for name, _ in model.base_model.named_parameters()]
-    prefix = model.base_model_prefix
-    full = [f"{prefix}.{name}" if model.base_model is not model else name for name in names]
-    inside = [tuple(n for n in full if n.startswith(block + ".")) for block in blocks]
-    taken = {name for names in inside for name in names}
+    base = model.base_model
+    prefix = model.base_model_prefix if base is not model else ""
+    parameters = [name for name, _ in base.named_parameters()]
+    buffers = [name for name, _ in base.named_buffers() if name in base.state_dict()]
+    inside, outside = _by_block(parameters, blocks, prefix)
+    buffers_inside, buffers_outside = _by_block(buffers, blocks, prefix)
     return ModelLayout(
         architecture=type(model).__name__,
         base_class=type(model.base_model).__name__,
-        base_prefix=prefix,
+        base_prefix=model.base_model_prefix,
         blocks=blocks,
         layers=layers,
         dtype=str(dtype).removeprefix("torch."),
-        block_parameters=tuple(inside),
-        outer_parameters=tuple(name for name in full if name not in taken),
+        block_parameters=inside,
+        outer_parameters=outside,
+        block_buffers=buffers_inside,
+        outer_buffers=buffers_outside,
         tuple_output=observed.tuple_output,
     )
+
+
+def _by_block(
+    names: Sequence[str], blocks: Sequence[str], prefix: str
+) -> tuple[tuple[tuple[str, ...], ...], tuple[str, ...]]:
+    """Names under each block, and the rest, as the whole model names them."""
+    full = [f"{prefix}.{name}" if prefix else name for name in names]
+    inside = tuple(tuple(n for n in full if n.startswith(block + ".")) for block in blocks)
+    taken = {name for names in inside for name in names}
+    return inside, tuple(name for name in full if name not in taken)
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -154,6 +172,16 @@ def _refuse_experts(model_type: str, settings: Mapping[str, Any]) -> None:
             )
         if isinstance(value, Mapping):
             _refuse_experts(model_type, value)
+
+
+def _require_stock(model: Any) -> None:
+    for part in (model, model.base_model):
+        if not type(part).__module__.startswith("transformers."):
+            raise ModelError(
+                f"{type(part).__name__} is code that comes with the model, not a class of "
+                "transformers; such models are not supported, because the compressed folder could "
+                "not be loaded without that code"
+            )
 
 
 def _find_blocks(model: nn.Module) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from flows.config import (
     SweepConfig,
     build_config,
     default_home,
+    file_and_flags,
     read_yaml,
     write_yaml,
 )
@@ -253,3 +254,10 @@ def test_home_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_pa
 def test_an_option_without_a_name_and_a_value_is_refused(words: list[str]) -> None:
     with pytest.raises(ConfigError, match="--option takes NAME=VALUE, got"):
         parse(RunConfig, ["--option", *words])
+
+
+def test_options_of_file_and_flags_are_merged_for_every_command(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("kept: 0.5\noptions: {alpha: 1.0}\n")
+    merged = file_and_flags({"kept": 0.6, "options": {"epsilon": "1e-4"}}, file)
+    assert merged == {"kept": 0.6, "options": {"alpha": 1.0, "epsilon": "1e-4"}}

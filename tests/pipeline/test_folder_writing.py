@@ -13,7 +13,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from compress_core.errors import ModelError
 from compress_core.hf.checkpoint import Checkpoint
 from compress_core.hf.export import to_dense
-from compress_core.hf.folder import FactoredWeights, FolderSummary, write_folder
+from compress_core.hf.folder import (
+    FactoredWeights,
+    FolderSummary,
+    modelling_source,
+    stock_class,
+    write_folder,
+)
 from tests.families import tiny_model
 from tests.pipeline.folders import (
     as_layers,
@@ -180,3 +186,11 @@ def test_export_of_a_damaged_config_is_refused(tmp_path: Path) -> None:
     edit_config(small, auto_map=None)
     with pytest.raises(ModelError, match="auto_map"):
         to_dense(small, tmp_path / "out")
+
+
+def test_nothing_but_a_class_of_transformers_gets_into_a_python_file() -> None:
+    for name in ("LlamaModel): pass\nimport os\nclass X(LlamaModel", "os", "NoSuchModel"):
+        with pytest.raises(ModelError, match="has no class"):
+            modelling_source("LlamaForCausalLM", name, "model")
+        with pytest.raises(ModelError, match="has no class"):
+            stock_class({"AutoModel": f"modeling.{name}"}, "AutoModel")

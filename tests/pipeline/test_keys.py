@@ -1,0 +1,89 @@
+"""What decides a unit's numbers is in its key, found one by one where it once was not."""
+
+import shutil
+from pathlib import Path
+
+import torch
+from transformers import Gemma4ForCausalLM, Gemma4TextConfig
+
+from compress_core.methods import build_method
+from storage.digests import DigestCache
+from storage.fingerprint import code_fingerprint
+from tasks.collect import CODE as COLLECT_CODE
+from tasks.collect import collect_groups
+from tasks.decompose import decompose_groups
+from tasks.materialise import CODE as MATERIALISE_CODE
+from tasks.model import DenseModel
+from tasks.tokenise import Text, calibration_group
+from tasks.units import Unit
+from tasks.whiten import whiten_groups
+from tests.pipeline import pico
+
+
+def test_the_format_of_a_text_is_part_of_its_key(inputs: pico.Inputs, tmp_path: Path) -> None:
+    model = DenseModel(inputs.model, DigestCache(tmp_path / "digests.json"))
+    units = []
+    for name in ("same.txt", "same.jsonl"):
+        shutil.copyfile(inputs.calibration, tmp_path / name)
+        text = Text(str(tmp_path / name))
+        digests = DigestCache(tmp_path / "digests.json")
+        group = calibration_group(model, text, digests, samples=2, length=16, seed=0, bos=False)
+        units.append(group.units[0])
+    assert units[0].sources == units[1].sources
+    assert units[0].settings != units[1].settings
+
+
+def test_stored_buffers_are_part_of_the_activations_key(tmp_path: Path) -> None:
+    config = Gemma4TextConfig.from_dict(
+        {
+            "vocab_size": 64,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "head_dim": 16,
+            "global_head_dim": 16,
+            "max_position_embeddings": 64,
+            "hidden_size_per_layer_input": 0,
+            "num_kv_shared_layers": 0,
+            "layer_types": ["full_attention", "full_attention"],
+        }
+    )
+    torch.manual_seed(0)
+    model = Gemma4ForCausalLM(config)
+    sources = []
+    for scale in (1.0, 3.0):
+        for layer in model.model.layers:
+            layer.layer_scalar.fill_(scale)
+        folder = tmp_path / f"scale {scale}"
+        model.save_pretrained(folder)
+        dense = DenseModel(folder, DigestCache(tmp_path / "digests.json"))
+        tokens = Unit("tokenise", "calibration", settings={}, code=[])
+        groups = collect_groups(
+            dense, tokens, products="float64", batch_size=1, samples=1, length=32
+        )
+        sources.append([unit.sources for group in groups for unit in group.units])
+    assert all(one != other for one, other in zip(*sources, strict=True))
+
+
+def test_the_metric_that_is_used_is_the_whiteners(inputs: pico.Inputs, tmp_path: Path) -> None:
+    """Its code and its fields are in the key of what it decides."""
+    model = DenseModel(inputs.model, DigestCache(tmp_path / "digests.json"))
+    method = build_method("svd_llm")
+    taps = {
+        layer.tap: Unit("collect", layer.tap, settings={}, code=[]) for layer in model.layout.layers
+    }
+    whitened = whiten_groups(model, method.whiten, taps)
+    by_tap = {unit.name: unit for group in whitened for unit in group.units}
+    for group in decompose_groups(model, method, taps, by_tap):
+        for unit in group.units:
+            assert "compress_core.whiten.OutputError" in unit.code
+            assert unit.settings["whitener"] == {"kind": "OutputError"}
+
+
+def test_the_modelling_file_is_code_of_the_folder_and_of_nothing_before_it() -> None:
+    written = code_fingerprint(MATERIALISE_CODE)
+    assert "compress_core.hf.factored.factorise_from_config" in written
+    measured = code_fingerprint(COLLECT_CODE)
+    assert not {name for name in measured if "folder" in name or "quantizer" in name}
