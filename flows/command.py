@@ -8,6 +8,7 @@ from flows.config import RunConfig, Settings, SweepConfig
 from flows.console import Reporter, current_reporter
 from flows.prepare import build_pipeline, check_methods, open_workspace, read_texts
 from flows.report import check_report, write_report
+from tasks.tracking import check_tracking
 
 
 def run_command(settings: Settings, as_json: bool) -> Any:
@@ -25,13 +26,13 @@ def run_command(settings: Settings, as_json: bool) -> Any:
         report = report_folder(settings, workspace.model.name)
         check_report(report)
     read_texts(workspace, any(pipeline.method.whiten.needs for pipeline in pipelines))
-    from flows.run import check_tracking, current_workspace, run_flow
+    from flows.run import current_workspace, run_flow
     from flows.sweep import sweep_flow
 
-    check_tracking(workspace)
+    check_tracking(settings.home.expanduser())
     for note in workspace.notes:
-        reporter.say(f"note         {note}")
-    current_reporter.set(reporter)
+        reporter.note(note)
+    told = current_reporter.set(reporter)
     token = current_workspace.set(workspace)
     try:
         with runtime.flow_settings():
@@ -42,19 +43,23 @@ def run_command(settings: Settings, as_json: bool) -> Any:
             return result
     finally:
         current_workspace.reset(token)
+        current_reporter.reset(told)
 
 
 def demo_command(home: Path, as_json: bool) -> Any:
     """Runs the demonstration and says how it went."""
     from compress_core.hf.pretrain import PretrainSettings
     from flows.demo import demo_flow
-    from tasks.tracking import check_tracking
 
     reporter = Reporter(stderr=as_json)
     check_tracking(home)
-    current_reporter.set(reporter)
-    with runtime.flow_settings():
-        return tell_sweep(reporter, home / "reports" / "demo", demo_flow(home, PretrainSettings()))
+    told = current_reporter.set(reporter)
+    try:
+        with runtime.flow_settings():
+            results = demo_flow(home, PretrainSettings())
+            return tell_sweep(reporter, home / "reports" / "demo", results)
+    finally:
+        current_reporter.reset(told)
 
 
 def report_folder(settings: SweepConfig, model: str) -> Path:

@@ -59,6 +59,10 @@ class Reporter:
         """One plain line."""
         self.console.print(line, markup=False)
 
+    def note(self, line: str) -> None:
+        """Something that people should know."""
+        self.say(f"note         {line}")
+
     @contextmanager
     def stage(self, name: str, units: int) -> Iterator[None]:
         """A stage of so many units: a bar while it goes on, one line with state and seconds after.

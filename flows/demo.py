@@ -10,7 +10,7 @@ from compress_core.methods import METHODS
 from flows.config import SweepConfig
 from flows.console import get_reporter
 from flows.home import open_home
-from flows.results import save_run_record
+from flows.results import as_stage, save_run_record
 from flows.run import run_groups
 from flows.sweep import sweep_flow
 from storage.store import Store
@@ -36,10 +36,7 @@ def demo_flow(home: Path, settings: PretrainSettings) -> list[dict[str, Any]]:
     session = Session(Store(home / "store", on_problem=reporter.say), listener=reporter.inside)
     group = train_group(settings)
     outcomes = run_groups([group], session)
-    stages = [
-        {"name": done.stage, "unit": done.unit, "key": done.key, "state": done.state}
-        for done in outcomes
-    ]
+    stages = [as_stage(outcome) for outcome in outcomes]
     save_run_record(home, None, {"stages": stages})  # so that `store gc` keeps what it trained
     folder = home / "demo"
     publish_trained(session.artifact(group.units[0]), folder)

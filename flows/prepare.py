@@ -18,6 +18,7 @@ from compress_core.method import Method
 from compress_core.methods import build_method
 from compress_core.types import Budget
 from flows.config import RunConfig, Settings
+from flows.console import current_reporter
 from flows.home import open_home
 from flows.output import check_output
 from storage.digests import DigestCache
@@ -129,7 +130,7 @@ def check_methods(settings: Settings, methods: list[str], kepts: list[float]) ->
         raise ConfigError("--task-path without --tasks: say which tasks of that folder to run")
 
 
-def open_workspace(settings: Settings, on_problem: list[str] | None = None) -> Workspace:
+def open_workspace(settings: Settings) -> Workspace:
     """Opens store and model and finds the tasks.
 
     Raises:
@@ -137,8 +138,14 @@ def open_workspace(settings: Settings, on_problem: list[str] | None = None) -> W
     """
     home = settings.home.expanduser()
     open_home(home)
-    notes: list[str] = [] if on_problem is None else on_problem
-    store = Store(home / "store", on_problem=notes.append)
+    notes: list[str] = []
+
+    def tell(problem: str) -> None:
+        notes.append(problem)
+        if reporter := current_reporter.get():  # before there is one, notes are told together
+            reporter.note(problem)
+
+    store = Store(home / "store", on_problem=tell)
     digests = DigestCache(home / "digests.json")
     device = choose_device(settings.device)
     folder = resolve_model(settings.model)

@@ -54,18 +54,20 @@ def collect_result(
         },
         "bytes": {"dense": model.checkpoint.nbytes, "compressed": written["bytes"]},
         "metrics": collect_metrics(pipeline, session),
-        "stages": [
-            {
-                "name": outcome.stage,
-                "unit": outcome.unit,
-                "key": outcome.key,
-                "state": outcome.state,
-                "seconds": round(outcome.seconds, 6),
-            }
-            for outcome in outcomes
-        ],
+        "stages": [as_stage(outcome) for outcome in outcomes],
         "notes": list(workspace.notes),
         "code_version": code_version(),
+    }
+
+
+def as_stage(outcome: Outcome) -> dict[str, Any]:
+    """One unit's outcome as the result shows it."""
+    return {
+        "name": outcome.stage,
+        "unit": outcome.unit,
+        "key": outcome.key,
+        "state": outcome.state,
+        "seconds": round(outcome.seconds, 6),
     }
 
 

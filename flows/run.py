@@ -17,8 +17,7 @@ from flows.config import RunConfig, write_yaml
 from flows.console import get_reporter
 from flows.output import CONFIG_FILE, check_output
 from flows.prepare import Pipeline, Workspace, build_pipeline, check_methods, open_workspace
-from flows.results import collect_result, model_dir, save_run_record
-from tasks import tracking
+from flows.results import as_stage, collect_result, model_dir, save_run_record
 from tasks.allocate import read_shares
 from tasks.materialise import publishing
 from tasks.register import register
@@ -107,23 +106,11 @@ def finish(
         ).result()
         seconds = perf_counter() - begun
         label = f"{registered['name']} version {registered['version']}"
-        reporter.advance([Outcome("register", label, registered["run_id"], "computed", seconds)])
-    result["stages"].append(
-        {
-            "name": "register",
-            "unit": label,
-            "key": registered["run_id"],
-            "state": "computed",
-            "seconds": round(seconds, 6),
-        }
-    )
+        outcome = Outcome("register", label, registered["run_id"], "computed", seconds)
+        reporter.advance([outcome])
+    result["stages"].append(as_stage(outcome))
     result["run_id"] = registered.pop("run_id")
     result["registered"] = registered
     result["seconds"] = round(perf_counter() - started, 3)
     save_run_record(config.home, config, result)
     return result
-
-
-def check_tracking(workspace: Workspace) -> None:
-    """Refuses a tracking server that does not answer, before work starts."""
-    tracking.check_tracking(workspace.settings.home.expanduser())

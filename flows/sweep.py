@@ -28,9 +28,9 @@ def sweep_flow(config: SweepConfig) -> list[dict[str, Any]]:
     if workspace is None:
         check_methods(config, config.methods, config.kept)
         workspace = open_workspace(config)
+        for run in config.runs():  # what cannot be met is refused before the first run starts
+            build_pipeline(workspace, run)
     runs = config.runs()
-    for run in runs:  # a budget that cannot be met is refused before the first run starts
-        build_pipeline(workspace, run)
     token = current_workspace.set(workspace)
     results = []
     try:

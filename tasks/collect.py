@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from storage.errors import ArtifactMissingError
@@ -105,8 +106,6 @@ class _Collect:
         self.batch_size = batch_size
 
     def __call__(self, work: Work) -> None:
-        import torch
-
         tokens = get_tensor(work.artifact(self.calibration), "tokens")
         recipe = work.recipes[work.missing[0]]
         hidden = self._enter(work, tokens, recipe)

@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from compress_core.hf.documents import read_documents
 from compress_core.hf.text import evaluation_windows, sample_windows, split_held_out
 from storage.digests import DigestCache, file_digest
@@ -109,7 +107,7 @@ def evaluation_group(
             text.documents(model), model.tokenizer, length=length, windows=windows
         )
         with work.draft(work.missing[0]) as draft:
-            draft.put("tokens", tokens.numpy().astype(np.int64))
+            put_tensor(draft, "tokens", tokens)
 
     unit = Unit(
         "tokenise",

@@ -165,9 +165,8 @@ def build(settings: Mapping[str, Any]) -> tuple[Pipeline, Store, list[str]]:
     """The groups of a run, after the checks that the command line makes."""
     config = RunConfig(**settings)
     check_methods(config, [config.method], [config.kept])
-    problems: list[str] = []
-    workspace = open_workspace(config, problems)
-    return build_pipeline(workspace, config), workspace.store, problems
+    workspace = open_workspace(config)
+    return build_pipeline(workspace, config), workspace.store, workspace.notes
 
 
 def walk(settings: Mapping[str, Any]) -> Walk:
