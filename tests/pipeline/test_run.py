@@ -177,3 +177,16 @@ def test_prefect_shows_what_was_reused(
     changed = {"allocate", "realise", "materialise", "evaluate"}
     found = states(inputs.settings(warm_home, kept=0.4))
     assert found == {"Cached": rest | {"evaluate"}, "Completed": changed}
+
+
+def test_damage_is_told_on_the_console_when_it_is_found(
+    run: Run, warm_home: Path, inputs: pico.Inputs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    artifact = next((warm_home / "store" / "decompose").glob("*/*"))
+    chunk = artifact / "arrays/v/c.0.0"
+    chunk.write_bytes(chunk.read_bytes()[:-1])
+    capsys.readouterr()
+    result = run(inputs.settings(warm_home))
+    told = [line for line in capsys.readouterr().err.splitlines() if "computed again" in line]
+    assert len(told) == 1 and told[0].startswith("note") and artifact.name[:12] in told[0]
+    assert pico.counts(result["stages"], "computed") == {"decompose": 1, "register": 1}
