@@ -35,10 +35,42 @@ class Prepared:
 
 @dataclass(frozen=True)
 class LowRank:
-    """W′ = u v, with u (out, rank) and v (rank, in)."""
+    """W′ = u v, and beside it, where ``columns`` is not None, some columns of a weight as they are.
+
+    Attributes:
+        u: (out, rank).
+        v: (rank, in - kept), for the inputs that are not kept, in their order.
+        columns: (out, kept), or None.
+        index: (kept,) int64, ascending: which inputs the columns belong to; None without columns.
+    """
 
     u: Tensor
     v: Tensor
+    columns: Tensor | None = None
+    index: Tensor | None = None
+
+    @property
+    def rank(self) -> int:
+        """Components."""
+        return self.u.shape[1]
+
+    def dense(self) -> Tensor:
+        """W′ (out, in), in the dtype of ``u``."""
+        product = self.u @ self.v
+        if self.columns is None or self.index is None:
+            return product
+        rest, kept = split_inputs(product.shape[1] + len(self.index), self.index)
+        whole = product.new_empty(product.shape[0], len(rest) + len(kept))
+        whole[:, rest] = product
+        whole[:, kept] = self.columns
+        return whole
+
+
+def split_inputs(features: int, index: Tensor) -> tuple[Tensor, Tensor]:
+    """The inputs that are not in ``index`` and those that are, both ascending."""
+    kept = torch.zeros(features, dtype=torch.bool, device=index.device)
+    kept[index] = True
+    return (~kept).nonzero().flatten(), kept.nonzero().flatten()
 
 
 class Decomposer(Protocol):
@@ -49,7 +81,7 @@ class Decomposer(Protocol):
         ...
 
     def realise(self, read: ReadRows, share: Share) -> LowRank:
-        """The factors at ``share``, reading no more rows than it needs."""
+        """The factors at ``share`` (not dense), reading no more rows than it needs."""
         ...
 
 
@@ -66,7 +98,7 @@ class ProjectOutputs:
         w = weight.to(torch.float64)
         if not torch.isfinite(w).all():
             raise NumericsError(f"weight {tuple(w.shape)} is not finite")
-        u, v, energy = _project(w, metric, rank)
+        u, v, energy = project(w, metric, rank)
         dropped = energy.flip(0).cumsum(0).flip(0)
         loss = torch.cat([dropped, dropped.new_zeros(1)])[: rank + 1]
         arrays = {
@@ -81,7 +113,7 @@ class ProjectOutputs:
         return LowRank(read("ut", share.rank).T.contiguous(), read("v", share.rank))
 
 
-def _project(w: Tensor, metric: Metric, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+def project(w: Tensor, metric: Metric, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     """The ``rank`` best output directions, the weight along them, and the energy along each.
 
     Returns:
@@ -90,19 +122,29 @@ def _project(w: Tensor, metric: Metric, rank: int) -> tuple[Tensor, Tensor, Tens
     """
     out_features, in_features = w.shape
     if out_features <= in_features:
-        vectors, energy = _eigen_descending(metric.output_gram(w))
+        vectors, energy = eigen_descending(metric.output_gram(w))
         u = vectors[:, :rank]
         return u, u.T @ w, energy
     reflectors, scales = torch.geqrf(w)
     triangle = reflectors[:in_features].triu()
-    vectors, energy = _eigen_descending(metric.output_gram(triangle))
+    vectors, energy = eigen_descending(metric.output_gram(triangle))
     padded = w.new_zeros(out_features, rank)
     padded[:in_features] = vectors[:, :rank]
     u = torch.ormqr(reflectors, scales, padded)
     return u, vectors[:, :rank].T @ triangle, energy  # uᵀ W = (P e)ᵀ P R = eᵀ R
 
 
-def _eigen_descending(gram: Tensor) -> tuple[Tensor, Tensor]:
+def energies(w: Tensor, metric: Metric) -> Tensor:
+    """Energy along each output direction (min(out, in),), descending: :func:`project`'s third."""
+    if w.shape[0] > w.shape[1]:
+        w = torch.geqrf(w)[0][: w.shape[1]].triu()
+    gram = metric.output_gram(w)
+    if not torch.isfinite(gram).all():
+        raise NumericsError(f"output Gram {tuple(gram.shape)} is not finite")
+    return torch.linalg.eigvalsh(gram).flip(0).clamp_min(0.0)
+
+
+def eigen_descending(gram: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvectors in columns and eigenvalues, largest first; rounding below zero is cut off."""
     if not torch.isfinite(gram).all():
         raise NumericsError(f"output Gram {tuple(gram.shape)} is not finite")

@@ -49,6 +49,29 @@ class LayerRef:
         return (self.dense_cost - 1) // self.atom_cost
 
 
+@dataclass(frozen=True)
+class Stack:
+    """Layers that are decomposed as one: weights stacked by rows, one in-factor for all.
+
+    Most methods decompose every layer by itself: a stack of one.
+
+    Attributes:
+        members: The layers, all with the same ``in_features``.
+    """
+
+    members: tuple[LayerRef, ...]
+
+    @property
+    def as_layer(self) -> LayerRef:
+        """The stack as the one layer that decompositions and allocators see."""
+        first = self.members[0]
+        if len(self.members) == 1:
+            return first
+        name = " + ".join(member.name for member in self.members)
+        rows = sum(member.out_features for member in self.members)
+        return LayerRef(name, first.block, rows, first.in_features, first.tap)
+
+
 def affordable(kept: float, cost: int) -> int:
     """Whole numbers within ``kept`` of ``cost``; binary rounding of kept does not lose one."""
     return math.floor(kept * cost + 1e-6)
@@ -63,6 +86,11 @@ class Share:
     def cost(self, layer: LayerRef) -> int:
         """Numbers stored for ``layer`` at this share."""
         return layer.dense_cost if self.rank is None else self.rank * layer.atom_cost
+
+
+def dense_or(rank: int, layer: LayerRef) -> Share:
+    """A share of ``rank``, or the dense weight where factors of that rank would not pay."""
+    return Share(rank if rank <= layer.paying_rank else None)
 
 
 Allocation = Mapping[str, Share]  # layer name -> share

@@ -76,11 +76,11 @@ class SecondMoment:
 class Whitener(Protocol):
     """Turns what was measured at a tap into a metric."""
 
-    needs: ClassVar[frozenset[str]]  # statistics it reads: "gram", "abs_sum"
+    needs: ClassVar[frozenset[str]]  # statistics it reads: "gram", "abs_sum" or "fisher"
     keeps_gram: ClassVar[bool]  # whether its metric is the Gram itself, not something smaller
 
-    def metric(self, stats: InputStats | None) -> Metric:
-        """The metric for layers that read this tap."""
+    def metric(self, stats: InputStats | Tensor | None) -> Metric:
+        """The metric for layers that read this tap; for "fisher", of one layer, from (in,) sums."""
         ...
 
 
@@ -91,7 +91,7 @@ class Unweighted:
     needs: ClassVar[frozenset[str]] = frozenset()
     keeps_gram: ClassVar[bool] = False
 
-    def metric(self, stats: InputStats | None) -> Metric:
+    def metric(self, stats: InputStats | Tensor | None) -> Metric:
         """The plain metric, whatever was measured."""
         return Plain()
 
@@ -117,9 +117,9 @@ class ActivationScale:
                 f"epsilon={self.epsilon:g}"
             )
 
-    def metric(self, stats: InputStats | None) -> Metric:
+    def metric(self, stats: InputStats | Tensor | None) -> Metric:
         """The diagonal metric of the measured mean magnitudes."""
-        assert stats is not None
+        assert isinstance(stats, InputStats)
         return Diagonal((stats.abs_sum / stats.tokens) ** self.alpha + self.epsilon)
 
 
@@ -130,13 +130,13 @@ class OutputError:
     needs: ClassVar[frozenset[str]] = frozenset({"gram"})
     keeps_gram: ClassVar[bool] = True
 
-    def metric(self, stats: InputStats | None) -> Metric:
+    def metric(self, stats: InputStats | Tensor | None) -> Metric:
         """The second moment per token.
 
         Raises:
             NumericsError: The Gram has a negative diagonal or a value that is not finite.
         """
-        assert stats is not None
+        assert isinstance(stats, InputStats)
         diagonal = stats.gram.diagonal()
         if not torch.isfinite(stats.gram).all() or bool((diagonal < 0).any()):
             raise NumericsError(
@@ -144,3 +144,33 @@ class OutputError:
                 "or has a negative diagonal; the calibration statistics are damaged"
             )
         return SecondMoment(stats.gram / stats.tokens)
+
+
+@dataclass(frozen=True)
+class FisherScale:
+    """FWSVD's scale d_j = (Fisher information of column j)^½ + epsilon · mean (arXiv 2207.00112).
+
+    Attributes:
+        epsilon: Added so that an input without gradient keeps a positive scale, relative to the
+            mean scale.
+    """
+
+    epsilon: float = 1e-6
+    needs: ClassVar[frozenset[str]] = frozenset({"fisher"})
+    keeps_gram: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.epsilon < math.inf:
+            raise ConfigError(f"fwsvd needs epsilon > 0, got {self.epsilon:g}")
+
+    def metric(self, stats: InputStats | Tensor | None) -> Metric:
+        """The diagonal metric of the Fisher information (in,) of a layer's columns.
+
+        Raises:
+            NumericsError: No column has a gradient.
+        """
+        assert isinstance(stats, Tensor)
+        scale = stats.to(torch.float64).sqrt()
+        if not float(scale.sum()) > 0:
+            raise NumericsError("no weight of the layer has a gradient, so none can be weighed")
+        return Diagonal(scale + self.epsilon * scale.mean())

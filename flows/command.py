@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from flows import runtime
+from flows.budget import MOST, at_share, resolve_budget
 from flows.config import RunConfig, Settings, SweepConfig
 from flows.console import Reporter, current_reporter
 from flows.prepare import build_pipeline, check_methods, open_workspace, read_texts
@@ -19,15 +20,24 @@ def run_command(settings: Settings, as_json: bool) -> Any:
     else:
         assert isinstance(settings, RunConfig)
         runs = [settings]
-    check_methods(settings, list({run.method: None for run in runs}), [run.kept for run in runs])
+    check_methods(
+        settings,
+        list({run.method: None for run in runs}),
+        [run.kept for run in runs if run.kept is not None],
+    )
     workspace = open_workspace(settings)
+    if isinstance(settings, RunConfig):
+        settings = resolve_budget(workspace, settings)
+        # Of a search nothing is known yet; what is refused at a mild share is refused at all.
+        runs = [settings if settings.kept is not None else at_share(settings, MOST)]
     pipelines = [build_pipeline(workspace, run) for run in runs]
     if isinstance(settings, SweepConfig):
         report = report_folder(settings, workspace.model.name)
         check_report(report)
-    read_texts(workspace, any(pipeline.method.whiten.needs for pipeline in pipelines))
+    read_texts(workspace, any(p.job.method.needs_calibration for p in pipelines))
     from flows.run import current_workspace, run_flow
     from flows.sweep import sweep_flow
+    from flows.target import target_flow
 
     check_tracking(settings.home.expanduser())
     for note in workspace.notes:
@@ -38,7 +48,8 @@ def run_command(settings: Settings, as_json: bool) -> Any:
         with runtime.flow_settings():
             if isinstance(settings, SweepConfig):
                 return tell_sweep(reporter, report, sweep_flow(settings))
-            result = run_flow(settings)
+            searched = settings.target_perplexity is not None
+            result = (target_flow if searched else run_flow)(settings)
             reporter.summary(result)
             return result
     finally:

@@ -7,35 +7,37 @@ Prefect shows for a deployment.
 import difflib
 import os
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ByteSize,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from compress_core.errors import ConfigError
 from compress_core.types import Budget
 
 Option = bool | int | float | str
-STAGES = (
-    "tokenise",
-    "collect",
-    "whiten",
-    "decompose",
-    "allocate",
-    "realise",
-    "materialise",
-    "evaluate",
-)
 Stage = Literal[
     "tokenise",
     "collect",
     "whiten",
     "decompose",
+    "probe",
     "allocate",
+    "measure",
     "realise",
+    "advance",
     "materialise",
     "evaluate",
 ]
+STAGES = get_args(Stage)
 
 
 def default_home() -> Path:
@@ -52,7 +54,12 @@ class Settings(BaseModel):
     of: Literal["compressible", "model"] = Field(
         "compressible", description="what kept is measured on"
     )
-    options: dict[str, Option] = Field(default_factory=dict, description="option of the method")
+    allocate: Literal["uniform", "by_type", "importance", "hull", "knapsack"] | None = Field(
+        None, description="how the budget is divided; else as the method's paper does"
+    )
+    options: dict[str, Option] = Field(
+        default_factory=dict, description="option of the method, or of --allocate"
+    )
     calibration: str | None = Field(None, description="text to calibrate on: file or dataset id")
     calibration_field: str | None = Field(None, description="column that holds the text")
     samples: int = Field(256, ge=1, description="calibration windows")
@@ -96,20 +103,50 @@ class Settings(BaseModel):
 class RunConfig(Settings):
     """One method at one budget."""
 
-    method: str = Field("svd_llm", description="see `eigenpress methods`")
-    kept: float = Field(description="share of parameters that stays, in (0, 1]")
+    method: str = Field(
+        "svd_llm", description="see `eigenpress methods`; method[@allocator][:option=value]..."
+    )
+    kept: float | None = Field(None, description="share of parameters that stays, in (0, 1]")
+    target_bytes: ByteSize | None = Field(
+        None, description="bytes of the compressed weights, like 1.5GB, in place of --kept"
+    )
+    target_perplexity: float | None = Field(
+        None, description="perplexity on the first text to stay within, in place of --kept"
+    )
     output: Path | None = Field(None, description="where the model folder goes")
 
     @model_validator(mode="after")
-    def _check_kept(self) -> Self:
-        Budget(self.kept, self.of)
+    def _check_budget(self) -> Self:
+        given = [
+            name
+            for name in ("kept", "target_bytes", "target_perplexity")
+            if getattr(self, name) is not None
+        ]
+        if len(given) != 1:
+            said = " and ".join("--" + name.replace("_", "-") for name in given) or "none"
+            raise ConfigError(
+                "kept is missing: give one of --kept, --target-bytes and --target-perplexity "
+                f"(or `kept:` in --config); got {said}"
+            )
+        if self.kept is not None:
+            Budget(self.kept, self.of)
+        if self.target_perplexity is not None and not self.target_perplexity > 1:
+            raise ConfigError(f"a perplexity is above 1; got {self.target_perplexity:g}")
         return self
+
+    @property
+    def share(self) -> float:
+        """``kept``, of a configuration whose target has been turned into it."""
+        assert self.kept is not None
+        return self.kept
 
 
 class SweepConfig(Settings):
     """Several methods, several budgets, one collection of activations."""
 
-    methods: list[str] = Field(min_length=1, description="see `eigenpress methods`")
+    methods: list[str] = Field(
+        min_length=1, description="see `eigenpress methods`; method[@allocator][:option=value]..."
+    )
     kept: list[float] = Field(min_length=1, description="share of parameters that stays, in (0, 1]")
     report: Path | None = Field(None, description="where the table and the plot go")
 

@@ -7,13 +7,22 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
+from pydantic import ByteSize
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from compress_core.errors import ConfigError
 from flows.config import Settings
 
-FIRST = ("model", "method", "methods", "kept")  # what a command can't do without, shown first
+FIRST = (
+    "model",
+    "method",
+    "methods",
+    "kept",
+    "target_bytes",
+    "target_perplexity",
+    "allocate",
+)  # what a command can't do without, shown first
 
 
 def with_flags(*kinds: type[Settings]) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -73,14 +82,14 @@ def _plain_type(annotation: Any) -> Any:
         return str
     if origin in (list, dict):
         return origin
-    return annotation
+    return str if annotation is ByteSize else annotation
 
 
 def _metavar(name: str, kind: Any) -> str | None:
     if kind is bool:
         return None
     words = {"options": "NAME=VALUE", "kept": "SHARE", "home": "DIR", "task_path": "DIR"}
-    words |= {"output": "DIR", "report": "DIR"}
+    words |= {"output": "DIR", "report": "DIR", "target_bytes": "SIZE"}
     return words.get(name) or {int: "N", float: "X", Path: "PATH"}.get(kind, "TEXT")
 
 

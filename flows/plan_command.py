@@ -11,7 +11,8 @@ from rich.table import Table
 
 from compress_core.errors import ConfigError
 from compress_core.methods import METHODS, build_method
-from flows.config import SweepConfig, build_config, file_and_flags
+from flows.budget import resolve_budget
+from flows.config import RunConfig, Settings, SweepConfig, build_config, file_and_flags
 from flows.console import make_console
 from flows.home import open_home
 from flows.plan import Estimate, Planned, Planner, estimate
@@ -32,16 +33,33 @@ def plan_as_run_or_sweep(
     if "method" in values and "methods" in values:
         raise ConfigError("give --method for a run or --methods for a sweep, not both")
     values.pop("output", None)
+    if values.get("target_perplexity") is not None:
+        raise ConfigError(
+            "what a --target-perplexity leads to is known only after evaluating: plan a --kept"
+        )
+    target = {"target_bytes": values.pop("target_bytes", None)}
     values.setdefault("methods", [values.pop("method", "svd_llm")])
     if isinstance(values.get("kept"), int | float):
         values["kept"] = [values["kept"]]
-    settings = build_config(SweepConfig, values, None)
+    if target["target_bytes"] is not None:
+        if "kept" in values or len(values["methods"]) > 1:
+            raise ConfigError("--target-bytes is the budget of one run: no --kept, one method")
+        common = {name: value for name, value in values.items() if name != "methods"}
+        run = build_config(RunConfig, common | target | {"method": values["methods"][0]}, None)
+        settings: Settings = run
+        runs = [run]
+    else:
+        settings = sweep = build_config(SweepConfig, values, None)
+        runs = sweep.runs()
     open_home(settings.home.expanduser())
-    check_methods(settings, settings.methods, settings.kept)
+    kepts = [run.kept for run in runs if run.kept is not None]
+    check_methods(settings, list(dict.fromkeys(run.method for run in runs)), kepts)
     workspace = open_workspace(settings)
     planner = Planner(workspace.store, settings.refresh)
     planned = [
-        unit for run in settings.runs() for unit in planner.plan(build_pipeline(workspace, run))
+        unit
+        for run in runs
+        for unit in planner.plan(build_pipeline(workspace, resolve_budget(workspace, run)))
     ]
     expected = estimate(planned, workspace)
     if as_json:
@@ -82,7 +100,7 @@ def list_methods(as_json: bool, print_json: Print) -> None:
                 "summary": method.summary,
                 "paper": method.paper,
                 "options": {option: p.default for option, p in parameters.items()},
-                "needs_calibration": bool(method.whiten.needs),
+                "needs_calibration": method.needs_calibration,
             }
         )
     if as_json:

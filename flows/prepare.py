@@ -14,7 +14,6 @@ from compress_core.hf.checkpoint import resolve_model
 from compress_core.hf.layout import load_config
 from compress_core.hf.lm_eval_tasks import TaskSpec, find_tasks
 from compress_core.hf.text import clip_length
-from compress_core.method import Method
 from compress_core.methods import build_method
 from compress_core.types import Budget
 from flows.config import RunConfig, Settings
@@ -27,9 +26,13 @@ from tasks.allocate import allocate_group
 from tasks.collect import collect_groups
 from tasks.decompose import decompose_groups
 from tasks.evaluate import Models, task_group, text_group
+from tasks.fisher import fisher_group
+from tasks.job import Job
 from tasks.materialise import materialise_group
 from tasks.model import DenseModel
+from tasks.probe import probe_groups
 from tasks.realise import realise_groups
+from tasks.sequential import sequential_groups
 from tasks.tokenise import Text, calibration_group, evaluation_group
 from tasks.units import Group, Outcome, Session, Unit
 from tasks.whiten import whiten_groups
@@ -84,9 +87,10 @@ class Pipeline:
     """The groups of one run, in order, and the units whose artifacts make up its result."""
 
     config: RunConfig
-    method: Method
+    job: Job
     groups: list[Group]
     allocation: Unit
+    realised: dict[str, Unit]  # layer -> unit
     folder: Unit
     evaluations: list[Evaluation]
 
@@ -119,7 +123,8 @@ def check_methods(settings: Settings, methods: list[str], kepts: list[float]) ->
     for kept in kepts:
         Budget(kept, settings.of)
     for name in methods:
-        if build_method(name, settings.options).whiten.needs and settings.calibration is None:
+        method = build_method(name, settings.options, settings.allocate)
+        if method.needs_calibration and settings.calibration is None:
             raise ConfigError(f"method {name!r} needs calibration text: give --calibration FILE")
     if settings.calibration is None and not settings.eval_text and not settings.tasks:
         raise ConfigError(
@@ -219,50 +224,66 @@ def read_texts(workspace: Workspace, needs_calibration: bool) -> None:
 
 
 def build_pipeline(workspace: Workspace, config: RunConfig) -> Pipeline:
-    """The groups of one run.
+    """The groups of one run, in order.
 
     Raises:
         ConfigError, BudgetError: Method, options or budget do not fit the model.
     """
-    config, model = with_absolute_paths(config), workspace.model
-    check_output(config, model.folder)
-    method = build_method(config.method, config.options)
-    layers = model.layout.layers
-    kept = Budget(config.kept, config.of).of_compressible(layers, model.parameters)
-    if not method.allocate.reads_losses:  # shapes alone decide: refuse now what cannot be met
-        method.allocate.allocate(layers, kept, {})
+    config = with_absolute_paths(config)
+    check_output(config, workspace.model.folder)
+    job = make_job(workspace, config)
+    method, models = job.method, workspace.models
     calibration, texts = workspace.texts
-    collected, whitened = [], []
-    if method.whiten.needs:
-        assert calibration is not None
-        collected = collect_groups(
-            model,
-            calibration.units[0],
-            products=config.products,
-            batch_size=config.batch_size,
-            samples=config.samples,
-            length=workspace.length,
-        )
-        whitened = whiten_groups(model, method.whiten, _by_name(collected))
-    decomposed = decompose_groups(model, method, _by_name(collected), _by_name(whitened))
-    allocated = allocate_group(model, method, kept, _by_name(decomposed))
-    allocation = allocated.units[0]
-    realised = realise_groups(model, method, _by_name(decomposed), allocation, kept)
-    materialised = materialise_group(model, _by_name(realised), kept)
-    folder = materialised.units[0]
+    collected, whitened, fisher = [], [], []
+    first = [calibration] if method.needs_calibration and calibration is not None else []
+    if first:
+        (tokens,) = first[0].units
+        if method.reads_inputs or "similarity" in method.allocate.reads:
+            collected = collect_groups(job, tokens)
+        if method.reads_inputs:
+            whitened = whiten_groups(job.model, method.whiten, _by_name(collected))
+        if "fisher" in method.whiten.needs:
+            fisher = [fisher_group(job, models, tokens)]
+    taps = _by_name(collected)
+    decomposed = decompose_groups(job, taps, _by_name(whitened), _by_name(fisher))
+    layers = _by_name(decomposed)
+    probed = probe_groups(job, models, tokens, layers) if method.allocate.probe(job.kept) else []
+    allocated = allocate_group(job, taps, layers, _by_name(probed))
+    (allocation,) = allocated.units
+    if method.sequential:
+        realised = sequential_groups(job, tokens, taps, layers, allocation)
+    else:
+        realised = realise_groups(job, taps, layers, allocation)
+    factors = _by_name([group for group in realised if group.stage == "realise"])
+    materialised = materialise_group(job, factors)
+    (folder,) = materialised.units
     evaluated, evaluations = _evaluation_groups(workspace, config, texts, folder)
-    groups = [
-        *([calibration] if method.whiten.needs and calibration else []),
-        *texts.values(),
-        *collected,
-        *whitened,
-        *decomposed,
-        allocated,
-        *realised,
-        materialised,
-        *evaluated,
-    ]
-    return Pipeline(config, method, groups, allocation, folder, evaluations)
+    groups = [*first, *texts.values(), *collected, *fisher, *whitened, *decomposed, *probed]
+    groups += [allocated, *realised, materialised, *evaluated]
+    return Pipeline(config, job, groups, allocation, factors, folder, evaluations)
+
+
+def make_job(workspace: Workspace, config: RunConfig) -> Job:
+    """What a configuration asks for, checked against the model.
+
+    Raises:
+        ConfigError, BudgetError: Method, options or budget do not fit the model.
+    """
+    model = workspace.model
+    method = build_method(config.method, config.options, config.allocate)
+    kept = Budget(config.share, config.of).of_compressible(model.layout.layers, model.parameters)
+    job = Job(
+        model,
+        method,
+        kept,
+        samples=config.samples,
+        length=workspace.length,
+        batch_size=config.batch_size,
+        products=config.products,
+        seed=config.seed,
+    )
+    method.allocate.check(job.layers, kept)
+    return job
 
 
 def with_absolute_paths(config: RunConfig) -> RunConfig:

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import re
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -10,18 +12,19 @@ from uuid import uuid4
 
 from pydantic import BaseModel
 
-from flows.prepare import Pipeline, Workspace
+from flows.prepare import Evaluation, Pipeline, Workspace
 from storage.disk import replace_file
-from tasks.allocate import read_shares
 from tasks.units import Outcome, Session
 
 
-def collect_metrics(pipeline: Pipeline, session: Session) -> dict[str, dict[str, Any]]:
+def collect_metrics(
+    evaluations: Sequence[Evaluation], session: Session
+) -> dict[str, dict[str, Any]]:
     """Metrics of the dense and the compressed model, the first text's on top."""
     metrics: dict[str, dict[str, Any]] = {
         which: {"texts": {}, "tasks": {}} for which in ("dense", "compressed")
     }
-    for evaluation in pipeline.evaluations:
+    for evaluation in evaluations:
         values = dict(session.artifact(evaluation.unit).attrs)
         metrics[evaluation.model][f"{evaluation.kind}s"][evaluation.label] = values
     for values in metrics.values():
@@ -36,13 +39,14 @@ def collect_result(
 ) -> dict[str, Any]:
     """Everything but where the model was registered and how long it took."""
     config, model = pipeline.config, workspace.model
-    shares = read_shares(session.artifact(pipeline.allocation))
     layers = model.layout.layers
     written = session.artifact(pipeline.folder).attrs
     return {
         "model": model.name,
         "model_dir": str(model_dir(pipeline, session)),
         "method": config.method,
+        "allocate": config.allocate,
+        "options": config.options,
         "kept": config.kept,
         "of": config.of,
         "seed": config.seed,
@@ -50,14 +54,19 @@ def collect_result(
             "dense": model.parameters,
             "compressed": written["parameters"],
             "compressible_dense": sum(layer.dense_cost for layer in layers),
-            "compressible_compressed": sum(shares[layer.name].cost(layer) for layer in layers),
+            "compressible_compressed": written["compressible"],
         },
         "bytes": {"dense": model.checkpoint.nbytes, "compressed": written["bytes"]},
-        "metrics": collect_metrics(pipeline, session),
+        "metrics": collect_metrics(pipeline.evaluations, session),
         "stages": [as_stage(outcome) for outcome in outcomes],
         "notes": list(workspace.notes),
         "code_version": code_version(),
     }
+
+
+def stored_of(pipeline: Pipeline, session: Session) -> dict[str, dict[str, Any]]:
+    """Layer to the rank (None when dense), kept columns and numbers that it stores."""
+    return {name: dict(session.artifact(unit).attrs) for name, unit in pipeline.realised.items()}
 
 
 def as_stage(outcome: Outcome) -> dict[str, Any]:
@@ -77,7 +86,9 @@ def model_dir(pipeline: Pipeline, session: Session) -> Path:
     if config.output is not None:
         return config.output
     key = session.manifests[pipeline.folder].key
-    name = f"{Path(config.model).name}-{config.method}-{config.kept:g}-{key[:8]}"
+    method = config.method if config.allocate is None else f"{config.method}@{config.allocate}"
+    method = re.sub(r"[^\w.@=+-]", "-", method)  # a variant's colons are no part of a folder's name
+    name = f"{Path(config.model).name}-{method}-{config.kept:g}-{key[:8]}"
     return config.home.expanduser().absolute() / "models" / name
 
 

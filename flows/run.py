@@ -13,12 +13,12 @@ from typing import Any, cast
 from prefect import flow
 
 from compress_core.versions import library_versions
+from flows.budget import resolve_budget
 from flows.config import RunConfig, write_yaml
 from flows.console import get_reporter
 from flows.output import CONFIG_FILE, check_output
 from flows.prepare import Pipeline, Workspace, build_pipeline, check_methods, open_workspace
-from flows.results import as_stage, collect_result, model_dir, save_run_record
-from tasks.allocate import read_shares
+from flows.results import as_stage, collect_result, model_dir, save_run_record, stored_of
 from tasks.materialise import publishing
 from tasks.register import register
 from tasks.stage import run_group
@@ -45,10 +45,19 @@ def run_flow(config: RunConfig) -> dict[str, Any]:
     started = perf_counter()
     workspace = current_workspace.get()
     if workspace is None:
-        check_methods(config, [config.method], [config.kept])
+        check_methods(config, [config.method], [config.kept] if config.kept else [])
         workspace = open_workspace(config)
+        config = resolve_budget(workspace, config)
     pipeline = build_pipeline(workspace, config)
-    session = Session(
+    session = new_session(workspace, config)
+    outcomes = run_groups(pipeline.groups, session)
+    workspace.models.drop("compressed")
+    return finish(workspace, pipeline, session, outcomes, started)
+
+
+def new_session(workspace: Workspace, config: RunConfig) -> Session:
+    """A run's session against the workspace's store."""
+    return Session(
         workspace.store,
         refresh=config.refresh,
         listener=get_reporter().inside,
@@ -57,20 +66,17 @@ def run_flow(config: RunConfig) -> dict[str, Any]:
         earlier=workspace.earlier,
         release=workspace.models.drop,
     )
-    outcomes = run_groups(pipeline.groups, session)
-    workspace.models.drop("compressed")
-    return finish(workspace, pipeline, session, outcomes, started)
 
 
 def run_groups(groups: Sequence[Group], session: Session) -> list[Outcome]:
     """Runs groups in order, each as one Prefect task; a line per stage for the user."""
     reporter = get_reporter()
     outcomes: list[Outcome] = []
-    for stage, members in groupby(groups, key=lambda group: group.stage):
-        of_stage = list(members)
-        with reporter.stage(stage, sum(len(group.units) for group in of_stage)):
-            for group in of_stage:
-                future = run_group.submit(stage, group.label, session, group)
+    for line, members in groupby(groups, key=lambda group: group.line):
+        of_line = list(members)
+        with reporter.stage(line, sum(len(group.units) for group in of_line)):
+            for group in of_line:
+                future = run_group.submit(group.stage, group.label, session, group)
                 done = cast(list[Outcome], future.result())  # what the state holds, not the state
                 reporter.advance(done)
                 outcomes += done
@@ -100,7 +106,7 @@ def finish(
             name=config.name or re.sub("[/:]", "-", workspace.model.name),  # MLflow's rule
             home=config.home.expanduser(),
             model=workspace.model,
-            shares=read_shares(session.artifact(pipeline.allocation)),
+            stored=stored_of(pipeline, session),
             result=result,
             config=config_text,
         ).result()

@@ -1,34 +1,51 @@
 """Stage ``allocate``: one budget becomes each layer's share; reads kilobytes, never factors."""
 
-from compress_core.method import Method
+from collections.abc import Mapping
+
+from compress_core.allocate.base import Evidence
 from compress_core.types import Share
 from storage.artifact import Artifact
 from tasks.components import code_of, describe
 from tasks.convert import get_tensor
-from tasks.model import DenseModel
+from tasks.job import Job
 from tasks.units import Group, Unit, View, Work
 
 
 def allocate_group(
-    model: DenseModel, method: Method, kept: float, decomposed: dict[str, Unit]
+    job: Job,
+    collected: Mapping[str, Unit],
+    decomposed: Mapping[str, Unit],
+    probed: Mapping[str, Unit],
 ) -> Group:
     """The one unit that divides the budget.
 
     Args:
-        model: The dense model.
-        method: Gives the allocator.
-        kept: Share of the compressible parameters that stays.
-        decomposed: Layer name to its ``decompose`` unit.
+        job: Gives allocator and budget.
+        collected: Block path, among others, to its ``collect`` unit.
+        decomposed: Stack name to its ``decompose`` unit.
+        probed: Stack name to its ``probe`` unit; empty where the allocator reads no table.
     """
-    layers = model.layout.layers
-    reads = method.allocate.reads_losses
+    allocator, layers = job.method.allocate, job.layers
+    views: dict[str, tuple[Unit, View]] = {}
+    inputs: dict[str, Unit] = {}
+    if "losses" in allocator.reads:
+        inputs |= {f"losses of {name}": unit for name, unit in decomposed.items()}
+    if "divergence" in allocator.reads:
+        views |= {f"divergence of {name}": (unit, _divergence) for name, unit in probed.items()}
+    blocks = job.model.layout.blocks if "similarity" in allocator.reads else ()
+    views |= {f"similarity of {path}": (collected[path], _cosine) for path in blocks}
 
     def compute(work: Work) -> None:
-        losses = {
-            name: get_tensor(work.artifact(unit), "loss")
-            for name, unit in (decomposed.items() if reads else ())
-        }
-        shares = method.allocate.allocate(layers, kept, losses)
+        evidence = Evidence(
+            losses={
+                name: get_tensor(work.artifact(unit), "loss")
+                for name, unit in (decomposed.items() if "losses" in allocator.reads else ())
+            },
+            similarity={b: _cosine(work.artifact(collected[p])) for b, p in enumerate(blocks)},
+            divergence={name: _divergence(work.artifact(unit)) for name, unit in probed.items()},
+            tokens=job.samples * job.length,
+        )
+        shares = allocator.allocate(layers, job.kept, evidence)
         with work.draft(work.missing[0]) as draft:
             draft.attrs["ranks"] = {name: share.rank for name, share in shares.items()}
 
@@ -36,21 +53,33 @@ def allocate_group(
         "allocate",
         "model",
         settings={
-            **describe(method.allocate),
-            "kept": kept,
-            "layers": {layer.name: [layer.out_features, layer.in_features] for layer in layers},
+            **describe(allocator),
+            "kept": job.kept,
+            "layers": {
+                layer.name: [layer.block, layer.out_features, layer.in_features] for layer in layers
+            },
+            **({"tokens": job.samples * job.length} if "losses" in allocator.reads else {}),
         },
-        code=[code_of(method.allocate)],
-        inputs=decomposed if reads else {},
+        code=[code_of(allocator), "compress_core.types.LayerRef"],
+        inputs=inputs,
+        views=views,
     )
     return Group("allocate", "model", [unit], compute)
 
 
+def _cosine(artifact: Artifact) -> float:
+    return float(artifact.attrs["cosine"])
+
+
+def _divergence(artifact: Artifact) -> list[float | None]:
+    return list(artifact.attrs["divergence"])
+
+
 def read_shares(artifact: Artifact) -> dict[str, Share]:
-    """Layer name to its share."""
+    """Layer or stack name to its share."""
     return {name: Share(rank) for name, rank in artifact.attrs["ranks"].items()}
 
 
-def rank_of(layer: str) -> View:
-    """The part of an allocation that concerns one layer: its rank, or None for dense."""
-    return lambda artifact: artifact.attrs["ranks"][layer]
+def rank_of(stack: str) -> View:
+    """The part of an allocation that concerns one layer or stack: its rank, or None for dense."""
+    return lambda artifact: artifact.attrs["ranks"][stack]

@@ -4,7 +4,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from compress_core.stats import InputStats
+from compress_core.decompose import LowRank
+from compress_core.refine.columns import SMALL_INDEX
+from compress_core.stats import InputStats, PrefixStats
 from compress_core.whiten import Diagonal, Metric, SecondMoment
 from storage.artifact import Artifact
 from storage.draft import Draft
@@ -29,8 +31,7 @@ def get_tensor(artifact: Artifact, name: str, rows: int | None = None) -> Tensor
 
 def put_stats(draft: Draft, stats: InputStats) -> None:
     """Stores a tap's statistics; of the symmetric Gram only the lower triangle, row by row."""
-    gram = stats.gram.cpu().numpy()
-    draft.put("gram", np.concatenate([row[: i + 1] for i, row in enumerate(gram)]))
+    _put_symmetric(draft, "gram", stats.gram)
     put_tensor(draft, "abs_sum", stats.abs_sum)
     draft.attrs["tokens"] = stats.tokens
 
@@ -38,16 +39,61 @@ def put_stats(draft: Draft, stats: InputStats) -> None:
 def get_stats(artifact: Artifact) -> InputStats:
     """Reads a tap's statistics."""
     abs_sum = get_tensor(artifact, "abs_sum")
-    packed = artifact.array("gram")
-    features = len(abs_sum)
-    gram = np.empty((features, features))
+    gram = _get_symmetric(artifact, "gram", len(abs_sum))
+    return InputStats(int(artifact.attrs["tokens"]), gram, abs_sum)
+
+
+def put_prefix_stats(draft: Draft, stats: PrefixStats) -> None:
+    """Stores a tap's statistics behind compressed layers."""
+    _put_symmetric(draft, "gram", stats.gram)
+    put_tensor(draft, "cross", stats.cross)
+    draft.attrs["tokens"] = stats.tokens
+
+
+def get_prefix_stats(artifact: Artifact) -> PrefixStats:
+    """Reads a tap's statistics behind compressed layers."""
+    cross = get_tensor(artifact, "cross")
+    gram = _get_symmetric(artifact, "gram", len(cross))
+    return PrefixStats(int(artifact.attrs["tokens"]), gram, cross)
+
+
+def _put_symmetric(draft: Draft, name: str, matrix: Tensor) -> None:
+    rows = matrix.cpu().numpy()
+    draft.put(name, np.concatenate([row[: i + 1] for i, row in enumerate(rows)]))
+
+
+def _get_symmetric(artifact: Artifact, name: str, features: int) -> Tensor:
+    packed = artifact.array(name)
+    matrix = np.empty((features, features))
     start = 0
     for i in range(features):
         row = packed[start : start + i + 1]
-        gram[i, : i + 1] = row
-        gram[: i + 1, i] = row
+        matrix[i, : i + 1] = row
+        matrix[: i + 1, i] = row
         start += i + 1
-    return InputStats(int(artifact.attrs["tokens"]), torch.from_numpy(gram), abs_sum)
+    return torch.from_numpy(matrix)
+
+
+def put_factors(draft: Draft, factors: LowRank, dtype: torch.dtype, *, own_v: bool = True) -> None:
+    """Stores a layer's factors in ``dtype``; the in-factor only where it is the layer's ``own``."""
+    put_tensor(draft, "u", factors.u.to(dtype))
+    if own_v:
+        put_tensor(draft, "v", factors.v.to(dtype))
+    if factors.columns is not None and factors.index is not None:
+        features = factors.v.shape[1] + len(factors.index)
+        put_tensor(draft, "columns", factors.columns.to(dtype))
+        small = features <= SMALL_INDEX
+        put_tensor(draft, "index", factors.index.to(torch.int16 if small else torch.int32))
+
+
+def get_factors(artifact: Artifact, shared: Artifact | None = None) -> LowRank:
+    """Reads a layer's factors; the in-factor from ``shared`` where that is given."""
+    u = get_tensor(artifact, "u")
+    v = get_tensor(shared or artifact, "v")
+    if not artifact.attrs["columns"]:
+        return LowRank(u, v)
+    index = get_tensor(artifact, "index").to(torch.int64)
+    return LowRank(u, v, get_tensor(artifact, "columns"), index)
 
 
 def put_metric(draft: Draft, metric: Metric) -> None:

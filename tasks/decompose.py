@@ -1,68 +1,91 @@
 """Stage ``decompose``: every layer once, independent of the budget, best components first."""
 
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
 from compress_core.errors import CompressError
-from compress_core.method import Method
-from compress_core.types import LayerRef
+from compress_core.stats import InputStats
+from compress_core.types import Stack
 from compress_core.whiten import Metric, Plain
 from tasks.components import code_of, describe
-from tasks.convert import get_metric, get_stats, put_tensor
-from tasks.model import DenseModel
+from tasks.convert import get_metric, get_stats, get_tensor, put_tensor
+from tasks.job import Job
 from tasks.units import Cost, Group, Unit, Work
 
 METRICS = ("Metric", "Plain", "Diagonal", "SecondMoment")
 
 
 def decompose_groups(
-    model: DenseModel, method: Method, collected: dict[str, Unit], whitened: dict[str, Unit]
+    job: Job,
+    collected: Mapping[str, Unit],
+    whitened: Mapping[str, Unit],
+    fisher: Mapping[str, Unit],
 ) -> list[Group]:
-    """One group per block, one unit per layer.
+    """One group per block, one unit per layer or stack of layers.
 
     Args:
-        model: The dense model.
-        method: Gives decomposer and whitener.
+        job: Gives decomposer, whitener and stacks.
         collected: Tap name to its ``collect`` unit.
         whitened: Tap name to its ``whiten`` unit; empty when the metric needs no statistics.
+        fisher: Layer name to the unit of its Fisher information; empty where not needed.
     """
+    by_block: dict[int, list[Unit]] = {}
+    for name, stack in job.stacks.items():
+        inputs = _inputs(job, stack, collected, whitened, fisher)
+        by_block.setdefault(stack.as_layer.block, []).append(_unit(job, name, stack, inputs))
     return [
-        Group(
-            "decompose",
-            f"block {block}",
-            [_unit(model, method, layer, collected, whitened) for layer in layers],
-            _Decompose(model, method, {layer.name: layer for layer in layers}),
-        )
-        for block in range(len(model.layout.blocks))
-        if (layers := model.layout.of_block(block))
+        Group("decompose", f"block {block}", units, _Decompose(job))
+        for block, units in sorted(by_block.items())
     ]
 
 
-def _unit(
-    model: DenseModel,
-    method: Method,
-    layer: LayerRef,
-    collected: dict[str, Unit],
-    whitened: dict[str, Unit],
-) -> Unit:
+def _inputs(
+    job: Job,
+    stack: Stack,
+    collected: Mapping[str, Unit],
+    whitened: Mapping[str, Unit],
+    fisher: Mapping[str, Unit],
+) -> dict[str, Unit]:
+    whiten, first = job.method.whiten, stack.members[0]
+    if "fisher" in whiten.needs:
+        return {f"statistics {i}": fisher[x.name] for i, x in enumerate(stack.members)}
+    if len(stack.members) > 1 and whiten.needs:  # their sum is nobody's metric but the stack's
+        return {f"statistics {i}": collected[x.tap] for i, x in enumerate(stack.members)}
     inputs = {}
-    if layer.tap in whitened:
-        inputs["metric"] = whitened[layer.tap]
-        if method.whiten.keeps_gram:
-            inputs["statistics"] = collected[layer.tap]
+    if first.tap in whitened:
+        inputs["metric"] = whitened[first.tap]
+        if whiten.keeps_gram:
+            inputs["statistics"] = collected[first.tap]
+    return inputs
+
+
+def _unit(job: Job, name: str, stack: Stack, inputs: dict[str, Unit]) -> Unit:
+    model, method, layer = job.model, job.method, stack.as_layer
+    measured = any(role.startswith("statistics") for role in inputs)
+    weights = {
+        "weight" if len(stack.members) == 1 else f"weight {i}": model.stored[
+            model.weight_key(member.name)
+        ]
+        for i, member in enumerate(stack.members)
+    }
     small, large = sorted((layer.out_features, layer.in_features))
     return Unit(
         "decompose",
-        layer.name,
+        name,
         settings={
             **describe(method.decompose),
-            **({"whitener": describe(method.whiten)} if "statistics" in inputs else {}),
+            **({"whitener": describe(method.whiten)} if measured else {}),
             "rank": layer.paying_rank,
-            "transposed": layer.transposed,
+            "transposed": stack.members[0].transposed,
         },
         code=[
             code_of(method.decompose),
-            *([code_of(method.whiten)] if "statistics" in inputs else []),
-            *(f"compress_core.whiten.{name}" for name in METRICS),
+            *([code_of(method.whiten)] if measured else []),
+            *(f"compress_core.whiten.{metric}" for metric in METRICS),
         ],
-        sources={"weight": model.stored[model.weight_key(layer.name)]},
+        sources=weights,
         inputs=inputs,
         cost=Cost(
             operations=9.0 * small**3 + 4.0 * small * large**2 + 4.0 * small**2 * large,
@@ -73,23 +96,22 @@ def _unit(
 
 
 class _Decompose:
-    def __init__(self, model: DenseModel, method: Method, layers: dict[str, LayerRef]) -> None:
-        self.model = model
-        self.method = method
-        self.layers = layers
+    def __init__(self, job: Job) -> None:
+        self.job = job
 
     def __call__(self, work: Work) -> None:
+        device = self.job.model.device
         metrics: dict[str, Metric] = {}  # layers of one tap share it
         for done, unit in enumerate(work.missing):
-            layer = self.layers[unit.name]
-            if layer.tap not in metrics:
-                metrics = {layer.tap: self._metric(work, unit)}
-            weight = self.model.checkpoint.read(self.model.weight_key(layer.name))
-            if layer.transposed:
-                weight = weight.T
+            stack = self.job.stacks[unit.name]
+            layer = stack.as_layer
+            place = unit.name if "fisher" in self.job.method.whiten.needs else layer.tap
+            if place not in metrics:
+                metrics = {place: self._metric(work, unit).to(device)}
+            weight = torch.cat([self.job.weight(member) for member in stack.members])
             try:
-                prepared = self.method.decompose.prepare(
-                    weight.to(self.model.device), metrics[layer.tap], layer.paying_rank
+                prepared = self.job.method.decompose.prepare(
+                    weight.to(device), metrics[place], layer.paying_rank
                 )
             except CompressError as error:
                 raise type(error)(f"layer {layer.name}: {error}") from error
@@ -100,11 +122,22 @@ class _Decompose:
             work.progress(done + 1, len(work.missing))
 
     def _metric(self, work: Work, unit: Unit) -> Metric:
-        if "metric" not in unit.inputs:
-            return Plain()
-        if "statistics" in unit.inputs:  # the metric is the Gram itself, which is stored once
-            stats = get_stats(work.artifact(unit.inputs["statistics"]))
-            metric = self.method.whiten.metric(stats)
-        else:
-            metric = get_metric(work.artifact(unit.inputs["metric"]))
-        return metric.to(self.model.device)
+        statistics = [up for role, up in unit.inputs.items() if role.startswith("statistics")]
+        if statistics:
+            read = _fisher if "fisher" in self.job.method.whiten.needs else _input_stats
+            return self.job.method.whiten.metric(read(work, statistics))
+        if "metric" in unit.inputs:
+            return get_metric(work.artifact(unit.inputs["metric"]))
+        return Plain()
+
+
+def _fisher(work: Work, units: list[Unit]) -> Tensor:
+    return torch.stack([get_tensor(work.artifact(unit), "fisher") for unit in units]).sum(dim=0)
+
+
+def _input_stats(work: Work, units: list[Unit]) -> InputStats:
+    """Statistics of one tap, or of several that belong to one stack, summed token by token."""
+    first, *others = [get_stats(work.artifact(unit)) for unit in units]
+    for other in others:
+        first = InputStats(first.tokens, first.gram + other.gram, first.abs_sum + other.abs_sum)
+    return first

@@ -7,7 +7,7 @@ store where the file system allows it, so that a model is not on disk twice.
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
@@ -17,40 +17,47 @@ from storage.artifact import Artifact
 from storage.disk import is_disk_full
 from storage.errors import StorageError, StoreFullError, StorePermissionError
 from storage.keys import recipe_key
-from tasks.convert import get_tensor
-from tasks.model import DenseModel
+from tasks.job import Job
+from tasks.realise import owner_of, read_factors
 from tasks.units import Cost, Group, Unit, Work
 
 FOLDER = "model"
 CODE = (
     "compress_core.hf.folder.write_folder",
+    # What the modelling file that is written has and uses:
     "compress_core.hf.factored.FactoredLinear",
-    "compress_core.hf.factored.factorise_from_config",  # part of the modelling file that is written
+    "compress_core.hf.factorise.factorise_from_config",
+    "compress_core.hf.factorise.shared_factors",
+    "compress_core.hf.factorise.require_factors",
+    "compress_core.hf.factorise.check_columns",
 )
 
 
-def materialise_group(model: DenseModel, realised: dict[str, Unit], kept: float) -> Group:
+def materialise_group(job: Job, realised: Mapping[str, Unit]) -> Group:
     """The one unit that writes the folder.
 
     Args:
-        model: The dense model.
+        job: What is done to which model.
         realised: Layer name to its ``realise`` unit.
-        kept: Share of the compressible parameters that stays, for the estimate.
     """
-    layout = model.layout
+    model, layout, kept = job.model, job.model.layout, job.kept
     weights = {model.weight_key(layer.name) for layer in layout.layers}
 
     def factors(work: Work) -> Iterator[FactoredWeights]:
-        for done, (name, unit) in enumerate(realised.items()):
-            artifact = work.artifact(unit)
-            if artifact.attrs["rank"] is not None:
+        for done, layer in enumerate(layout.layers):
+            found = read_factors(work, job, realised, layer)
+            if found is not None:
+                owner = owner_of(job, layer)
                 yield FactoredWeights(
-                    name=name,
-                    weight_key=model.weight_key(name),
-                    u=get_tensor(artifact, "u"),
-                    v=get_tensor(artifact, "v"),
+                    name=layer.name,
+                    weight_key=model.weight_key(layer.name),
+                    u=found.u,
+                    v=found.v if owner == layer.name else None,
+                    columns=found.columns,
+                    column_index=found.index,
+                    shared_with=None if owner == layer.name else owner,
                 )
-            work.progress(done + 1, len(realised))
+            work.progress(done + 1, len(layout.layers))
 
     def compute(work: Work) -> None:
         with work.draft(work.missing[0]) as draft:
@@ -62,7 +69,12 @@ def materialise_group(model: DenseModel, realised: dict[str, Unit], kept: float)
                 base_class=layout.base_class,
                 base_prefix=layout.base_prefix,
             )
-            draft.attrs |= {"parameters": summary.parameters, "bytes": summary.nbytes}
+            numbers = sum(int(work.artifact(unit).attrs["numbers"]) for unit in realised.values())
+            draft.attrs |= {
+                "parameters": summary.parameters,
+                "bytes": summary.nbytes,
+                "compressible": numbers,
+            }
 
     compressible = sum(layer.dense_cost for layer in layout.layers)
     per_number = model.checkpoint.nbytes / max(1, model.parameters)
@@ -79,7 +91,7 @@ def materialise_group(model: DenseModel, realised: dict[str, Unit], kept: float)
             ),
             "dense weights": recipe_key({key: model.stored[key] for key in sorted(weights)}),
         },
-        inputs=realised,
+        inputs=dict(realised),
         cost=Cost(disk=int(model.checkpoint.nbytes - (1 - kept) * compressible * per_number)),
     )
     return Group("materialise", "model", [unit], compute)

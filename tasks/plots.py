@@ -8,15 +8,17 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, StrMethodFormatter
 
-from compress_core.types import LayerRef, Share
+from compress_core.types import LayerRef
 
 
-def plot_allocation(layers: Sequence[LayerRef], shares: Mapping[str, Share], file: Path) -> None:
+def plot_allocation(
+    layers: Sequence[LayerRef], stored: Mapping[str, Mapping[str, Any]], file: Path
+) -> None:
     """A bar per layer: the share of its parameters that stays.
 
     Args:
         layers: Every compressible layer.
-        shares: Layer name to share.
+        stored: Layer name to what it stores, with its ``numbers``.
         file: PNG to write.
     """
     figure = Figure(figsize=(max(6.0, 0.16 * len(layers)), 4.5), layout="constrained")
@@ -25,7 +27,7 @@ def plot_allocation(layers: Sequence[LayerRef], shares: Mapping[str, Share], fil
     kinds = list(dict.fromkeys(layer.name.rpartition(".")[2] for layer in layers))
     for index, kind in enumerate(kinds):
         places = [i for i, layer in enumerate(layers) if layer.name.endswith("." + kind)]
-        heights = [shares[layers[i].name].cost(layers[i]) / layers[i].dense_cost for i in places]
+        heights = [stored[layers[i].name]["numbers"] / layers[i].dense_cost for i in places]
         axes.bar(places, heights, color=f"C{index % 10}", label=kind)
     axes.set_ylim(0, 1)
     axes.set_ylabel("kept share of the layer")

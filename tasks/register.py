@@ -14,7 +14,6 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from compress_core.types import Share
 from tasks import tracking
 from tasks.model import DenseModel
 from tasks.plots import plot_allocation
@@ -27,7 +26,7 @@ def register(
     name: str,
     home: Path,
     model: DenseModel,
-    shares: dict[str, Share],
+    stored: dict[str, dict[str, Any]],
     result: dict[str, Any],
     config: str,
 ) -> dict[str, Any]:
@@ -37,7 +36,7 @@ def register(
         name: Name in the registry.
         home: Data directory.
         model: The dense model.
-        shares: Layer name to share.
+        stored: Layer name to what it stores: rank, columns and numbers.
         result: The run's result so far.
         config: The resolved configuration, as YAML.
 
@@ -46,7 +45,7 @@ def register(
     """
     with TemporaryDirectory() as folder:
         picture = Path(folder) / "allocation.png"
-        plot_allocation(model.layout.layers, shares, picture)
+        plot_allocation(model.layout.layers, stored, picture)
         run_id = tracking.record_run(
             home,
             experiment="eigenpress",
@@ -55,7 +54,7 @@ def register(
             metrics=_metrics(result),
             artifacts={
                 "eigenpress.yaml": config,
-                "allocation.csv": allocation_table(model, shares),
+                "allocation.csv": allocation_table(model, stored),
                 "allocation.png": picture,
                 "result.json": json.dumps(result, indent=1, ensure_ascii=False),
             },
@@ -71,25 +70,28 @@ def register(
     return {"name": registered.name, "version": registered.version, "run_id": run_id}
 
 
-def allocation_table(model: DenseModel, shares: Mapping[str, Share]) -> str:
+def allocation_table(model: DenseModel, stored: Mapping[str, Mapping[str, Any]]) -> str:
     """CSV: a line per layer with its shape, rank (empty when dense) and stored numbers."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["layer", "block", "out", "in", "rank", "parameters", "dense_parameters"])
+    sizes = ["rank", "columns", "parameters", "dense_parameters"]
+    writer.writerow(["layer", "block", "out", "in", *sizes])
     for layer in model.layout.layers:
-        share = shares[layer.name]
+        own = stored[layer.name]
         writer.writerow(
             [
                 *(layer.name, layer.block, layer.out_features, layer.in_features),
-                *("" if share.rank is None else share.rank, share.cost(layer), layer.dense_cost),
+                *("" if own["rank"] is None else own["rank"], own["columns"]),
+                *(own["numbers"], layer.dense_cost),
             ]
         )
     return text.getvalue()
 
 
 def _parameters(result: Mapping[str, Any]) -> dict[str, Any]:
-    names = ("model", "method", "kept", "of", "seed", "code_version")
-    return {name: result[name] for name in names}
+    names = ("model", "method", "allocate", "kept", "of", "seed", "code_version")
+    options = {f"option.{name}": value for name, value in result["options"].items()}
+    return {name: result[name] for name in names if result[name] is not None} | options
 
 
 def _metrics(result: Mapping[str, Any]) -> dict[str, float]:

@@ -22,7 +22,13 @@ from storage.manifest import Manifest
 from storage.store import Store
 
 View = Callable[[Artifact], Any]
-ALONE = ("collect", "whiten", "decompose")  # stages beside which no whole model is held
+ALONE = (
+    "collect",
+    "whiten",
+    "decompose",
+    "measure",
+    "advance",
+)  # stages beside which no whole model is held
 
 
 @cache  # sources do not change while a process runs
@@ -100,6 +106,7 @@ class Group:
         units: The units, at least one.
         compute: Computes and commits the units of ``work.missing``.
         after: Called when all units are there, cached or not, with the recipe of the last one.
+        line: What people are shown it under, where stages take turns; else the stage.
     """
 
     def __init__(
@@ -109,7 +116,9 @@ class Group:
         units: Sequence[Unit],
         compute: Callable[["Work"], None],
         after: Callable[["Session", Mapping[str, Any]], None] | None = None,
+        line: str | None = None,
     ) -> None:
+        self.line = line or stage
         self.stage = stage
         self.label = label
         self.units = tuple(units)

@@ -8,14 +8,14 @@ from tasks.units import Cost, Group, Unit, Work
 
 
 def whiten_groups(model: DenseModel, whitener: Whitener, collected: dict[str, Unit]) -> list[Group]:
-    """One group per block, one unit per tap; none when the metric needs no statistics.
+    """One group per block, one unit per tap; none when no tap is measured.
 
     Args:
         model: The dense model.
         whitener: The method's.
         collected: Tap name to its ``collect`` unit.
     """
-    if not whitener.needs:
+    if not whitener.needs or "fisher" in whitener.needs:  # that is per layer, and a vector
         return []
 
     def compute(work: Work) -> None:

@@ -1,1 +1,61 @@
-"""Ways to divide one budget among the layers."""
+"""Ways to divide one budget among the layers, by the names that users type."""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+
+from compress_core.allocate.base import Allocator
+from compress_core.allocate.by_type import ByType
+from compress_core.allocate.hull import Hull
+from compress_core.allocate.importance import Importance
+from compress_core.allocate.knapsack import Knapsack
+from compress_core.allocate.uniform import Uniform
+from compress_core.errors import ConfigError
+from compress_core.options import OptionValue, read_option
+
+ALLOCATORS: dict[str, type[Allocator]] = {
+    "uniform": Uniform,
+    "by_type": ByType,
+    "importance": Importance,
+    "hull": Hull,
+    "knapsack": Knapsack,
+}
+
+
+def allocator_options(name: str) -> list[str]:
+    """Names of the options of an allocator.
+
+    Raises:
+        ConfigError: There is no such allocator.
+    """
+    return [field.name for field in _fields(name) if field.name != "candidates"]
+
+
+def build_allocator(name: str, options: Mapping[str, OptionValue] | None = None) -> Allocator:
+    """The allocator called ``name``.
+
+    Args:
+        name: A key of ``ALLOCATORS``.
+        options: Its fields; text is read as the default's type.
+
+    Raises:
+        ConfigError: Unknown allocator or option, or a value of the wrong kind or range.
+    """
+    known = {field.name: field.default for field in _fields(name)}
+    values = {}
+    for option, given in (options or {}).items():
+        if option not in allocator_options(name):
+            raise ConfigError(
+                f"allocator {name!r} has no option {option!r}; its options: "
+                f"{', '.join(allocator_options(name)) or 'none'}"
+            )
+        values[option] = read_option(f"allocator {name!r}", option, given, known[option])
+    return ALLOCATORS[name](**values)
+
+
+def _fields(name: str) -> tuple[dataclasses.Field, ...]:
+    if name not in ALLOCATORS:
+        near = difflib.get_close_matches(name, ALLOCATORS, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"unknown allocator {name!r}.{hint} Allocators: {', '.join(ALLOCATORS)}")
+    return dataclasses.fields(ALLOCATORS[name])  # type: ignore[arg-type]

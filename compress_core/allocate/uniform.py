@@ -1,41 +1,38 @@
 """The same share of every layer: rank = floor(kept · out · in / (out + in)), as the papers do."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
-from torch import Tensor
-
+from compress_core.allocate.base import Evidence, Probe
 from compress_core.errors import BudgetError
 from compress_core.types import LayerRef, Share, affordable
 
 
-class Allocator(Protocol):
-    """Divides a budget; never spends more than it was given."""
-
-    reads_losses: ClassVar[bool]  # whether it looks at the decompositions' loss curves
-
-    def allocate(
-        self, layers: Sequence[LayerRef], kept: float, losses: Mapping[str, Tensor]
-    ) -> dict[str, Share]:
-        """Each layer's share, for ``kept`` of the compressible parameters.
-
-        Args:
-            layers: Every compressible layer.
-            kept: In (0, 1], of the compressible parameters.
-            losses: Layer name to its loss curve (ranks + 1,); empty unless ``reads_losses``.
-        """
-        ...
-
-
 @dataclass(frozen=True)
 class Uniform:
-    """Every layer keeps the same share; a layer whose factors would not pay stays dense."""
+    """Every layer keeps the same share; a layer whose factors would not pay stays dense.
 
-    reads_losses: ClassVar[bool] = False
+    Each layer is floored by itself, as in the papers, so what is left over of a layer's budget
+    (less than one component) is not given to another.
+    """
+
+    reads: ClassVar[frozenset[str]] = frozenset()
+
+    def probe(self, kept: float) -> Probe | None:
+        """It reads no table."""
+        return None
+
+    def check(self, layers: Sequence[LayerRef], kept: float) -> None:
+        """Shapes and budget decide everything here.
+
+        Raises:
+            BudgetError: A layer would be left with no component at all.
+        """
+        self.allocate(layers, kept, Evidence())
 
     def allocate(
-        self, layers: Sequence[LayerRef], kept: float, losses: Mapping[str, Tensor]
+        self, layers: Sequence[LayerRef], kept: float, evidence: Evidence
     ) -> dict[str, Share]:
         """Floors each layer's rank.
 

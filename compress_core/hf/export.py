@@ -4,6 +4,7 @@ The factors are multiplied layer by layer while the files stream through; what c
 anywhere and is as large as the dense model was.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -12,8 +13,10 @@ from torch import Tensor
 
 from compress_core.errors import ModelError
 from compress_core.hf.checkpoint import Checkpoint
-from compress_core.hf.factored import check_version, product
-from compress_core.hf.folder import copy_companions, stock_class
+from compress_core.hf.factored import is_column_index, is_factored, product
+from compress_core.hf.factorise import factorise
+from compress_core.hf.folder import copy_companions
+from compress_core.hf.modelling import stock_class
 from compress_core.hf.shards import SHARD_BYTES, ShardWriter, new_folder, write_json
 
 _OURS = ("quantization_config", "auto_map")
@@ -32,15 +35,14 @@ def to_dense(folder: Path, target: Path, max_shard_bytes: int = SHARD_BYTES) -> 
             `target` is in use.
     """
     checkpoint = Checkpoint(folder, compressed=True)
-    factor_of = _factor_keys(checkpoint)
-    in_factors = {factor for factor, _ in factor_of.values()}
+    layers = _stored_layers(checkpoint)
+    parts = {key for layer in layers.values() for key in (layer.factor_in, *layer.columns)}
     with new_folder(target) as draft:
         writer = ShardWriter(draft, max_shard_bytes)
         for key in checkpoint.names:
-            if key in factor_of:
-                factor, transposed = factor_of[key]
-                writer.add(key, _dense_weight(checkpoint, key, factor, transposed))
-            elif key not in in_factors:
+            if key in layers:
+                writer.add(key, _dense_weight(checkpoint, key, layers[key]))
+            elif key not in parts:
                 writer.add(key, checkpoint.read(key))
         writer.close()
         copy_companions(checkpoint.folder, draft)
@@ -48,24 +50,46 @@ def to_dense(folder: Path, target: Path, max_shard_bytes: int = SHARD_BYTES) -> 
         write_json(draft / "config.json", config)
 
 
-def _factor_keys(checkpoint: Checkpoint) -> dict[str, tuple[str, bool]]:
-    """Key of an out-factor -> key of its in-factor, and whether the dense weight was (in, out)."""
+@dataclass(frozen=True)
+class _StoredLayer:
+    """Where a layer's tensors lie beside its out-factor.
+
+    `columns` has the keys of columns and column_index, or none; `transposed` is whether the dense
+    weight was (in, out).
+    """
+
+    factor_in: str
+    columns: tuple[str, ...]
+    transposed: bool
+
+
+def _stored_layers(checkpoint: Checkpoint) -> dict[str, _StoredLayer]:
+    """Key of an out-factor -> what belongs to it."""
     settings = checkpoint.config["quantization_config"]
     try:
-        check_version(settings["format_version"])
         architecture = stock_class(checkpoint.config["auto_map"], "AutoModelForCausalLM")
-        modules = list(settings["modules"])
+        modules, version = settings["modules"], settings["format_version"]
+        model = _empty_model(checkpoint.folder, architecture)
+        factorise(model, modules, format_version=version)
     except KeyError as error:
         raise ModelError(f"{checkpoint.folder}/config.json lacks {error}: get it again") from error
     except ValueError as error:
         raise ModelError(f"{checkpoint.folder}: {error}") from error
-    model = _empty_model(checkpoint.folder, architecture)
-    keys = {}
-    for name in modules:
-        weight = checkpoint.key(f"{name}.weight", model.base_model_prefix)
-        factor = checkpoint.key(f"{name}.factor_in", model.base_model_prefix)
-        keys[weight] = (factor, type(model.get_submodule(name)).__name__ == "Conv1D")
-    return keys
+
+    def key(name: str, part: str) -> str:
+        return checkpoint.key(f"{name}.{part}", model.base_model_prefix)
+
+    layers = {}
+    for module in model.modules():
+        if is_factored(module):
+            name = module.layer_name
+            kept = ("columns", "column_index") if module.column_count else ()
+            layers[key(name, "weight")] = _StoredLayer(
+                key(module.shared_with or name, "factor_in"),
+                tuple(key(name, part) for part in kept),
+                module.transposed,
+            )
+    return layers
 
 
 def _empty_model(folder: Path, architecture: str) -> transformers.PreTrainedModel:
@@ -77,6 +101,10 @@ def _empty_model(folder: Path, architecture: str) -> transformers.PreTrainedMode
     return model
 
 
-def _dense_weight(checkpoint: Checkpoint, key: str, factor: str, transposed: bool) -> Tensor:
-    weight = product(checkpoint.read(key), checkpoint.read(factor))
-    return weight.T if transposed else weight
+def _dense_weight(checkpoint: Checkpoint, key: str, layer: _StoredLayer) -> Tensor:
+    u, v = checkpoint.read(key), checkpoint.read(layer.factor_in)
+    kept = [checkpoint.read(part) for part in layer.columns]
+    if kept and not is_column_index(kept[1], v.shape[1] + kept[0].shape[1]):
+        raise ModelError(f"{checkpoint.folder}: {layer.columns[1]} is damaged: get it again")
+    weight = product(u, v, *kept)
+    return weight.T if layer.transposed else weight

@@ -1,4 +1,4 @@
-"""A linear layer held as two thin factors, and the swap that puts it into a model.
+"""A linear layer held as two thin factors, with some columns of the dense weight kept if wanted.
 
 It computes y = (x factor_inᵀ) weightᵀ + bias with weight (out, rank) and factor_in (rank, in). This
 file needs PyTorch alone: its text is also written into the folder of every compressed model, so
@@ -6,18 +6,18 @@ that the model loads where nothing else of eigenpress is installed.
 """
 
 import math
-from collections.abc import Iterable, Mapping
 from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-FORMAT_VERSION = 1
-
 
 class FactoredLinear(nn.Linear):
     """A linear layer whose weight is a product, `weight` (out, rank) @ `factor_in` (rank, in).
+
+    With c kept columns factor_in is (rank, in - c): the product stands for the other columns, and
+    y = (x[rest] factor_inᵀ) weightᵀ + x[kept] columnsᵀ + bias.
 
     It is an `nn.Linear` so that whatever looks for linear layers (LoRA, for one) finds it. The
     out-factor is called `weight` on purpose: a class that knows nothing of factors then fails on
@@ -30,10 +30,18 @@ class FactoredLinear(nn.Linear):
 
     Attributes:
         weight: The out-factor, (out, rank).
-        factor_in: The in-factor, (rank, in).
+        factor_in: The in-factor, (rank, in - c); one and the same Parameter in layers that share.
+        columns: The kept columns, (out, c), or None.
+        column_index: The inputs they belong to, (c,), ascending, or None.
         bias: (out,), or None.
+        column_count: c.
         transposed: Whether the dense layer kept its weight as (in, out), as GPT-2's Conv1D does.
+        layer_name: Its name in the checkpoint's list of layers.
+        shared_with: Name of the layer whose in-factor this one uses, or None.
     """
+
+    columns: Any
+    column_index: Any
 
     def __init__(
         self,
@@ -42,6 +50,7 @@ class FactoredLinear(nn.Linear):
         rank: int,
         bias: bool = True,
         *,
+        columns: int = 0,
         transposed: bool = False,
         device: Any = None,
         dtype: torch.dtype | None = None,
@@ -51,134 +60,143 @@ class FactoredLinear(nn.Linear):
         self.in_features = in_features
         self.out_features = out_features
         self.rank = rank
+        self.column_count = columns
         self.transposed = transposed
+        self.layer_name = ""
+        self.shared_with: str | None = None
+        self._order: tuple[torch.Tensor, int, torch.Tensor] | None = None
         # Not-a-number until loaded: a factor that was forgotten must not pass for a result.
         self.weight = _unset(out_features, rank, device=device, dtype=dtype)
-        self.factor_in = _unset(rank, in_features, device=device, dtype=dtype)
-        if bias:
-            self.bias = _unset(out_features, device=device, dtype=dtype)
-        else:
-            self.register_parameter("bias", None)
+        self.factor_in = _unset(rank, in_features - columns, device=device, dtype=dtype)
+        kept = index = None
+        if columns:
+            kept = _unset(out_features, columns, device=device, dtype=dtype)
+            # 32 bits in memory, as DistributedDataParallel cannot broadcast an int16 buffer.
+            index = torch.full((columns,), -1, device=device, dtype=torch.int32)
+        self.register_parameter("columns", kept)
+        self.register_buffer("column_index", index)
+        self.register_parameter(
+            "bias", _unset(out_features, device=device, dtype=dtype) if bias else None
+        )
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Map (..., in) to (..., out) through rank numbers."""
-        return F.linear(F.linear(input, self.factor_in), self.weight, self.bias)
+        """Map (..., in) to (..., out) through rank numbers, and the kept inputs beside them."""
+        if not self.column_count:
+            return F.linear(F.linear(input, self.factor_in), self.weight, self.bias)
+        # On the CPU index_select along the last axis takes ten times as long as this gather.
+        ordered = input.gather(-1, self._input_order().expand(input.shape))
+        sizes = (self.in_features - self.column_count, self.column_count)
+        rest, kept = ordered.split(sizes, dim=-1)
+        low = F.linear(F.linear(rest, self.factor_in), self.weight, self.bias)
+        return low + F.linear(kept, self.columns)
 
     def dense_weight(self) -> torch.Tensor:
-        """The product of the factors, (out, in), rounded once to their dtype."""
-        return product(self.weight, self.factor_in)
+        """What the layer stands for, (out, in): the product rounded once, kept columns exact."""
+        return product(self.weight, self.factor_in, self.columns, self.column_index)
 
     def extra_repr(self) -> str:
         """The sizes, for printing a model."""
         sizes = f"in_features={self.in_features}, out_features={self.out_features}"
-        return f"{sizes}, rank={self.rank}, bias={self.bias is not None}"
+        more = f", columns={self.column_count}" if self.column_count else ""
+        more += f", factor_in={self.shared_with}" if self.shared_with else ""
+        return f"{sizes}, rank={self.rank}, bias={self.bias is not None}{more}"
+
+    @property
+    def _tied_weights_keys(self) -> dict[str, str]:
+        # transformers reads it from every module to know what a checkpoint may leave out.
+        return {"factor_in": "factor_in"} if self.shared_with else {}
+
+    def _input_order(self) -> torch.Tensor:
+        index = self.column_index
+        if torch.compiler.is_compiling() or index.is_inference():
+            return input_order(index, self.in_features)
+        # Another buffer is another object, and writing into one raises its version.
+        cached = self._order
+        if cached is None or cached[0] is not index or cached[1] != index._version:
+            with torch.inference_mode(False):  # what is made inside it cannot serve training later
+                cached = (index, index._version, input_order(index, self.in_features))
+            self._order = cached
+        return cached[2]
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.column_count:
+            key = f"{prefix}column_index"
+            destination[key] = destination[key].to(index_dtype(self.in_features))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_order": None}
 
 
 def is_factored(module: nn.Module) -> TypeGuard[FactoredLinear]:
-    """Whether a module is a FactoredLinear, of this copy of the file or of another."""
+    """Whether a module is a FactoredLinear, of this copy of the file or of another.
+
+    Copies in folders of format 1 know neither columns nor sharing, and lack those attributes.
+    """
     return type(module).__name__ == "FactoredLinear" and "factor_in" in module._parameters
 
 
-def product(u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """u (out, rank) times v (rank, in), computed in a wider dtype than theirs and rounded once."""
-    wide = torch.float64 if u.dtype.itemsize >= 4 else torch.float32
-    return (u.to(wide) @ v.to(wide)).to(u.dtype)
-
-
-def pays(out_features: int, in_features: int, rank: int) -> bool:
-    """Whether factors of this rank hold fewer numbers than the dense weight."""
-    return rank >= 1 and rank * (out_features + in_features) < out_features * in_features
-
-
-def factorise(
-    model: nn.Module,
-    modules: Mapping[str, Mapping[str, Any]],
-    prefix: str = "",
-    format_version: int = FORMAT_VERSION,
-) -> nn.Module:
-    """Replace the named linear layers by empty FactoredLinear ones of the given ranks, in place.
+def product(
+    u: torch.Tensor,
+    v: torch.Tensor,
+    columns: torch.Tensor | None = None,
+    column_index: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The dense weight (out, in) that factors and kept columns stand for.
 
     Args:
-        model: The model, or its base model together with `prefix`; may be on the meta device.
-        modules: Layer name -> {"rank": int}, names as in the whole causal model.
-        prefix: What the names carry in front when `model` is the base model, like "model.". Layers
-            outside the base model are then left out.
-        format_version: Version of the checkpoint format that `modules` comes from.
+        u: The out-factor, (out, rank).
+        v: The in-factor, (rank, in - c).
+        columns: The kept columns, (out, c), or None.
+        column_index: The inputs they belong to, (c,), ascending, or None.
 
     Returns:
-        The same model. Layers that are factored already stay as they are.
-
-    Raises:
-        ValueError: The format is newer than this code, a name is unknown or not a linear layer, or
-            a rank is below one or would cost as much as the dense weight.
+        The product, computed in a wider dtype than theirs and rounded once, among the columns.
     """
-    check_version(format_version)
-    for name, entry in modules.items():
-        if name.startswith(prefix):
-            _replace(model, name[len(prefix) :], int(entry["rank"]))
-    return model
+    wide = torch.float64 if u.dtype.itemsize >= 4 else torch.float32
+    dense = (u.to(wide) @ v.to(wide)).to(u.dtype)
+    if columns is None or column_index is None:
+        return dense
+    joined = torch.cat([dense, columns], dim=1)
+    place = input_order(column_index, joined.shape[1]).argsort()
+    return joined.gather(1, place.expand(joined.shape))
 
 
-def factorise_from_config(model: nn.Module, config: Any, prefix: str = "") -> None:
-    """Apply `factorise` with what a model's config says, or nothing where it says nothing."""
-    settings = getattr(config, "quantization_config", None)
-    if settings is None:
-        return
-    settings = settings if isinstance(settings, Mapping) else settings.to_dict()
-    factorise(model, settings["modules"], prefix, settings["format_version"])
+def input_order(column_index: torch.Tensor, in_features: int) -> torch.Tensor:
+    """The inputs that are not kept, then the kept ones, both ascending: (in,), int64.
+
+    No shape depends on what the index says, so that it can be part of a compiled graph.
+    """
+    kept = column_index.long()
+    count = kept.numel()
+    rest = torch.arange(in_features - count, device=kept.device)
+    before = kept - torch.arange(count, device=kept.device)  # inputs of the rest before each
+    return torch.cat([rest + torch.searchsorted(before, rest, right=True), kept])
 
 
-def require_factors(missing: Iterable[str]) -> None:
-    """Raise ValueError if in-factors are among the missing keys: transformers would only warn."""
-    lost = sorted(key for key in missing if key.endswith(".factor_in"))
-    if lost:
-        raise ValueError(
-            f"the checkpoint has no {lost[0]} ({len(lost)} factors missing): it is incomplete, "
-            "get the model again"
-        )
+def index_dtype(in_features: int) -> torch.dtype:
+    """The dtype a column_index is stored in: int16 where that is wide enough, else int32."""
+    return torch.int16 if in_features <= 32767 else torch.int32
 
 
-def check_version(format_version: int) -> None:
-    """Raise ValueError for a checkpoint format that is newer than this code."""
-    if format_version > FORMAT_VERSION:
-        raise ValueError(
-            f"the checkpoint has eigenpress format {format_version}, this code reads up to "
-            f"{FORMAT_VERSION}: update eigenpress, or load with the model's own code"
-        )
+def is_column_index(index: torch.Tensor, in_features: int) -> bool:
+    """Whether an index (c,) names inputs of a layer, each once and in ascending order."""
+    values = index.tolist()
+    return bool(values == sorted(set(values).intersection(range(in_features))))
+
+
+def pays(out_features: int, in_features: int, rank: int, columns: int = 0) -> bool:
+    """Whether factors of this rank and kept columns hold fewer numbers than the dense weight.
+
+    An index counts as one number, as two where it needs 32 bits. For layers that share an in-factor
+    `out_features` is the sum of theirs.
+    """
+    if rank < 1 or not 0 <= columns < in_features:
+        return False
+    index = index_dtype(in_features).itemsize // 2
+    stored = rank * (out_features + in_features - columns) + columns * (out_features + index)
+    return stored < out_features * in_features
 
 
 def _unset(*shape: int, device: Any, dtype: torch.dtype | None) -> nn.Parameter:
     return nn.Parameter(torch.full(shape, math.nan, device=device, dtype=dtype))
-
-
-def _replace(model: nn.Module, name: str, rank: int) -> None:
-    parent_name, _, child_name = name.rpartition(".")
-    try:
-        parent = model.get_submodule(parent_name)
-        dense: Any = parent.get_submodule(child_name)
-    except AttributeError:
-        raise ValueError(f"{type(model).__name__} has no layer {name!r} to factorise") from None
-    transposed = type(dense).__name__ == "Conv1D"
-    if not transposed and not isinstance(dense, nn.Linear):
-        raise ValueError(f"layer {name!r} is a {type(dense).__name__}, not a linear layer")
-    if is_factored(dense):
-        if dense.rank != rank:
-            raise ValueError(f"layer {name!r} has rank {dense.rank} already, not {rank}")
-        return
-    out_features, in_features = dense.weight.shape[::-1] if transposed else dense.weight.shape
-    if not pays(out_features, in_features, rank):
-        raise ValueError(
-            f"layer {name!r} ({out_features}, {in_features}) cannot have rank {rank}: it must be "
-            "at least 1 and the factors smaller than the dense weight"
-        )
-    factored = FactoredLinear(
-        in_features,
-        out_features,
-        rank,
-        bias=False,
-        transposed=transposed,
-        device=dense.weight.device,
-        dtype=dense.weight.dtype,
-    )
-    factored.bias = dense.bias
-    setattr(parent, child_name, factored.train(dense.training))

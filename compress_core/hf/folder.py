@@ -1,24 +1,30 @@
 """Write a compressed model's folder shard by shard, so that the whole model is never in memory.
 
 The folder holds safetensors, the tokenizer's files as they were, a config.json that names every
-compressed layer and its rank, and the modelling code with which plain transformers loads it.
+compressed layer and what it stores, and the modelling code with which plain transformers loads it.
 """
 
 import math
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import transformers
+import torch
 from torch import Tensor
 
 from compress_core.errors import ModelError
 from compress_core.hf.checkpoint import QUANT_METHOD, Checkpoint, tensor_headers, weight_files
-from compress_core.hf.factored import FORMAT_VERSION, pays
+from compress_core.hf.factored import index_dtype, is_column_index
+from compress_core.hf.factorise import FORMAT_VERSION, check_layers
+from compress_core.hf.modelling import (
+    MODELLING_FILE,
+    auto_map,
+    modelling_source,
+    require_stock_class,
+)
 from compress_core.hf.shards import SHARD_BYTES, ShardWriter, new_folder, write_json
-
-MODELLING_FILE = "modeling_eigenpress.py"
 
 _COMPANIONS = (
     "generation_config.json",
@@ -36,59 +42,47 @@ _COMPANIONS = (
     "NOTICE*",
 )
 
-# The classes bear the names of the stock ones, and count as such, because transformers chooses by
-# name and kind what keys to rename on loading (GPT-NeoX's head), what a pipeline takes, and more.
-_FOOTER = '''
-
-import transformers  # noqa: E402
-
-
-class FactoredModelMixin:
-    """What a stock class needs to hold factored layers."""
-
-    _eigenpress_prefix = ""
-
-    def __init__(self, config, *inputs, **kwargs):
-        super().__init__(config, *inputs, **kwargs)
-        factorise_from_config(self, config, self._eigenpress_prefix)
-
-    @classmethod
-    def from_pretrained(cls, *inputs, output_loading_info=False, **kwargs):
-        model, found = super().from_pretrained(*inputs, output_loading_info=True, **kwargs)
-        require_factors(found["missing_keys"])
-        return (model, found) if output_loading_info else model
-
-    @classmethod
-    def is_custom_code(cls):
-        return False
-
-
-class {base_class}(FactoredModelMixin, transformers.{base_class}):
-    """{base_class} of transformers with factored layers."""
-
-    _eigenpress_prefix = "{name_prefix}"
-
-
-class {architecture}(FactoredModelMixin, transformers.{architecture}):
-    """{architecture} of transformers with factored layers."""
-'''
-
 
 @dataclass(frozen=True)
 class FactoredWeights:
-    """The two factors of one layer.
+    """What one layer stores.
 
     Attributes:
         name: The layer's name in the causal model, like `model.layers.0.self_attn.q_proj`.
         weight_key: The key of the layer's weight in the dense checkpoint.
         u: The out-factor, (out, rank).
-        v: The in-factor, (rank, in).
+        v: The in-factor, (rank, in - c); not stored, and may be None, where another's is used.
+        columns: The c columns of the weight that are kept, (out, c), or None.
+        column_index: The inputs they belong to, (c,), ascending integers, or None.
+        shared_with: The name of the layer whose in-factor this one uses, or None for its own.
     """
 
     name: str
     weight_key: str
     u: Tensor
-    v: Tensor
+    v: Tensor | None
+    columns: Tensor | None = None
+    column_index: Tensor | None = None
+    shared_with: str | None = None
+
+    @property
+    def entry(self) -> dict[str, Any]:
+        """What config.json says of the layer."""
+        entry: dict[str, Any] = {"rank": self.u.shape[1]}
+        if self.columns is not None:
+            entry["columns"] = self.columns.shape[1]
+        if self.shared_with is not None:
+            entry["factor_in"] = self.shared_with
+        return entry
+
+    def tensors(self, dtype: torch.dtype, in_features: int) -> Iterator[tuple[str, Tensor]]:
+        """What is stored, by the last part of its key, numbers in `dtype`."""
+        yield "weight", self.u.to(dtype)
+        if self.v is not None and self.shared_with is None:
+            yield "factor_in", self.v.to(dtype)
+        if self.columns is not None and self.column_index is not None:
+            yield "columns", self.columns.to(dtype)
+            yield "column_index", self.column_index.to(index_dtype(in_features))
 
 
 @dataclass(frozen=True)
@@ -120,7 +114,7 @@ def write_folder(
     base_prefix: str,
     max_shard_bytes: int = SHARD_BYTES,
 ) -> FolderSummary:
-    """Write the compressed model: the factors of `layers`, every other tensor as it was.
+    """Write the compressed model: what `layers` store, every other tensor as it was.
 
     Args:
         target: The folder to make; it must not exist, or be empty.
@@ -134,22 +128,28 @@ def write_folder(
 
     Raises:
         ModelError: A class is not one of transformers' own, a layer does not fit the checkpoint or
-            would not be smaller than the dense one, or `target` is in use.
+            the layer whose in-factor it uses, or would not be smaller than the dense one, or
+            `target` is in use.
     """
     for name in (architecture, base_class):
-        _require_stock(name)
+        require_stock_class(name)
     with new_folder(target) as folder:
         writer = ShardWriter(folder, max_shard_bytes)
-        modules: dict[str, dict[str, int]] = {}
+        modules: dict[str, dict[str, Any]] = {}
+        sizes: dict[str, tuple[int, int]] = {}
         replaced: set[str] = set()
         for layer in layers:
-            rank = _checked_rank(layer, checkpoint, base_prefix, replaced)
+            sizes[layer.name] = _checked_sizes(layer, checkpoint, base_prefix, replaced)
             dtype = checkpoint.torch_dtype(layer.weight_key)
-            writer.add(layer.weight_key, layer.u.to(dtype))
-            stem = layer.weight_key.removesuffix(".weight")
-            writer.add(f"{stem}.factor_in", layer.v.to(dtype))
-            modules[layer.name] = {"rank": rank}
+            stem = layer.weight_key.removesuffix("weight")
+            for part, tensor in layer.tensors(dtype, sizes[layer.name][1]):
+                writer.add(stem + part, tensor)
+            modules[layer.name] = layer.entry
             replaced.add(layer.weight_key)
+        try:
+            check_layers(modules, sizes)
+        except ValueError as error:
+            raise ModelError(str(error)) from error
         for key in checkpoint.names:
             if key not in replaced:
                 writer.add(key, checkpoint.read(key))
@@ -171,7 +171,9 @@ def write_folder(
 
 
 def count_parameters(folder: Path) -> FolderCount:
-    """Count what a model folder's safetensors hold, from their headers; tied tensors count once.
+    """Count what a model folder's safetensors hold, from their headers: what is stored, once.
+
+    Indices of kept columns count as numbers like all others; tied tensors are stored once.
 
     Raises:
         ModelError: The folder has no complete set of weights.
@@ -183,38 +185,6 @@ def count_parameters(folder: Path) -> FolderCount:
             start, end = entry["data_offsets"]
             nbytes += end - start
     return FolderCount(parameters, nbytes)
-
-
-def modelling_source(architecture: str, base_class: str, base_prefix: str) -> str:
-    """The text of the modelling file: the factored layer, then the two classes that use it."""
-    for name in (architecture, base_class):
-        _require_stock(name)
-    layer = Path(__file__).with_name("factored.py").read_text(encoding="utf-8")
-    return layer + _FOOTER.format(
-        architecture=architecture,
-        base_class=base_class,
-        name_prefix=f"{base_prefix}." if base_prefix else "",
-    )
-
-
-def auto_map(architecture: str, base_class: str) -> dict[str, str]:
-    """What config.json tells transformers' auto classes about the modelling file."""
-    module = MODELLING_FILE.removesuffix(".py")
-    return {
-        "AutoModel": f"{module}.{base_class}",
-        "AutoModelForCausalLM": f"{module}.{architecture}",
-    }
-
-
-def stock_class(mapping: Mapping[str, str], auto_class: str) -> str:
-    """The name of transformers' own class behind an entry of `auto_map`.
-
-    Raises:
-        ModelError: It is no such class; whatever else stands there must not reach a Python file.
-    """
-    name = mapping[auto_class].rpartition(".")[2]
-    _require_stock(name)
-    return name
 
 
 def copy_companions(source: Path, target: Path) -> None:
@@ -231,32 +201,40 @@ def companion_files(folder: Path) -> list[Path]:
     return sorted(file for file in found if file.is_file())
 
 
-def _require_stock(name: str) -> None:
-    if not isinstance(getattr(transformers, name, None), type):
-        raise ModelError(
-            f"transformers {transformers.__version__} has no class {name}: models that bring code "
-            "of their own are not supported, and newer ones need a newer transformers"
-        )
-
-
-def _checked_rank(
+def _checked_sizes(
     layer: FactoredWeights, checkpoint: Checkpoint, base_prefix: str, replaced: set[str]
-) -> int:
+) -> tuple[int, int]:
+    """(out, in) of a layer that fits the checkpoint; `check_layers` sees to the rest."""
     key = layer.weight_key
     if key in replaced:
         raise ModelError(f"{layer.name} was given twice")
     if key not in checkpoint.candidates(f"{layer.name}.weight", base_prefix):
         raise ModelError(f"{layer.name}: {key} is not the key of its weight")
-    (out_features, rank), (rank_in, in_features) = layer.u.shape, layer.v.shape
+    out_features, rank = layer.u.shape
     stored = checkpoint.shape(key)
+    columns = 0 if layer.columns is None else layer.columns.shape[1]
+    if layer.v is not None:
+        rank_in, in_features = layer.v.shape[0], layer.v.shape[1] + columns
+    elif layer.shared_with is not None:
+        rank_in, in_features = rank, sum(stored) - out_features
+    else:
+        raise ModelError(f"{layer.name} has no in-factor, of its own or of another layer")
     if rank != rank_in or sorted(stored) != sorted((out_features, in_features)):
         raise ModelError(
-            f"{layer.name}: factors {tuple(layer.u.shape)} and {tuple(layer.v.shape)} do not make "
-            f"up the weight {stored} of {checkpoint.folder}"
+            f"{layer.name}: factors ({out_features}, {rank}) and ({rank_in}, "
+            f"{in_features - columns}) do not make up the weight {stored} of {checkpoint.folder}"
         )
-    if not pays(out_features, in_features, rank):
-        raise ModelError(
-            f"{layer.name} {stored}: factors of rank {rank} would not be smaller than the dense "
-            "weight; leave the layer dense"
-        )
-    return int(rank)
+    _check_columns(layer, columns, (out_features, in_features))
+    return out_features, in_features
+
+
+def _check_columns(layer: FactoredWeights, columns: int, sizes: tuple[int, int]) -> None:
+    if layer.columns is None and layer.column_index is None:
+        return
+    if layer.columns is None or layer.column_index is None or columns == 0:
+        raise ModelError(f"{layer.name}: columns and column_index go together and are not empty")
+    shapes = tuple(layer.columns.shape), tuple(layer.column_index.shape)
+    if shapes != ((sizes[0], columns), (columns,)):
+        raise ModelError(f"{layer.name} {sizes}: columns and index of {shapes} do not fit")
+    if not is_column_index(layer.column_index, sizes[1]):
+        raise ModelError(f"{layer.name} {sizes}: column_index is no ascending list of inputs")

@@ -4,8 +4,8 @@ Importing `compress_core.hf` registers this with transformers under the name in 
 then on `from_pretrained` puts FactoredLinear layers into the model before it reads the weights.
 """
 
-import types
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +23,24 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from compress_core.hf.checkpoint import QUANT_METHOD, tensor_headers
-from compress_core.hf.factored import (
+from compress_core.hf.factored import FactoredLinear, is_factored
+from compress_core.hf.factorise import (
     FORMAT_VERSION,
-    FactoredLinear,
+    check_columns,
     check_version,
     factorise,
-    is_factored,
     require_factors,
+    shared_factors,
+    stored_keys,
 )
-from compress_core.hf.folder import MODELLING_FILE, modelling_source, stock_class
+from compress_core.hf.modelling import MODELLING_FILE, modelling_source, stock_class
 
 
 class EigenpressConfig(QuantizationConfigMixin):
     """The compressed layers of a checkpoint, as its config.json lists them.
 
     Attributes:
-        modules: Layer name -> {"rank": int}.
+        modules: Layer name -> {"rank": int}, with "columns" or "factor_in" where it has them.
         format_version: Version of the checkpoint format.
     """
 
@@ -74,23 +76,33 @@ class EigenpressQuantizer(HfQuantizer):
         settings = self.quantization_config
         factorise(model, settings.modules, _name_prefix(model), settings.format_version)
         if checkpoint_files:
-            require_factors(_missing_factors(model, checkpoint_files))
+            require_factors(model, _missing_keys(model, checkpoint_files))
+        if shared := shared_factors(model):
+            model.all_tied_weights_keys.update(shared)
+            # transformers' own ties nothing where the embeddings are not tied.
+            model.get_expanded_tied_weights_keys = partial(_tied_weights_keys, model)  # type: ignore[method-assign]
         return model
 
     def _process_model_after_weight_loading(
         self, model: PreTrainedModel, **_: Any
     ) -> PreTrainedModel:
+        check_columns(model)
         # The stock class saves no modelling file, yet the config it saves points to one.
-        model.save_pretrained = types.MethodType(_save_pretrained, model)  # type: ignore[method-assign]
+        model.save_pretrained = partial(_save_pretrained, model)  # type: ignore[method-assign]
         return model
 
     def _dequantize(
-        self, model: PreTrainedModel, dtype: torch.dtype | None = None
+        self, model: PreTrainedModel, dtype: torch.dtype | str | None = None
     ) -> PreTrainedModel:
+        # A string is what save_pretrained leaves in the config that it comes from.
+        wanted = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+        for key in shared_factors(model):
+            model.all_tied_weights_keys.pop(key, None)
         for name, module in list(model.named_modules()):
             if is_factored(module):
-                model.set_submodule(name, _dense_layer(module, dtype or module.weight.dtype))
-        model.__dict__.pop("save_pretrained", None)
+                model.set_submodule(name, _dense_layer(module, wanted or module.weight.dtype))
+        for name in ("save_pretrained", "get_expanded_tied_weights_keys"):
+            model.__dict__.pop(name, None)
         if hasattr(model.config, "auto_map"):
             del model.config.auto_map
         return model
@@ -128,13 +140,17 @@ def _name_prefix(model: PreTrainedModel) -> str:
     return "" if not prefix or hasattr(model, prefix) else f"{prefix}."
 
 
-def _missing_factors(model: PreTrainedModel, files: Sequence[str]) -> Iterator[str]:
+def _missing_keys(model: PreTrainedModel, files: Sequence[str]) -> Iterator[str]:
     stored = {key for file in files for key in tensor_headers(Path(file))}
     prefix = f"{model.base_model_prefix}."
-    for name, module in model.named_modules():
-        key = f"{name}.factor_in"
-        if is_factored(module) and not stored & {key, prefix + key, key.removeprefix(prefix)}:
+    for key in stored_keys(model):
+        if not stored & {key, prefix + key, key.removeprefix(prefix)}:
             yield key
+
+
+def _tied_weights_keys(self: PreTrainedModel, all_submodels: bool = False) -> dict[str, str]:
+    tied = type(self).get_expanded_tied_weights_keys(self, all_submodels=all_submodels)
+    return tied | shared_factors(self)
 
 
 def _save_pretrained(
@@ -153,10 +169,6 @@ def _save_pretrained(
         folder.mkdir(parents=True, exist_ok=True)
         (folder / MODELLING_FILE).write_text(source, encoding="utf-8")
     type(self).save_pretrained(self, save_directory, *args, **kwargs)
-
-
-# A pickled method is found again by its name on the model.
-_save_pretrained.__name__ = "save_pretrained"
 
 
 def _dense_layer(module: FactoredLinear, dtype: torch.dtype) -> nn.Module:

@@ -154,6 +154,7 @@ class BlockStream:
         taps: Iterable[str] = (),
         products: torch.dtype = torch.float64,
         progress: Progress | None = None,
+        watch: Callable[[Tensor, Tensor], None] | None = None,
     ) -> dict[str, InputStats]:
         """Advances ``hidden`` through one block in place, measuring the inputs of ``taps``.
 
@@ -164,27 +165,42 @@ class BlockStream:
             taps: Names of linear layers whose inputs are measured.
             products: Dtype of one batch's products.
             progress: Called after each batch.
+            watch: Called with what entered and what left the block, batch by batch.
 
         Raises:
             NumericsError: A value is not finite; names the layer and the sample.
         """
+        done = 0
+        with (
+            self.loaded(block),
+            self._measure(block, taps, products, lambda: done, hidden, batch_size) as sums,
+        ):
+            for batch in hidden.split(batch_size):
+                output = self.forward(block, batch)
+                if watch is not None:
+                    watch(batch, output)
+                batch.copy_(output)
+                done += len(batch)
+                if progress is not None:
+                    progress(done, len(hidden))
+        return {name: sums[name].finish() for name in sums}
+
+    @contextmanager
+    def loaded(self, block: int) -> Iterator[nn.Module]:
+        """A block with its dense weights, which are freed when the context ends."""
         module = self._blocks[block]
         self._load(module, self.layout.block_parameters[block], self.layout.blocks[block])
-        done = 0
         try:
-            with self._measure(block, taps, products, lambda: done, hidden, batch_size) as sums:
-                for batch in hidden.split(batch_size):
-                    args, kwargs = _with_hidden(
-                        self._calls[len(batch)][block], batch.to(self.device)
-                    )
-                    output = module(*args, **kwargs)
-                    batch.copy_(output[0] if self.layout.tuple_output else output)
-                    done += len(batch)
-                    if progress is not None:
-                        progress(done, len(hidden))
+            yield module
         finally:
             _drop_parameters(module)
-        return {name: sums[name].finish() for name in sums}
+
+    @torch.no_grad()
+    def forward(self, block: int, batch: Tensor) -> Tensor:
+        """Output (samples, length, hidden) of a loaded block; :meth:`prepare` knew this size."""
+        args, kwargs = _with_hidden(self._calls[len(batch)][block], batch.to(self.device))
+        output = self._blocks[block](*args, **kwargs)
+        return output[0] if self.layout.tuple_output else output
 
     @contextmanager
     def _measure(

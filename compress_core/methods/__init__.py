@@ -2,55 +2,102 @@
 
 import difflib
 import inspect
+import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
+from compress_core.allocate import allocator_options, build_allocator
 from compress_core.errors import ConfigError
 from compress_core.method import Method
+from compress_core.methods.ada_svd import ada_svd
 from compress_core.methods.asvd import asvd
+from compress_core.methods.basis_sharing import basis_sharing
+from compress_core.methods.duo_svd import duo_svd
+from compress_core.methods.fwsvd import fwsvd
+from compress_core.methods.saes_svd import saes_svd
 from compress_core.methods.svd import svd
 from compress_core.methods.svd_llm import svd_llm
+from compress_core.methods.svd_llm_v2 import svd_llm_v2
+from compress_core.options import OptionValue, read_option
 
-METHODS: dict[str, Callable[..., Method]] = {"svd": svd, "asvd": asvd, "svd_llm": svd_llm}
+METHODS: dict[str, Callable[..., Method]] = {
+    "svd": svd,
+    "fwsvd": fwsvd,
+    "asvd": asvd,
+    "svd_llm": svd_llm,
+    "svd_llm_v2": svd_llm_v2,
+    "ada_svd": ada_svd,
+    "duo_svd": duo_svd,
+    "saes_svd": saes_svd,
+    "basis_sharing": basis_sharing,
+}
 
-OptionValue = str | int | float | bool
 
+@dataclass(frozen=True)
+class Variant:
+    """A method with its options and allocator, as one word: ``duo_svd@uniform:search=grid``.
 
-def build_method(name: str, options: Mapping[str, OptionValue] | None = None) -> Method:
-    """The method called ``name`` with its options, each at the paper's default unless given.
-
-    Args:
+    Attributes:
         name: A key of ``METHODS``.
-        options: Keyword arguments of the method's function; text is read as the default's type.
+        allocate: A key of ``ALLOCATORS``; None for the method's own.
+        options: Of the method, and of the allocator where one is named.
+    """
+
+    name: str
+    allocate: str | None
+    options: Mapping[str, OptionValue]
+
+
+def parse_variant(text: str) -> Variant:
+    """Reads ``method[@allocator][:option=value]...``.
 
     Raises:
-        ConfigError: Unknown method, unknown option, or a value of the wrong kind or range.
+        ConfigError: It is not of that form.
     """
+    head, *pairs = text.split(":")
+    name, _, allocate = head.partition("@")
+    options = dict(re.findall(r"^([^=]+)=(.+)$", pair)[0] for pair in pairs if "=" in pair)
+    if len(options) < len(pairs) or not name or head.endswith("@"):
+        raise ConfigError(
+            f"{text!r} is not method[@allocator][:option=value]..., "
+            "for instance duo_svd@uniform:refit_columns=true"
+        )
+    return Variant(name, allocate or None, options)
+
+
+def build_method(
+    text: str,
+    options: Mapping[str, OptionValue] | None = None,
+    allocate: str | None = None,
+) -> Method:
+    """The method that ``text`` names, each option at the paper's default unless given.
+
+    Args:
+        text: A key of ``METHODS``, or a :class:`Variant` in text.
+        options: Keyword arguments of the method's function, or fields of the allocator where one
+            is named; text is read as the default's type. What ``text`` itself says comes first.
+        allocate: A key of ``ALLOCATORS``, in place of the method's own allocator.
+
+    Raises:
+        ConfigError: Unknown method, allocator or option, or a value of the wrong kind or range.
+    """
+    variant = parse_variant(text)
+    name, allocate = variant.name, variant.allocate or allocate
     if name not in METHODS:
         near = difflib.get_close_matches(name, METHODS, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ConfigError(f"unknown method {name!r}.{hint} Methods: {', '.join(METHODS)}")
     parameters = inspect.signature(METHODS[name]).parameters
-    values = {}
-    for option, given in (options or {}).items():
-        if option not in parameters:
-            known = ", ".join(parameters) or "none"
+    for_allocator = allocator_options(allocate) if allocate else []
+    values, of_allocator = {}, {}
+    for option, given in ({**(options or {}), **variant.options}).items():
+        if option in for_allocator:
+            of_allocator[option] = given
+        elif option in parameters:
+            default = parameters[option].default
+            values[option] = read_option(f"method {name!r}", option, given, default)
+        else:
+            known = ", ".join([*parameters, *for_allocator]) or "none"
             raise ConfigError(f"method {name!r} has no option {option!r}; its options: {known}")
-        values[option] = _read_option(name, option, given, parameters[option].default)
-    return METHODS[name](**values)
-
-
-def _read_option(method: str, option: str, given: OptionValue, default: OptionValue) -> OptionValue:
-    """``given`` as the type of the option's default."""
-    wanted = type(default)
-    if wanted is bool and isinstance(given, str) and given.lower() in ("true", "false"):
-        return given.lower() == "true"
-    if isinstance(given, wanted) and (wanted is bool or not isinstance(given, bool)):
-        return given
-    try:
-        if wanted is bool or isinstance(given, bool):
-            raise ValueError(given)
-        return wanted(given)
-    except ValueError:
-        raise ConfigError(
-            f"option {option!r} of method {method!r} must be a {wanted.__name__}, got {given!r}"
-        ) from None
+    method = METHODS[name](**values)
+    return replace(method, allocate=build_allocator(allocate, of_allocator)) if allocate else method

@@ -2,15 +2,19 @@
 
 import copy
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from compress_core.hf.checkpoint import Checkpoint
-from compress_core.hf.factored import factorise
+from compress_core.hf.factorise import factorise
 from compress_core.hf.folder import FactoredWeights, FolderSummary, write_folder
 from tests.families import linear_names
 
@@ -33,8 +37,7 @@ def random_factors(model: Any, seed: int = 0) -> Factors:
     factors = {}
     for name in linear_names(model):
         layer = model.get_submodule(name)
-        shape = layer.weight.shape
-        rows, columns = shape[::-1] if type(layer).__name__ == "Conv1D" else shape
+        rows, columns = _sizes(layer)
         rank = rows * columns // (rows + columns) * 3 // 4
         u = torch.randn(rows, rank, generator=generator) * rank**-0.5
         v = torch.randn(rank, columns, generator=generator) * columns**-0.5
@@ -53,6 +56,51 @@ def in_memory(model: Any, factors: Factors) -> Any:
     return model
 
 
+def varied_layers(model: Any, seed: int = 0) -> list[FactoredWeights]:
+    """Random contents for every linear layer: some share an in-factor, some keep columns.
+
+    Every second layer shares the in-factor of the first one with as many inputs; of the others all
+    but these firsts keep three columns. The keys of the weights are still to be filled in.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return (torch.randn(shape, generator=generator) * shape[1] ** -0.5).to(model.dtype)
+
+    layers: list[FactoredWeights] = []
+    first: dict[int, str] = {}
+    for i, name in enumerate(linear_names(model)):
+        layer = model.get_submodule(name)
+        rows, inputs = _sizes(layer)
+        if inputs not in first:
+            first[inputs] = name
+            layers.append(FactoredWeights(name, "", draw(rows, 8), draw(8, inputs)))
+        elif i % 2:
+            shared = first[inputs]
+            layers.append(FactoredWeights(name, "", draw(rows, 8), None, shared_with=shared))
+        else:
+            index = torch.randperm(inputs, generator=generator)[:3].sort().values
+            u, v, kept = draw(rows, 5), draw(5, inputs - 3), draw(rows, 3)
+            layers.append(FactoredWeights(name, "", u, v, kept, index))
+    return layers
+
+
+def in_memory_layers(model: Any, layers: Iterable[FactoredWeights]) -> Any:
+    """A copy of the model with what the layers hold in place of the weights."""
+    model, layers = copy.deepcopy(model), list(layers)
+    factorise(model, {layer.name: layer.entry for layer in layers})
+    with torch.no_grad():
+        for layer in layers:
+            module = model.get_submodule(layer.name)
+            module.weight.copy_(layer.u)
+            if layer.v is not None:
+                module.factor_in.copy_(layer.v)
+            if layer.columns is not None:
+                module.columns.copy_(layer.columns)
+                module.column_index.copy_(layer.column_index)
+    return model
+
+
 def as_layers(
     checkpoint: Checkpoint, factors: Factors, base_prefix: str
 ) -> Iterator[FactoredWeights]:
@@ -65,27 +113,59 @@ def write_small(
     model: Any, dense: Path, small: Path, factors: Factors, shard: int = 5_000_000_000
 ) -> FolderSummary:
     """Write the compressed folder of a model whose dense folder is there already."""
-    checkpoint = Checkpoint(dense)
+    layers = (FactoredWeights(name, "", u, v) for name, (u, v) in factors.items())
+    return write_layers(model, dense, small, layers, shard)
+
+
+def write_layers(
+    model: Any,
+    dense: Path,
+    small: Path,
+    layers: Iterable[FactoredWeights],
+    shard: int = 5_000_000_000,
+) -> FolderSummary:
+    """Write the compressed folder from layers whose weights' keys are still to be found."""
+    checkpoint, prefix = Checkpoint(dense), model.base_model_prefix
     return write_folder(
         small,
         checkpoint,
-        as_layers(checkpoint, factors, model.base_model_prefix),
+        (
+            replace(layer, weight_key=checkpoint.key(f"{layer.name}.weight", prefix))
+            for layer in layers
+        ),
         architecture=type(model).__name__,
         base_class=type(model.base_model).__name__,
-        base_prefix=model.base_model_prefix,
+        base_prefix=prefix,
         max_shard_bytes=shard,
     )
 
 
-def make_pair(model: Any, folder: Path, *, prefixless: bool = False) -> Pair:
-    """Write both folders of a model, the dense one without the base model's prefix if wanted."""
+def make_pair(
+    model: Any,
+    folder: Path,
+    *,
+    prefixless: bool = False,
+    layers: Callable[[Any], list[FactoredWeights]] | None = None,
+) -> Pair:
+    """Write both folders of a model, the dense one without the base model's prefix if wanted.
+
+    Args:
+        model: The dense model.
+        folder: Where both go.
+        prefixless: Whether the dense one is saved as the base model.
+        layers: Makes the layers' contents; plain random factors by default.
+    """
     dense, small = folder / "dense", folder / "small"
     (model.base_model if prefixless else model).save_pretrained(dense)
     if prefixless:
         edit_config(dense, architectures=[type(model).__name__])
-    factors = random_factors(model)
-    summary = write_small(model, dense, small, factors)
-    return Pair(dense, small, summary, in_memory(model, factors))
+    if layers is None:
+        factors = random_factors(model)
+        summary = write_small(model, dense, small, factors)
+        return Pair(dense, small, summary, in_memory(model, factors))
+    made = layers(model)
+    summary = write_layers(model, dense, small, made)
+    return Pair(dense, small, summary, in_memory_layers(model, made))
 
 
 def edit_config(folder: Path, **entries: object) -> None:
@@ -93,3 +173,56 @@ def edit_config(folder: Path, **entries: object) -> None:
     file = folder / "config.json"
     config = {**json.loads(file.read_text()), **entries}
     file.write_text(json.dumps({name: v for name, v in config.items() if v is not None}))
+
+
+def entries_of(folder: Path) -> dict[str, Any]:
+    """What config.json says of every compressed layer."""
+    return json.loads((folder / "config.json").read_text())["quantization_config"]["modules"]
+
+
+def shared_of(folder: Path) -> dict[str, str]:
+    """Layers that use another's in-factor -> that layer."""
+    entries = entries_of(folder)
+    return {name: entry["factor_in"] for name, entry in entries.items() if "factor_in" in entry}
+
+
+def expect_shared(model: Any, folder: Path, prefix: str = "") -> None:
+    """A model loaded from `folder` has one Parameter for every in-factor that is shared."""
+    shared = shared_of(folder)
+    assert len(shared) > 2
+    for name, owner in shared.items():
+        layer, other = (model.get_submodule(n.removeprefix(prefix)) for n in (name, owner))
+        assert layer.factor_in is other.factor_in
+
+
+def expect_same_tensors(folder: Path, other: Path) -> None:
+    """Two folders of one file each hold the same tensors under the same keys."""
+    one, two = (load_file(f / "model.safetensors") for f in (folder, other))
+    assert one.keys() == two.keys()
+    for key in one:
+        assert one[key].dtype == two[key].dtype and torch.equal(one[key], two[key])
+
+
+def run_without_package(root: Path, request: dict[str, Any]) -> None:
+    """Run `without_package.py` on a request, in a process that cannot import our package."""
+    (root / "request.json").write_text(json.dumps(request))
+    script = str(Path(__file__).with_name("without_package.py"))
+    run = (
+        "import runpy, sys; sys.modules['compress_core'] = None; "
+        f"sys.argv = ['', {str(root / 'request.json')!r}]; "
+        f"runpy.run_path({script!r}, run_name='__main__')"
+    )
+    environment = {**os.environ, "HF_MODULES_CACHE": str(root / "modules"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", run],
+        cwd=root,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def _sizes(layer: Any) -> tuple[int, int]:
+    rows, columns = layer.weight.shape
+    return (columns, rows) if type(layer).__name__ == "Conv1D" else (rows, columns)

@@ -3,7 +3,9 @@
 import json
 import weakref
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,13 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from compress_core.errors import ModelError
 from compress_core.hf.checkpoint import Checkpoint
 from compress_core.hf.export import to_dense
-from compress_core.hf.folder import (
-    FactoredWeights,
-    FolderSummary,
-    modelling_source,
-    stock_class,
-    write_folder,
-)
+from compress_core.hf.folder import FactoredWeights, FolderSummary, write_folder
+from compress_core.hf.modelling import modelling_source, stock_class
 from tests.families import tiny_model
 from tests.pipeline.folders import (
     as_layers,
@@ -30,6 +27,7 @@ from tests.pipeline.folders import (
 )
 
 K_PROJ = "model.layers.0.self_attn.k_proj"  # (16, 32) in the tiny Llama
+Q_PROJ = "model.layers.0.self_attn.q_proj"  # (32, 32)
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +53,29 @@ def k_proj(rank: int, rows: int = 16, columns: int = 32, key: str = "") -> Facto
     return FactoredWeights(K_PROJ, key or f"{K_PROJ}.weight", u, v)
 
 
+def q_proj(rank: int, block: int = 0, **more: object) -> FactoredWeights:
+    name = f"model.layers.{block}.self_attn.q_proj"  # (32, 32)
+    u, v = torch.zeros(32, rank), torch.zeros(rank, 32)
+    return replace(FactoredWeights(name, f"{name}.weight", u, v), **more)  # type: ignore[arg-type]
+
+
+def keeping(index: list[int], rank: int = 4, columns: int | None = None) -> FactoredWeights:
+    """k_proj with kept columns."""
+    count = len(index) if columns is None else columns
+    layer = k_proj(rank, columns=32 - count)
+    return replace(layer, columns=torch.zeros(16, count), column_index=torch.tensor(index))
+
+
+def sharing(owner: str, rank: int = 4, **more: object) -> FactoredWeights:
+    """The second block's q_proj with another's in-factor."""
+    return q_proj(rank, block=1, shared_with=owner, **{"v": None, **more})
+
+
+def sharing_and_keeping() -> FactoredWeights:
+    columns, index = torch.zeros(32, 1), torch.tensor([3])
+    return sharing(Q_PROJ, v=torch.zeros(4, 31), columns=columns, column_index=index)
+
+
 @pytest.mark.parametrize(
     ("layers", "message"),
     [
@@ -63,6 +84,20 @@ def k_proj(rank: int, rows: int = 16, columns: int = 32, key: str = "") -> Facto
         ([k_proj(4, rows=32)], "do not make up the weight"),
         ([k_proj(4, key="model.layers.1.self_attn.k_proj.weight")], "is not the key of its weight"),
         ([k_proj(4), k_proj(4)], "given twice"),
+        ([replace(k_proj(4), v=None)], "has no in-factor"),
+        ([replace(keeping([1]), column_index=None)], "go together"),
+        ([replace(k_proj(4), columns=torch.zeros(16, 0))], "go together"),
+        ([replace(keeping([1]), columns=torch.zeros(8, 1))], "do not fit"),
+        ([keeping([1, 2], columns=1)], "do not fit"),
+        ([keeping([2, 1])], "no ascending list"),
+        ([keeping([1, 32])], "no ascending list"),
+        ([keeping([1, 2, 3], rank=11)], "rank 11 and 3 columns.* would not be smaller"),
+        ([sharing(Q_PROJ)], f"in-factor of '{Q_PROJ}': that layer is not in the list"),
+        ([q_proj(4), sharing(Q_PROJ, rank=5)], r"that one is \(4, 32\), not \(5, 32\)"),
+        ([q_proj(4), sharing("model.layers.1.self_attn.q_proj")], "has none of its own"),
+        ([keeping([1]), sharing(K_PROJ)], "keeps columns shares no factor"),
+        ([q_proj(4), sharing_and_keeping()], "keeps columns shares no factor"),
+        ([q_proj(22), sharing(Q_PROJ, rank=22)], "would not be smaller"),  # 22 * 96 > 2 * 32 * 32
     ],
 )
 def test_factors_that_do_not_fit_are_refused(
@@ -78,6 +113,18 @@ def test_largest_rank_that_pays_is_taken(dense: Path, tmp_path: Path) -> None:
     assert type(AutoModelForCausalLM.from_pretrained(tmp_path / "small")).__name__ == (
         "LlamaForCausalLM"
     )
+
+
+def test_a_group_that_pays_need_not_pay_layer_by_layer(dense: Path, tmp_path: Path) -> None:
+    """At (32, 32) one layer pays below rank 16, two that share below 22; any order will do."""
+    u, v = torch.randn(2, 32, 21), torch.randn(21, 32)
+    layers = [sharing(Q_PROJ, rank=21, u=u[1], v=torch.zeros(21, 32)), q_proj(21, u=u[0], v=v)]
+    summary = write(tmp_path / "small", dense, layers)
+    assert summary.layers == 2
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "small")
+    for block in (0, 1):
+        layer: Any = model.get_submodule(f"model.layers.{block}.self_attn.q_proj")
+        assert torch.equal(layer.weight, u[block]) and torch.equal(layer.factor_in, v)
 
 
 @pytest.mark.parametrize("change", [{"architecture": "MineForCausalLM"}, {"base_class": "Mine"}])
@@ -114,10 +161,11 @@ def test_layers_are_taken_one_at_a_time(dense: Path, tmp_path: Path) -> None:
     def watched() -> Iterator[FactoredWeights]:
         nonlocal most
         for layer in as_layers(checkpoint, random_factors(model), "model"):
-            fresh = FactoredWeights(layer.name, layer.weight_key, layer.u.clone(), layer.v.clone())
-            alive.update((fresh.u, fresh.v))
+            assert layer.v is not None
+            u, v = layer.u.clone(), layer.v.clone()
+            alive.update((u, v))
             most = max(most, len(alive))
-            yield fresh
+            yield FactoredWeights(layer.name, layer.weight_key, u, v)
 
     write_folder(
         tmp_path / "small",
@@ -134,11 +182,11 @@ def test_layers_are_taken_one_at_a_time(dense: Path, tmp_path: Path) -> None:
 
 def test_views_of_a_large_tensor_are_stored_alone(dense: Path, tmp_path: Path) -> None:
     basis = torch.randn(16, 16)
-    layer = FactoredWeights(K_PROJ, f"{K_PROJ}.weight", basis[:, :4], torch.randn(32, 4).T)
-    write(tmp_path / "small", dense, [layer])
+    u, v = basis[:, :4], torch.randn(32, 4).T
+    write(tmp_path / "small", dense, [FactoredWeights(K_PROJ, f"{K_PROJ}.weight", u, v)])
     tensors = load_file(tmp_path / "small" / "model.safetensors")
-    assert torch.equal(tensors[f"{K_PROJ}.weight"], layer.u)
-    assert torch.equal(tensors[f"{K_PROJ}.factor_in"], layer.v)
+    assert torch.equal(tensors[f"{K_PROJ}.weight"], u)
+    assert torch.equal(tensors[f"{K_PROJ}.factor_in"], v)
 
 
 def test_no_compressed_layer_gives_a_plain_dense_folder(dense: Path, tmp_path: Path) -> None:

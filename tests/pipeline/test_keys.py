@@ -84,6 +84,6 @@ def test_the_metric_that_is_used_is_the_whiteners(inputs: pico.Inputs, tmp_path:
 
 def test_the_modelling_file_is_code_of_the_folder_and_of_nothing_before_it() -> None:
     written = code_fingerprint(MATERIALISE_CODE)
-    assert "compress_core.hf.factored.factorise_from_config" in written
+    assert "compress_core.hf.factorise.factorise_from_config" in written
     measured = code_fingerprint(COLLECT_CODE)
     assert not {name for name in measured if "folder" in name or "quantizer" in name}

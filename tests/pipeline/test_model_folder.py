@@ -5,9 +5,6 @@ cannot be imported loads the same folders, so that nothing passes only because o
 """
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +19,14 @@ from compress_core.hf.export import to_dense
 from compress_core.hf.factored import is_factored
 from compress_core.hf.folder import count_parameters
 from tests.families import FAMILIES, linear_names, tiny_model, token_batch
-from tests.pipeline.folders import Pair, edit_config, make_pair, random_factors, write_small
+from tests.pipeline.folders import (
+    Pair,
+    edit_config,
+    make_pair,
+    random_factors,
+    run_without_package,
+    write_small,
+)
 
 CASES = [*FAMILIES, "gpt2_prefixless"]
 RESAVED = ["llama_tied", "gpt2", "gpt2_prefixless", "gpt_neox"]
@@ -68,7 +72,7 @@ def outside(
     newer = root / "newer"
     stock["llama"].save_pretrained(newer)
     settings = json.loads((newer / "config.json").read_text())["quantization_config"]
-    edit_config(newer, quantization_config={**settings, "format_version": 2})
+    edit_config(newer, quantization_config={**settings, "format_version": 3})
     request = {
         "batch": BATCH.tolist(),
         "families": {case: str(folder) for case, folder in folders.items()},
@@ -76,22 +80,7 @@ def outside(
         "damaged": str(damaged),
         "newer": str(newer),
     }
-    (root / "request.json").write_text(json.dumps(request))
-    script = str(Path(__file__).with_name("without_package.py"))
-    run = (
-        "import runpy, sys; sys.modules['compress_core'] = None; "
-        f"sys.argv = ['', {str(root / 'request.json')!r}]; "
-        f"runpy.run_path({script!r}, run_name='__main__')"
-    )
-    environment = {**os.environ, "HF_MODULES_CACHE": str(root / "modules"), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", run],
-        cwd=root,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    run_without_package(root, request)
     return {
         "logits": load_file(root / "logits.safetensors"),
         "facts": json.loads((root / "facts.json").read_text()),
@@ -203,10 +192,10 @@ def test_dense_export_is_an_ordinary_checkpoint(
 
 
 def test_newer_format_is_refused_everywhere(outside: dict[str, Any], tmp_path: Path) -> None:
-    assert "format 2" in outside["facts"]["newer"]
-    with pytest.raises(ValueError, match="format 2"):
+    assert "format 3" in outside["facts"]["newer"]
+    with pytest.raises(ValueError, match="format 3"):
         AutoModelForCausalLM.from_pretrained(outside["newer"])
-    with pytest.raises(ModelError, match="format 2"):
+    with pytest.raises(ModelError, match="format 3"):
         to_dense(outside["newer"], tmp_path / "dense")
 
 

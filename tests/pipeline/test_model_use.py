@@ -2,6 +2,7 @@
 
 import copy
 import importlib
+import re
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,11 +16,14 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, pipeline
 
 import compress_core.hf
-from compress_core.hf.factored import FactoredLinear, factorise, is_factored
-from tests.families import VOCABULARY, linear_names, tiny_model, token_batch
+from compress_core.hf.factored import FactoredLinear, is_factored
+from compress_core.hf.factorise import factorise
+from tests.families import VOCABULARY, tiny_model, token_batch
 from tests.pipeline.folders import Pair, make_pair, random_factors, write_small
 
 BATCH = token_batch()
+
+UP, GATE, DOWN = (f"model.layers.0.mlp.{part}_proj" for part in ("up", "gate", "down"))
 
 peft_uses_an_old_name = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing")
 
@@ -190,8 +194,11 @@ def test_copies_save_themselves_and_not_the_original(llama: Pair, tmp_path: Path
 
 
 def test_importing_twice_registers_once() -> None:
-    importlib.reload(compress_core.hf.quantizer)
+    module = compress_core.hf.quantizer
+    first = dict(vars(module))
+    importlib.reload(module)
     importlib.reload(compress_core.hf)
+    vars(module).update(first)  # what is registered can be pickled only under its own name
 
 
 @pytest.mark.parametrize(
@@ -201,23 +208,43 @@ def test_importing_twice_registers_once() -> None:
         ({"model.norm": {"rank": 2}}, 1, "not a linear layer"),
         ({"model.layers.0.mlp.up_proj": {"rank": 0}}, 1, "cannot have rank 0"),
         ({"model.layers.0.mlp.up_proj": {"rank": 20}}, 1, "cannot have rank 20"),
-        ({"model.layers.0.mlp.up_proj": {"rank": 2}}, 2, "format 2"),
+        ({"model.layers.0.mlp.up_proj": {"rank": 2}}, 3, "format 3"),
+        ({UP: {"rank": 2, "columns": 32}}, 2, "cannot have rank 2 and 32 columns"),
+        ({UP: {"rank": 18, "columns": 8}}, 2, "cannot have rank 18 and 8 columns"),
+        ({UP: {"rank": 2, "factor_in": GATE}}, 2, "not in the list"),
+        ({UP: {"rank": 2, "factor_in": UP}}, 2, "has none of its own"),
+        ({UP: {"rank": 2, "factor_in": GATE}, GATE: {"rank": 3}}, 2, r"is \(3, 32\), not"),
+        ({UP: {"rank": 2, "factor_in": DOWN}, DOWN: {"rank": 2}}, 2, r"is \(2, 48\), not"),
+        ({UP: {"rank": 2, "factor_in": GATE}, GATE: {"rank": 2, "columns": 1}}, 2, "shares no"),
+        ({UP: {"rank": 24, "factor_in": GATE}, GATE: {"rank": 24}}, 2, "cannot have rank 24"),
     ],
 )
 def test_factorise_refuses(modules: dict[str, Any], version: int, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        factorise(tiny_model("llama"), modules, format_version=version)
-
-
-def test_factorise_twice_changes_nothing_and_another_rank_is_refused() -> None:
     model = tiny_model("llama")
-    modules = {name: {"rank": 3} for name in linear_names(model)}
+    with pytest.raises(ValueError, match=message):
+        factorise(model, modules, format_version=version)
+    assert not any(is_factored(module) for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("entry", "other"),
+    [
+        ({"rank": 3}, {"rank": 4}),
+        ({"rank": 3, "columns": 1}, {"rank": 3}),
+        ({"rank": 3, "factor_in": GATE}, {"rank": 3}),
+    ],
+)
+def test_factorise_twice_changes_nothing_and_another_entry_is_refused(
+    entry: dict[str, Any], other: dict[str, Any]
+) -> None:
+    model = tiny_model("llama")
+    modules = {GATE: {"rank": 3}, UP: entry}
     factorise(model, modules)
     layers = [module for module in model.modules() if is_factored(module)]
     factorise(model, modules)
     assert [module for module in model.modules() if is_factored(module)] == layers
-    with pytest.raises(ValueError, match="has rank 3 already, not 4"):
-        factorise(model, {name: {"rank": 4} for name in modules})
+    with pytest.raises(ValueError, match=re.escape(f"has {entry} already, not {other}")):
+        factorise(model, {GATE: {"rank": 3}, UP: other})
 
 
 def test_unfilled_factors_give_not_a_number() -> None:

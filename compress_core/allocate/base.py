@@ -1,0 +1,98 @@
+"""What every allocator is: a rule that divides one budget, and what it may look at to do so."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol
+
+from torch import Tensor
+
+from compress_core.errors import BudgetError
+from compress_core.types import LayerRef, Share, affordable
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A table of KL divergences: the whole model with one layer at each of some shares.
+
+    Attributes:
+        base: Share at which all other layers stand; None leaves them dense.
+        shares: What the one layer is cut to, each in (0, 1]; 1 is its dense weight.
+        windows: Calibration windows on which the divergence is measured.
+    """
+
+    base: float | None
+    shares: tuple[float, ...]
+    windows: int
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What was measured before the budget is divided; an allocator names what it ``reads``.
+
+    Attributes:
+        losses: "losses": layer to its squared error left at every rank, float64 (ranks + 1,).
+        similarity: "similarity": block to the mean cosine of its input and its output.
+        divergence: "divergence": layer to the KL in nats per token above the base's, per share of
+            the allocator's probe; None where the layer has no component at that share.
+        tokens: Calibration tokens behind the losses.
+    """
+
+    losses: Mapping[str, Tensor] = field(default_factory=dict)
+    similarity: Mapping[int, float] = field(default_factory=dict)
+    divergence: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
+    tokens: int = 0
+
+
+class Allocator(Protocol):
+    """Divides a budget; never spends more than it was given."""
+
+    reads: ClassVar[frozenset[str]]  # fields of Evidence
+
+    def probe(self, kept: float) -> Probe | None:
+        """The table it reads as "divergence", for ``kept`` of the compressible parameters."""
+        ...
+
+    def check(self, layers: Sequence[LayerRef], kept: float) -> None:
+        """Refuses what shapes and budget alone show to be impossible, before anything runs.
+
+        Raises:
+            BudgetError, ConfigError: It cannot be.
+        """
+        ...
+
+    def allocate(
+        self, layers: Sequence[LayerRef], kept: float, evidence: Evidence
+    ) -> dict[str, Share]:
+        """Each layer's share.
+
+        Args:
+            layers: Every compressible layer.
+            kept: In (0, 1], of the compressible parameters.
+            evidence: At least what it ``reads``.
+        """
+        ...
+
+
+def budget_of(layers: Sequence[LayerRef], kept: float) -> int:
+    """Numbers that may be stored."""
+    return affordable(kept, sum(layer.dense_cost for layer in layers))
+
+
+def check_one_component_each(layers: Sequence[LayerRef], kept: float) -> None:
+    """Refuses a budget that cannot hold one component of every layer.
+
+    Raises:
+        BudgetError: It cannot; names the smallest budget that can.
+    """
+    least = sum(min(layer.atom_cost, layer.dense_cost) for layer in layers)
+    if least > budget_of(layers, kept):
+        needed = least / sum(layer.dense_cost for layer in layers)
+        raise BudgetError(
+            f"kept={kept:g} cannot hold one component of each of {len(layers)} layers; this model "
+            f"needs kept of at least {min(1.0, needed + 5e-5):.4f}"
+        )
+
+
+def least_rank(layer: LayerRef) -> int | None:
+    """One component; None (dense) for a layer too small for any to pay."""
+    return 1 if layer.paying_rank >= 1 else None

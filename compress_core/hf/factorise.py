@@ -1,0 +1,215 @@
+"""Puts empty factored layers where a checkpoint has them, and checks that it filled them.
+
+Like `factored.py` it needs PyTorch alone, and its text follows that file's in a model folder.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from compress_core.hf.factored import FactoredLinear, is_column_index, is_factored, pays
+
+FORMAT_VERSION = 2
+
+Entry = Mapping[str, Any]
+
+
+def factorise(
+    model: nn.Module,
+    modules: Mapping[str, Entry],
+    prefix: str = "",
+    format_version: int = FORMAT_VERSION,
+) -> nn.Module:
+    """Replace the named linear layers by empty FactoredLinear ones, in place.
+
+    Args:
+        model: The model, or its base model together with `prefix`; may be on the meta device.
+        modules: Layer name -> entry, names as in the whole causal model. An entry has "rank", with
+            "columns", how many are kept, or "factor_in", the layer whose in-factor is used.
+        prefix: What the names carry in front when `model` is the base model, like "model.". Layers
+            outside the base model are then left out.
+        format_version: Version of the checkpoint format that `modules` comes from.
+
+    Returns:
+        The same model. Layers that are factored already stay as they are.
+
+    Raises:
+        ValueError: The format is newer than this code, a name is unknown or not a linear layer, or
+            an entry does not fit its layer or would cost as much as the dense weight.
+    """
+    check_version(format_version)
+    entries = {name: _entry(entry) for name, entry in modules.items()}
+    paths = {name: name[len(prefix) :] for name in entries if name.startswith(prefix)}
+    dense = {name: _linear(model, path) for name, path in paths.items()}
+    check_layers(entries, {name: _sizes(layer) for name, layer in dense.items()})
+    for name in sorted(paths, key=lambda name: "factor_in" in entries[name]):  # owners first
+        module = dense[name]
+        if is_factored(module):
+            if (had := _entry(_settings(module))) != entries[name]:
+                raise ValueError(f"layer {name!r} has {had} already, not {entries[name]}")
+            continue
+        layer = _empty_like(module, entries[name])
+        layer.layer_name = name
+        if layer.shared_with:
+            owner: Any = model.get_submodule(paths[layer.shared_with])
+            layer.factor_in = owner.factor_in
+        model.set_submodule(paths[name], layer)
+    return model
+
+
+def factorise_from_config(model: nn.Module, config: Any, prefix: str = "") -> None:
+    """Apply `factorise` with what a model's config says, or nothing where it says nothing."""
+    settings = getattr(config, "quantization_config", None)
+    if settings is None:
+        return
+    settings = settings if isinstance(settings, Mapping) else settings.to_dict()
+    factorise(model, settings["modules"], prefix, settings["format_version"])
+
+
+def check_version(format_version: int) -> None:
+    """Raise ValueError for a checkpoint format that is newer than this code."""
+    if format_version > FORMAT_VERSION:
+        raise ValueError(
+            f"the checkpoint has eigenpress format {format_version}, this code reads up to "
+            f"{FORMAT_VERSION}: update eigenpress, or load with the model's own code"
+        )
+
+
+def check_layers(entries: Mapping[str, Entry], sizes: Mapping[str, tuple[int, int]]) -> None:
+    """Raise ValueError unless every entry fits its layer and costs less than what it replaces.
+
+    Args:
+        entries: Layer name -> entry, as in `factorise`.
+        sizes: Layer name -> (out, in) of its dense weight, for the layers at hand.
+    """
+    rows = {name: out_features for name, (out_features, _) in sizes.items()}
+    for name, (_, in_features) in sizes.items():
+        entry = entries[name]
+        if "factor_in" in entry:
+            owner = entry["factor_in"]
+            reason = _why_not(entry, entries.get(owner), in_features, sizes.get(owner))
+            if reason:
+                raise ValueError(f"layer {name!r} cannot use the in-factor of {owner!r}: {reason}")
+            rows[owner] += rows.pop(name)
+    for name, out_features in rows.items():
+        rank, columns = entries[name]["rank"], entries[name].get("columns", 0)
+        if not pays(out_features, sizes[name][1], rank, columns):
+            raise ValueError(
+                f"layer {name!r} ({out_features}, {sizes[name][1]}) cannot have rank {rank}"
+                f"{f' and {columns} columns' if columns else ''}: the rank must be at least 1, and "
+                "what is stored would not be smaller than the dense weight; leave it dense"
+            )
+
+
+def shared_factors(model: nn.Module) -> dict[str, str]:
+    """Key of every in-factor that is another layer's -> that layer's key, as `model` has them.
+
+    It goes by what the layers know: while a checkpoint is loaded, identity says nothing.
+    """
+    layers = {path: module for path, module in model.named_modules() if is_factored(module)}
+    paths = {getattr(layer, "layer_name", ""): path for path, layer in layers.items()}
+    owners = {path: getattr(layer, "shared_with", None) for path, layer in layers.items()}
+    return {
+        f"{path}.factor_in": f"{paths[owner]}.factor_in"
+        for path, owner in owners.items()
+        if owner in paths
+    }
+
+
+def stored_keys(model: nn.Module) -> Iterator[str]:
+    """The keys of factors, columns and indices that a checkpoint of `model` must have."""
+    shared = shared_factors(model)
+    for path, module in model.named_modules():
+        if is_factored(module):
+            for part in ("weight", "factor_in", "columns", "column_index"):
+                key = f"{path}.{part}"
+                if getattr(module, part, None) is not None and key not in shared:
+                    yield key
+
+
+def require_factors(model: nn.Module, missing: Iterable[str]) -> None:
+    """Raise ValueError if factors or columns are missing, where transformers would only warn."""
+    lost = sorted(set(missing).intersection(stored_keys(model)))
+    if lost:
+        raise ValueError(
+            f"the checkpoint has no {lost[0]} ({len(lost)} of its factors and columns missing): "
+            "it is incomplete, get the model again"
+        )
+
+
+def check_columns(model: nn.Module) -> None:
+    """Raise ValueError if a loaded index names no inputs; give the others their dtype in memory."""
+    for path, module in model.named_modules():
+        index = getattr(module, "column_index", None) if is_factored(module) else None
+        if index is None or index.is_meta:
+            continue
+        if not is_column_index(index, module.in_features):
+            raise ValueError(
+                f"{path}.column_index is no ascending list of inputs: the checkpoint is damaged, "
+                "get the model again"
+            )
+        module.column_index = index.to(torch.int32)
+
+
+def _why_not(
+    entry: Entry, owner: Entry | None, in_features: int, owner_sizes: tuple[int, int] | None
+) -> str | None:
+    if owner is None or owner_sizes is None:
+        return "that layer is not in the list"
+    if "factor_in" in owner:
+        return "that layer has none of its own"
+    if "columns" in entry or "columns" in owner:
+        return "a layer that keeps columns shares no factor"
+    want, has = (entry["rank"], in_features), (owner["rank"], owner_sizes[1])
+    return None if want == has else f"that one is {has}, not {want}"
+
+
+def _entry(settings: Entry) -> dict[str, Any]:
+    """An entry with nothing in it that says nothing, so that equal ones are equal."""
+    entry: dict[str, Any] = {"rank": int(settings["rank"])}
+    if settings.get("columns"):
+        entry["columns"] = int(settings["columns"])
+    if settings.get("factor_in"):
+        entry["factor_in"] = settings["factor_in"]
+    return entry
+
+
+def _settings(layer: FactoredLinear) -> Entry:
+    columns, owner = getattr(layer, "column_count", 0), getattr(layer, "shared_with", None)
+    return {"rank": layer.rank, "columns": columns, "factor_in": owner}
+
+
+def _linear(model: nn.Module, path: str) -> nn.Module:
+    try:
+        layer = model.get_submodule(path)
+    except AttributeError:
+        raise ValueError(f"{type(model).__name__} has no layer {path!r} to factorise") from None
+    if type(layer).__name__ != "Conv1D" and not isinstance(layer, nn.Linear):
+        raise ValueError(f"layer {path!r} is a {type(layer).__name__}, not a linear layer")
+    return layer
+
+
+def _sizes(layer: Any) -> tuple[int, int]:
+    if is_factored(layer):
+        return layer.out_features, layer.in_features
+    rows, columns = layer.weight.shape
+    return (columns, rows) if type(layer).__name__ == "Conv1D" else (rows, columns)
+
+
+def _empty_like(dense: Any, entry: Entry) -> FactoredLinear:
+    out_features, in_features = _sizes(dense)
+    layer = FactoredLinear(
+        in_features,
+        out_features,
+        entry["rank"],
+        bias=False,
+        columns=entry.get("columns", 0),
+        transposed=type(dense).__name__ == "Conv1D",
+        device=dense.weight.device,
+        dtype=dense.weight.dtype,
+    )
+    layer.bias = dense.bias
+    layer.shared_with = entry.get("factor_in")
+    return layer.train(dense.training)

@@ -1,0 +1,108 @@
+"""The Python file of a compressed folder, with which plain transformers loads it.
+
+It is the text of the factored layer and of the swap, then two classes named as the stock ones.
+"""
+
+import ast
+from collections.abc import Mapping
+from pathlib import Path
+
+import transformers
+
+from compress_core.errors import ModelError
+
+MODELLING_FILE = "modeling_eigenpress.py"
+
+_SOURCES = ("factored.py", "factorise.py")  # they need PyTorch and, the second one, the first
+
+# The classes bear the names of the stock ones, and count as such, because transformers chooses by
+# name and kind what keys to rename on loading (GPT-NeoX's head), what a pipeline takes, and more.
+_FOOTER = '''
+
+import transformers  # noqa: E402
+
+
+class FactoredModelMixin:
+    """What a stock class needs to hold factored layers."""
+
+    _eigenpress_prefix = ""
+
+    def __init__(self, config, *inputs, **kwargs):
+        super().__init__(config, *inputs, **kwargs)
+        factorise_from_config(self, config, self._eigenpress_prefix)
+        self.all_tied_weights_keys.update(shared_factors(self))
+
+    def get_expanded_tied_weights_keys(self, all_submodels=False):
+        tied = super().get_expanded_tied_weights_keys(all_submodels=all_submodels)
+        return tied | shared_factors(self)
+
+    @classmethod
+    def from_pretrained(cls, *inputs, output_loading_info=False, **kwargs):
+        model, found = super().from_pretrained(*inputs, output_loading_info=True, **kwargs)
+        require_factors(model, found["missing_keys"])
+        check_columns(model)
+        return (model, found) if output_loading_info else model
+
+    @classmethod
+    def is_custom_code(cls):
+        return False
+
+
+class {base_class}(FactoredModelMixin, transformers.{base_class}):
+    """{base_class} of transformers with factored layers."""
+
+    _eigenpress_prefix = "{name_prefix}"
+
+
+class {architecture}(FactoredModelMixin, transformers.{architecture}):
+    """{architecture} of transformers with factored layers."""
+'''
+
+
+def modelling_source(architecture: str, base_class: str, base_prefix: str) -> str:
+    """The text of the modelling file: the factored layer, then the two classes that use it."""
+    for name in (architecture, base_class):
+        require_stock_class(name)
+    layer = "\n\n".join(_without_own_imports(Path(__file__).with_name(name)) for name in _SOURCES)
+    return layer + _FOOTER.format(
+        architecture=architecture,
+        base_class=base_class,
+        name_prefix=f"{base_prefix}." if base_prefix else "",
+    )
+
+
+def auto_map(architecture: str, base_class: str) -> dict[str, str]:
+    """What config.json tells transformers' auto classes about the modelling file."""
+    module = MODELLING_FILE.removesuffix(".py")
+    return {
+        "AutoModel": f"{module}.{base_class}",
+        "AutoModelForCausalLM": f"{module}.{architecture}",
+    }
+
+
+def stock_class(mapping: Mapping[str, str], auto_class: str) -> str:
+    """The name of transformers' own class behind an entry of `auto_map`.
+
+    Raises:
+        ModelError: It is no such class; whatever else stands there must not reach a Python file.
+    """
+    name = mapping[auto_class].rpartition(".")[2]
+    require_stock_class(name)
+    return name
+
+
+def require_stock_class(name: str) -> None:
+    """Raise ModelError unless transformers itself has a class of that name."""
+    if not isinstance(getattr(transformers, name, None), type):
+        raise ModelError(
+            f"transformers {transformers.__version__} has no class {name}: models that bring code "
+            "of their own are not supported, and newer ones need a newer transformers"
+        )
+
+
+def _without_own_imports(file: Path) -> str:
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    for node in reversed(ast.parse("".join(lines)).body):
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("compress_core"):
+            del lines[node.lineno - 1 : node.end_lineno]
+    return "".join(lines)

@@ -1,0 +1,65 @@
+"""AdaSVD (arXiv 2502.01403): layer-adaptive shares (adaCR), then u and v updated in turn (adaComp).
+
+From the paper: truncation as in SVD-LLM; a block's share from the cosine of its input and output; u
+← W X Xᵀ v (vᵀ X Xᵀ v)⁻¹ and v ← u⁺ W by pseudo-inverses, in turn, ``sweeps`` times (1 is its best
+at removals of 40 to 60 %); stack-of-batch calibration for the updates.
+
+Holes, and how they are filled: with the X that the truncation was optimal for, both updates are
+no-ops, so X must be another. It is measured behind the layers that are compressed already, layer by
+layer in the order of Algorithm 1, and W X is the dense model's own output (``toward_dense=1``, by
+the cross moment of both inputs); ``toward_dense=0`` fits the layer to what the dense weight makes
+of the compressed inputs instead, with which v ← u⁺ W holds literally. The number of buckets is not
+given; ``mrr`` neither (0.1 below the target). The budget is met exactly. The truncation itself uses
+exact statistics of the dense model, which it shares with SVD-LLM.
+"""
+
+from compress_core.allocate.importance import Importance
+from compress_core.errors import ConfigError
+from compress_core.method import Method
+from compress_core.options import one_of
+from compress_core.refine.base import Prefix
+from compress_core.refine.least_squares import Alternate
+from compress_core.whiten import OutputError
+
+
+def ada_svd(
+    mrr: float | None = None,
+    sweeps: int = 1,
+    calibration: str = "stack_of_batch",
+    buckets: int = 32,
+    toward_dense: float = 1.0,
+    prefix: str = "layer",
+) -> Method:
+    """Shares by importance, then ``sweeps`` alternating least-squares updates of u and v.
+
+    Args:
+        mrr: Least share any block keeps; 0.1 below the target where it is not given.
+        sweeps: Updates of both factors, at least 1.
+        calibration: Of the updates: "stack_of_batch" or "streaming" (exact statistics).
+        buckets: Buckets of stack-of-batch.
+        toward_dense: Part of the dense model's outputs in what is fitted to, in [0, 1].
+        prefix: Whether inputs are measured again after each "layer" or each "block".
+
+    Raises:
+        ConfigError: A value is out of range.
+    """
+    if sweeps < 1:
+        raise ConfigError(
+            f"sweeps must be at least 1, got {sweeps}; for adaCR alone take --method svd_llm "
+            "--allocate importance"
+        )
+    if buckets < 1:
+        raise ConfigError(f"buckets must be at least 1, got {buckets}")
+    one_of("method 'ada_svd'", "calibration", calibration, ("stack_of_batch", "streaming"))
+    return Method(
+        "ada_svd",
+        "shares by block importance, alternating updates of both factors",
+        "2502.01403",
+        whiten=OutputError(),
+        allocate=Importance(mrr=mrr),
+        refine=Alternate(sweeps, toward_dense),
+        prefix=Prefix(
+            prefix,  # type: ignore[arg-type]  # it checks
+            buckets if calibration == "stack_of_batch" else 0,
+        ),
+    )

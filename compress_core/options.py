@@ -1,0 +1,47 @@
+"""Options of methods and allocators, as text from a command line or values from a YAML file."""
+
+from typing import Any
+
+from compress_core.errors import ConfigError
+
+OptionValue = str | int | float | bool
+
+
+def read_option(owner: str, option: str, given: OptionValue, default: Any) -> Any:
+    """``given`` as the type of the option's default; an option without one is a number.
+
+    Args:
+        owner: Whose option it is, for the message ("method 'asvd'").
+        option: Its name.
+        given: What the user gave.
+        default: The option's default.
+
+    Raises:
+        ConfigError: It cannot be read as that.
+    """
+    wanted = float if default is None else type(default)
+    if wanted is bool and isinstance(given, str) and given.lower() in ("true", "false"):
+        return given.lower() == "true"
+    if isinstance(given, wanted) and (wanted is bool or not isinstance(given, bool)):
+        return given
+    try:
+        if wanted is bool or isinstance(given, bool):
+            raise ValueError(given)
+        return wanted(given)
+    except ValueError:
+        raise ConfigError(
+            f"option {option!r} of {owner} must be a {wanted.__name__}, got {given!r}"
+        ) from None
+
+
+def one_of(owner: str, option: str, given: str, choices: tuple[str, ...]) -> str:
+    """``given`` if it is one of the words that an option allows.
+
+    Raises:
+        ConfigError: It is not.
+    """
+    if given not in choices:
+        raise ConfigError(
+            f"option {option!r} of {owner} must be one of {', '.join(choices)}; got {given!r}"
+        )
+    return given

@@ -1,0 +1,1 @@
+"""Ways to better a truncated layer with more than its own decomposition knows."""

@@ -1,0 +1,161 @@
+"""Duo-SVD's column preserving (arXiv 2510.19385): some ranks are traded for columns kept as they
+are.
+
+Giving up Δ of r ranks frees room for c = Δ (m + n) / (m + i − (r − Δ)) columns of an (m, n) weight
+at equal storage, (r − Δ)(m + n − c) + c (m + i) = r (m + n), with i what a column's index takes.
+Kept columns are exact, so the error is that of the rest, best approximated in its own H.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from compress_core.decompose import LowRank, energies, project, split_inputs
+from compress_core.refine.base import DENSE, Moments, inverse
+from compress_core.whiten import SecondMoment
+
+GOLDEN = (math.sqrt(5) - 1) / 2
+SMALL_INDEX = 32767  # inputs that a 16-bit index can name
+KEPT_FLOOR = 1e-10
+
+Search = Literal["golden", "grid"]
+
+
+def index_cost(features: int) -> int:
+    """Numbers that one column's index counts for."""
+    return 1 if features <= SMALL_INDEX else 2
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """The layer with Δ ranks traded: what is kept, and the weight and H of the rest."""
+
+    rank: int
+    kept: Tensor
+    rest: Tensor
+    weight: Tensor
+    metric: SecondMoment
+    regression: Tensor | None  # of the rest's inputs on the kept ones, where columns are re-fitted
+
+    def error(self) -> float:
+        """Root of the squared output error that the best factors leave."""
+        left = energies(self.weight, self.metric)[self.rank :]
+        return math.sqrt(float(left.sum()))
+
+
+@dataclass(frozen=True)
+class PreserveColumns:
+    """The rule above.
+
+    The paper counts no indices; here each counts as a number, and c is floored, so the budget
+    holds. Of all Δ that the search tries the best is taken, where the published code takes the
+    better of the last two. At least one component stays.
+
+    Attributes:
+        refit: Instead of keeping columns as they were, fits them to what the factors get wrong:
+            the factors then only have to approximate what the kept inputs cannot explain,
+            H_ss − H_sc H_cc⁺ H_cs, and the columns become W_c + (W_s − u v) H_sc H_cc⁺. Columns
+            are then chosen by the error of the ranks that really stay.
+        search: "golden" as in the paper, which takes the error to have one minimum in Δ; "grid"
+            tries Δ all over its range first.
+        accept: Least relative gain in error for which columns are kept at all.
+    """
+
+    refit: bool = False
+    search: Search = "golden"
+    accept: float = 0.01
+    reads: ClassVar[frozenset[str]] = frozenset({DENSE})
+
+    def refine(self, weight: Tensor, factors: LowRank, moments: Moments) -> LowRank:
+        """The trade with the least error, or ``factors`` where none is worth it."""
+        assert moments.dense is not None
+        gram = moments.dense
+        rank = factors.rank
+        chosen = _worth(weight, factors, rank, gram)
+
+        def trial(given: int) -> _Trial | None:
+            order = _worth(weight, factors, rank - given, gram) if self.refit else chosen
+            return _trial(weight, gram, order, rank, given, self.refit)
+
+        errors: dict[int, float] = {}
+
+        def error(given: int) -> float:
+            if given not in errors:
+                found = trial(given)
+                errors[given] = math.inf if found is None else found.error()
+            return errors[given]
+
+        (_grid if self.search == "grid" else _golden)(error, rank)
+        best = min(errors, key=lambda given: (errors[given], given))
+        if errors[0] - errors[best] <= self.accept * errors[0]:
+            return factors
+        accepted = trial(best)
+        assert accepted is not None
+        return _fit(weight, accepted)
+
+
+def _worth(weight: Tensor, factors: LowRank, rank: int, gram: Tensor) -> Tensor:
+    """Inputs by what keeping their column is worth, ‖E_:j‖² H_jj, best first."""
+    error = weight - factors.u[:, :rank] @ factors.v[:rank]
+    worth = error.square().sum(dim=0) * gram.diagonal()
+    return worth.argsort(descending=True, stable=True)
+
+
+def _trial(
+    weight: Tensor, gram: Tensor, order: Tensor, rank: int, given: int, refit: bool
+) -> _Trial | None:
+    """Δ = ``given`` ranks traded; None where so many columns are not there."""
+    out_features, in_features = weight.shape
+    left = rank - given
+    room = given * (out_features + in_features)
+    count = room // (out_features + index_cost(in_features) - left)
+    if left < 1 or left > in_features - count:
+        return None
+    rest, kept = split_inputs(in_features, order[:count])
+    metric, regression = gram[rest][:, rest], None
+    if refit and count:
+        mixed = gram[rest][:, kept]
+        regression = mixed @ inverse(gram[kept][:, kept], KEPT_FLOOR)
+        metric = metric - regression @ mixed.T
+        metric = (metric + metric.T) / 2
+    return _Trial(left, kept, rest, weight[:, rest], SecondMoment(metric), regression)
+
+
+def _fit(weight: Tensor, trial: _Trial) -> LowRank:
+    u, v, _ = project(trial.weight, trial.metric, trial.rank)
+    columns = weight[:, trial.kept]
+    if trial.regression is not None:
+        columns = columns + (trial.weight - u @ v) @ trial.regression
+    return LowRank(u, v, columns, trial.kept)
+
+
+def _golden(error: Callable[[int], float], rank: int) -> None:
+    """Golden-section search over Δ in [0, rank), after two cheap probes that must beat Δ = 0."""
+    low, high = 0, rank - 1
+    without = error(0)
+    probes = [round((1 - GOLDEN) * rank), round(GOLDEN * (1 - GOLDEN) ** 2 * rank)]
+    if all(error(min(high, probe)) >= without for probe in probes):
+        return
+    _narrow(error, low, high)
+
+
+def _grid(error: Callable[[int], float], rank: int, points: int = 16) -> None:
+    """Δ at ``points`` places, closer together near 0, then golden section around the best."""
+    places = sorted({round((rank - 1) * (i / points) ** 1.5) for i in range(points)})
+    for place in places:
+        error(place)
+    best = min(range(len(places)), key=lambda i: error(places[i]))
+    _narrow(error, places[max(0, best - 1)], places[min(len(places) - 1, best + 1)])
+
+
+def _narrow(error: Callable[[int], float], low: int, high: int) -> None:
+    while high - low >= 3:
+        left = round(high - GOLDEN * (high - low))
+        right = max(left + 1, round(low + GOLDEN * (high - low)))
+        if error(left) < error(right):
+            high = right
+        else:
+            low = left

@@ -1,0 +1,78 @@
+"""SAES-SVD's truncation (arXiv 2602.03051): rank k that also makes up for earlier layers' errors.
+
+min ‖u v X − W X‖² + α ‖u v X − W X_dense‖² over rank k. With H = E[x xᵀ], Δ = E[(x_dense − x) xᵀ]
+and β = α / (1 + α) this is the best rank-k fit of T = W (H + β Δ): u = top eigenvectors of T H⁺ Tᵀ
+and v = uᵀ T H⁺, which needs no root of H.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from compress_core.decompose import LowRank, eigen_descending
+from compress_core.errors import ConfigError
+from compress_core.refine.base import PREFIX, Moments, inverse
+from compress_core.refine.least_squares import INPUT_FLOOR
+
+
+@dataclass(frozen=True)
+class CrossTruncate:
+    """The rule above, with β in closed form (the paper's ACES).
+
+    β minimises the share of the target's energy outside the best rank-k subspace at β = 0,
+    (a + 2bβ + cβ²) / (A + 2Bβ + Cβ²), among the values that α in [least, most] allows.
+
+    Attributes:
+        least: Smallest α, 0.25 in the paper.
+        most: Largest α, 0.75 in the paper.
+    """
+
+    least: float = 0.25
+    most: float = 0.75
+    reads: ClassVar[frozenset[str]] = frozenset({PREFIX})
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.least <= self.most:
+            raise ConfigError(f"alpha needs 0 <= least <= most, got {self.least:g}, {self.most:g}")
+
+    def refine(self, weight: Tensor, factors: LowRank, moments: Moments) -> LowRank:
+        """A truncation of the same rank; of ``factors`` only the rank matters."""
+        gram, cross = moments.prefix, moments.cross
+        assert gram is not None and cross is not None
+        inverted = inverse(gram, INPUT_FLOOR)
+        own, lag = weight @ gram, weight @ (cross - gram)  # W H and W Δ
+        beta = self._beta(own @ weight.T, lag @ weight.T, lag @ inverted @ lag.T, factors.rank)
+        target = own + beta * lag
+        vectors, _ = eigen_descending(_symmetric(target @ inverted @ target.T))
+        u = vectors[:, : factors.rank]
+        return LowRank(u, u.T @ target @ inverted)
+
+    def _beta(self, own: Tensor, mixed: Tensor, lag: Tensor, rank: int) -> float:
+        """Closed form of ACES; own = S Sᵀ, mixed = D Sᵀ, lag = D Dᵀ, each (out, out)."""
+        vectors, _ = eigen_descending(_symmetric(own))
+        q = vectors[:, :rank]
+        whole = [float(m.trace()) for m in (own, mixed, lag)]
+        outside = [
+            total - float((q * (m @ q)).sum())
+            for total, m in zip(whole, (own, mixed, lag), strict=True)
+        ]
+        (a, b, c), (big_a, big_b, big_c) = outside, whole
+        low, high = (alpha / (1 + alpha) for alpha in (self.least, self.most))
+        candidates = [low, high]
+        square, linear = c * big_b - b * big_c, c * big_a - a * big_c
+        constant = b * big_a - a * big_b
+        under_root = linear**2 - 4 * square * constant
+        if square != 0 and under_root >= 0:
+            roots = [(-linear + sign * under_root**0.5) / (2 * square) for sign in (1, -1)]
+            candidates += [root for root in roots if low < root < high]
+
+        def energy_outside(beta: float) -> float:
+            all_of_it = big_a + 2 * big_b * beta + big_c * beta**2
+            return (a + 2 * b * beta + c * beta**2) / all_of_it if all_of_it > 0 else 0.0
+
+        return min(candidates, key=energy_outside)
+
+
+def _symmetric(matrix: Tensor) -> Tensor:
+    return (matrix + matrix.T) / 2

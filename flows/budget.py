@@ -1,0 +1,40 @@
+"""Budgets that are not a share of the parameters, turned into one."""
+
+import math
+
+from compress_core.errors import BudgetError
+from flows.config import RunConfig
+from flows.prepare import Workspace
+
+MOST = 0.99  # the mildest share that a search tries
+
+
+def resolve_budget(workspace: Workspace, config: RunConfig) -> RunConfig:
+    """The same run with bytes turned into a kept share; other budgets stay as they are.
+
+    Raises:
+        BudgetError: What is not compressed takes more than these bytes alone.
+    """
+    if config.target_bytes is None:
+        return config
+    model = workspace.model
+    keys = [model.weight_key(layer.name) for layer in model.layout.layers]
+    widest = max(model.checkpoint.torch_dtype(key).itemsize for key in keys)
+    compressible = sum(layer.dense_cost for layer in model.layout.layers)
+    of_layers = sum(model.numbers(key) * model.checkpoint.torch_dtype(key).itemsize for key in keys)
+    fixed = model.checkpoint.nbytes - of_layers
+    kept = min(1.0, (config.target_bytes - fixed) / (compressible * widest))
+    kept = math.floor(kept * 1e6) / 1e6
+    if kept <= 0:
+        raise BudgetError(
+            f"--target-bytes {config.target_bytes:,} cannot be met: embeddings, norms and head, "
+            f"which are not compressed, take {fixed:,} bytes alone"
+        )
+    workspace.notes.append(f"--target-bytes {config.target_bytes:,} is kept={kept:g} of the layers")
+    return at_share(config, kept)
+
+
+def at_share(config: RunConfig, kept: float) -> RunConfig:
+    """The same run at a share of the compressible parameters."""
+    budget = {"kept": kept, "of": "compressible", "target_bytes": None, "target_perplexity": None}
+    return config.model_copy(update=budget)
