@@ -49,7 +49,7 @@ golden: $(STAMP) ## write the methods' golden values again (say why in the commi
 	$(BIN)/python -m tests.golden.make
 
 results: $(STAMP) ## the README's tables and plots; needs the real models beside the repository
-	for model in stories260K babyllama-1m wiki-llama-5m; do \
+	for model in stories260K babyllama-1m wiki-llama-5m wiki-llama-5m-sequential; do \
 		$(BIN)/eigenpress sweep --config docs/results/$$model.yaml --report docs/results/$$model || exit; done
 
 clean: ## remove .venv and every tool's cache; your data directory is not touched

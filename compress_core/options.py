@@ -24,14 +24,14 @@ def read_option(owner: str, option: str, given: OptionValue, default: Any) -> An
         return given.lower() == "true"
     if isinstance(given, wanted) and (wanted is bool or not isinstance(given, bool)):
         return given
+    cut = isinstance(given, float) and wanted is int  # int() cuts without a word
     try:
-        if wanted is bool or isinstance(given, bool):
+        if wanted is bool or isinstance(given, bool) or cut:
             raise ValueError(given)
         return wanted(given)
     except ValueError:
-        raise ConfigError(
-            f"option {option!r} of {owner} must be a {wanted.__name__}, got {given!r}"
-        ) from None
+        kind = f"{'an' if wanted is int else 'a'} {wanted.__name__}"
+        raise ConfigError(f"option {option!r} of {owner} must be {kind}, got {given!r}") from None
 
 
 def one_of(owner: str, option: str, given: str, choices: tuple[str, ...]) -> str:

@@ -116,6 +116,7 @@ class PrefixAccumulator:
         Raises:
             NumericsError: A value is not finite.
         """
+        _require_finite(dense, first_sample)
         _require_finite(inputs, first_sample)
         rows = inputs.reshape(-1, inputs.shape[-1]).to(self.products)
         of_dense = dense.reshape(-1, dense.shape[-1]).to(self.products)
@@ -151,6 +152,7 @@ class StackOfBatch:
 
     def add(self, dense: Tensor, inputs: Tensor, first_sample: int = 0) -> None:
         """Adds one batch; arguments and errors as of :meth:`PrefixAccumulator.add`."""
+        _require_finite(dense, first_sample)
         _require_finite(inputs, first_sample)
         both = torch.stack([dense, inputs]).to(torch.float64)
         both = both.reshape(2, inputs.shape[0], -1, self.features)

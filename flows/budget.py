@@ -4,7 +4,7 @@ import math
 
 from compress_core.errors import BudgetError
 from flows.config import RunConfig
-from flows.prepare import Workspace
+from flows.prepare import Workspace, make_job
 
 MOST = 0.99  # the mildest share that a search tries
 
@@ -13,7 +13,7 @@ def resolve_budget(workspace: Workspace, config: RunConfig) -> RunConfig:
     """The same run with bytes turned into a kept share; other budgets stay as they are.
 
     Raises:
-        BudgetError: What is not compressed takes more than these bytes alone.
+        BudgetError: What is not compressed takes these bytes alone, or leaves the layers too few.
     """
     if config.target_bytes is None:
         return config
@@ -30,8 +30,16 @@ def resolve_budget(workspace: Workspace, config: RunConfig) -> RunConfig:
             f"--target-bytes {config.target_bytes:,} cannot be met: embeddings, norms and head, "
             f"which are not compressed, take {fixed:,} bytes alone"
         )
+    found = at_share(config, kept)
+    try:
+        make_job(workspace, found)
+    except BudgetError as error:
+        raise BudgetError(
+            f"--target-bytes {config.target_bytes:,} cannot be met: embeddings, norms and head "
+            f"take {fixed:,} bytes, and {error}"
+        ) from None
     workspace.notes.append(f"--target-bytes {config.target_bytes:,} is kept={kept:g} of the layers")
-    return at_share(config, kept)
+    return found
 
 
 def at_share(config: RunConfig, kept: float) -> RunConfig:

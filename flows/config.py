@@ -5,6 +5,7 @@ Prefect shows for a deployment.
 """
 
 import difflib
+import math
 import os
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, get_args
@@ -123,16 +124,26 @@ class RunConfig(Settings):
             if getattr(self, name) is not None
         ]
         if len(given) != 1:
-            said = " and ".join("--" + name.replace("_", "-") for name in given) or "none"
+            said = " and ".join("--" + name.replace("_", "-") for name in given)
             raise ConfigError(
-                "kept is missing: give one of --kept, --target-bytes and --target-perplexity "
-                f"(or `kept:` in --config); got {said}"
+                f"{said + ' are two budgets' if said else 'kept is missing'}: give one of --kept, "
+                "--target-bytes and --target-perplexity (or `kept:` in --config)"
             )
         if self.kept is not None:
             Budget(self.kept, self.of)
-        if self.target_perplexity is not None and not self.target_perplexity > 1:
-            raise ConfigError(f"a perplexity is above 1; got {self.target_perplexity:g}")
+        if self.target_perplexity is not None and not 1 < self.target_perplexity < math.inf:
+            raise ConfigError(
+                f"--target-perplexity is a number above 1, got {self.target_perplexity:g}"
+            )
         return self
+
+    @property
+    def label(self) -> str:
+        """The method as people see it, with the allocator where one was asked for."""
+        name, colon, options = self.method.partition(":")
+        if self.allocate is None or "@" in name:
+            return self.method
+        return f"{name}@{self.allocate}{colon}{options}"
 
     @property
     def share(self) -> float:

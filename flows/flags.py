@@ -33,7 +33,8 @@ def with_flags(*kinds: type[Settings]) -> Callable[[Callable[..., None]], Callab
     fields: dict[str, FieldInfo] = {}
     for kind in kinds:
         fields |= {name: field for name, field in kind.model_fields.items() if name not in fields}
-    fields = {name: fields[name] for name in sorted(fields, key=lambda n: n not in FIRST)}
+    order = sorted(fields, key=lambda n: FIRST.index(n) if n in FIRST else len(FIRST))
+    fields = {name: fields[name] for name in order}
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         own = list(inspect.signature(command).parameters.values())[1:]

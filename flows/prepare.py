@@ -131,6 +131,9 @@ def check_methods(settings: Settings, methods: list[str], kepts: list[float]) ->
             "nothing to evaluate on: give --eval-text FILE, --tasks NAME or --calibration FILE "
             "(of which a tenth is then held back)"
         )
+    searched = isinstance(settings, RunConfig) and settings.target_perplexity is not None
+    if searched and settings.calibration is None and not settings.eval_text:
+        raise ConfigError("--target-perplexity needs text to measure it on: give --eval-text FILE")
     if settings.task_path is not None and not settings.tasks:
         raise ConfigError("--task-path without --tasks: say which tasks of that folder to run")
 

@@ -40,15 +40,15 @@ def check_report(folder: Path) -> None:
 
 
 def _write(folder: Path, results: Sequence[Mapping[str, Any]]) -> None:
-    text = json.dumps([_portable(result) for result in results], indent=1, ensure_ascii=False)
-    (folder / "results.json").write_text(text + "\n", encoding="utf-8")
+    lines = ",\n".join(json.dumps(_portable(run), ensure_ascii=False) for run in results)
+    (folder / "results.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
     (folder / "table.md").write_text(markdown_table(results), encoding="utf-8")
     if "perplexity" in results[0]["metrics"]["compressed"]:
         plot_sweep(results, folder / "perplexity.png")
 
 
 def markdown_table(results: Sequence[Mapping[str, Any]]) -> str:
-    """Methods in rows, budgets in columns, a table per text; sizes below."""
+    """Methods in rows, budgets in columns: a table per text, and one of sizes."""
     budgets = sorted({result["kept"] for result in results}, reverse=True)
     methods = list(dict.fromkeys(result["method"] for result in results))
     cell = {(result["method"], result["kept"]): result for result in results}
@@ -69,12 +69,19 @@ def markdown_table(results: Sequence[Mapping[str, Any]]) -> str:
             cells = [f"{text['perplexity']:.4g} ({text['kl']:.3f})" for text in texts]
             lines.append(f"| {method} | " + " | ".join(cells) + " |")
         lines.append("")
-    lines += ["| stored | dense | " + " | ".join(f"kept {kept:g}" for kept in budgets) + " |"]
-    lines += ["|---|---|" + "---|" * len(budgets)]
-    for name in ("parameters", "bytes"):
-        sizes = [cell[methods[0], kept][name]["compressed"] for kept in budgets]
-        cells = [f"{size:,}" for size in (first[name]["dense"], *sizes)]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    dense = f"{first['parameters']['dense']:,} ({first['bytes']['dense']:,})"
+    lines += [
+        f"Stored parameters (bytes) of the whole model, indices counted; dense {dense}.",
+        "",
+        "| method | " + " | ".join(f"kept {kept:g}" for kept in budgets) + " |",
+        "|---|" + "---|" * len(budgets),
+    ]
+    for method in methods:
+        runs = [cell[method, kept] for kept in budgets]
+        sizes = [
+            f"{run['parameters']['compressed']:,} ({run['bytes']['compressed']:,})" for run in runs
+        ]
+        lines.append(f"| {method} | " + " | ".join(sizes) + " |")
     return "\n".join(lines) + "\n"
 
 

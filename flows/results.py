@@ -44,8 +44,7 @@ def collect_result(
     return {
         "model": model.name,
         "model_dir": str(model_dir(pipeline, session)),
-        "method": config.method,
-        "allocate": config.allocate,
+        "method": config.label,
         "options": config.options,
         "kept": config.kept,
         "of": config.of,
@@ -86,8 +85,7 @@ def model_dir(pipeline: Pipeline, session: Session) -> Path:
     if config.output is not None:
         return config.output
     key = session.manifests[pipeline.folder].key
-    method = config.method if config.allocate is None else f"{config.method}@{config.allocate}"
-    method = re.sub(r"[^\w.@=+-]", "-", method)  # a variant's colons are no part of a folder's name
+    method = re.sub(r"[^\w.@=+-]", "-", config.label)  # colons are no part of a folder's name
     name = f"{Path(config.model).name}-{method}-{config.kept:g}-{key[:8]}"
     return config.home.expanduser().absolute() / "models" / name
 

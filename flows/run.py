@@ -30,7 +30,7 @@ current_workspace: ContextVar[Workspace | None] = ContextVar("current_workspace"
 
 @flow(
     name="eigenpress run",
-    flow_run_name="{config.method} kept {config.kept} · {config.model}",
+    flow_run_name="{config.label} kept {config.kept} · {config.model}",
     persist_result=False,
 )
 def run_flow(config: RunConfig) -> dict[str, Any]:
@@ -42,6 +42,10 @@ def run_flow(config: RunConfig) -> dict[str, Any]:
     Returns:
         The result, as ``eigenpress run --json`` prints it.
     """
+    if config.target_perplexity is not None:  # of a deployment: the command line knows which flow
+        from flows.target import target_flow
+
+        return target_flow(config)
     started = perf_counter()
     workspace = current_workspace.get()
     if workspace is None:

@@ -35,7 +35,7 @@ def sweep_flow(config: SweepConfig) -> list[dict[str, Any]]:
     results = []
     try:
         for number, run in enumerate(runs, start=1):
-            get_reporter().say(f"── {run.method} kept {run.kept:g}  (run {number} of {len(runs)})")
+            get_reporter().say(f"── {run.label} kept {run.kept:g}  (run {number} of {len(runs)})")
             results.append(run_flow(run))
     finally:
         current_workspace.reset(token)

@@ -13,8 +13,7 @@ from compress_core.errors import BudgetError, ConfigError
 from flows.budget import MOST, at_share
 from flows.config import RunConfig
 from flows.console import get_reporter
-from flows.prepare import Workspace, build_pipeline, open_workspace
-from flows.results import collect_metrics
+from flows.prepare import Pipeline, Workspace, build_pipeline, check_methods, open_workspace
 from flows.run import current_workspace, new_session, run_flow, run_groups
 
 TOLERANCE = 0.005
@@ -39,10 +38,13 @@ def target_flow(config: RunConfig) -> dict[str, Any]:
     """
     target = config.target_perplexity
     assert target is not None
-    workspace = current_workspace.get() or open_workspace(config)
+    workspace = current_workspace.get()
+    if workspace is None:
+        check_methods(config, [config.method], [])
+        workspace = open_workspace(config)
     token = current_workspace.set(workspace)
     try:
-        tried: dict[float, float] = {}
+        tried: dict[float, float | None] = {}
         high = MOST
         _refuse_unreachable(workspace, config, target, tried)
         low = 0.0
@@ -53,20 +55,25 @@ def target_flow(config: RunConfig) -> dict[str, Any]:
         result = run_flow(at_share(config, high))
     finally:
         current_workspace.reset(token)
-    result["target"] = {"perplexity": target, "tried": sorted(tried.items())}
+    result["target"] = {
+        "perplexity": target,
+        "tried": [list(pair) for pair in sorted(tried.items())],
+    }
     return result
 
 
 def _refuse_unreachable(
-    workspace: Workspace, config: RunConfig, target: float, tried: dict[float, float]
+    workspace: Workspace, config: RunConfig, target: float, tried: dict[float, float | None]
 ) -> None:
-    nearest = _perplexity(workspace, config, MOST, tried)
-    dense = tried[1.0]
+    get_reporter().say("── dense")
+    pipeline = build_pipeline(workspace, at_share(config, MOST))
+    dense = tried[1.0] = _measure(workspace, pipeline, "dense")
     if dense > target:
         raise BudgetError(
             f"--target-perplexity {target:g} cannot be reached: the dense model itself has "
             f"{dense:.4g} on this text"
         )
+    nearest = _perplexity(workspace, config, MOST, tried)
     if nearest > target:
         raise BudgetError(
             f"--target-perplexity {target:g} cannot be reached: {config.method} at kept={MOST:g} "
@@ -75,25 +82,32 @@ def _refuse_unreachable(
 
 
 def _perplexity(
-    workspace: Workspace, config: RunConfig, kept: float, tried: dict[float, float]
+    workspace: Workspace, config: RunConfig, kept: float, tried: dict[float, float | None]
 ) -> float:
     """Of the first text at a share; infinite where the share is too small for the method."""
     reporter = get_reporter()
     try:
         pipeline = build_pipeline(workspace, at_share(config, kept))
+        reporter.say(f"── kept {kept:g}")
+        found = _measure(workspace, pipeline, "compressed")
     except (BudgetError, ConfigError):
-        tried[kept] = math.inf
         reporter.say(f"── kept {kept:g}: too little for {config.method}")
+        tried[kept] = None  # JSON knows no infinity
         return math.inf
-    reporter.say(f"── kept {kept:g}")
+    tried[kept] = found
+    return found
+
+
+def _measure(workspace: Workspace, pipeline: Pipeline, which: str) -> float:
+    """Perplexity of the dense or the compressed model on the first text."""
+    text = next(e for e in pipeline.evaluations if (e.kind, e.model) == ("text", which))
+    needed = {text.unit, text.unit.inputs["evaluation tokens"]}
+    groups = [
+        group
+        for group in pipeline.groups
+        if needed & set(group.units) or (which == "compressed" and group.stage != "evaluate")
+    ]
     session = new_session(workspace, pipeline.config)
-    wanted = {text.unit for text in pipeline.evaluations if text.kind == "text"}
-    run_groups(
-        [g for g in pipeline.groups if g.stage != "evaluate" or wanted & set(g.units)], session
-    )
-    texts = [text for text in pipeline.evaluations if text.kind == "text"]
-    metrics = collect_metrics(texts, session)
-    tried[1.0] = metrics["dense"]["perplexity"]
-    tried[kept] = metrics["compressed"]["perplexity"]
+    run_groups(groups, session)
     workspace.models.drop("compressed")
-    return tried[kept]
+    return float(session.artifact(text.unit).attrs["perplexity"])

@@ -71,7 +71,7 @@ def _cosine(artifact: Artifact) -> float:
     return float(artifact.attrs["cosine"])
 
 
-def _divergence(artifact: Artifact) -> list[float | None]:
+def _divergence(artifact: Artifact) -> list[float]:
     return list(artifact.attrs["divergence"])
 
 

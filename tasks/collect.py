@@ -4,12 +4,13 @@ Hidden states between blocks are scratch: only the latest are kept, so that an i
 on at its block, and the last ones are removed when the stage is done.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from compress_core.errors import NumericsError
 from compress_core.stats import CosineAccumulator
 from storage.keys import recipe_key
 from tasks.convert import get_tensor, put_stats
@@ -96,6 +97,19 @@ def _cost(job: Job, block: int, features: int) -> Cost:
     )
 
 
+def _watch(path: str, cosine: CosineAccumulator) -> Callable[[Tensor, Tensor], None]:
+    """Adds what enters and leaves a block, which must be finite."""
+
+    def watch(before: Tensor, after: Tensor) -> None:
+        finite = after.reshape(len(after), -1).isfinite().all(dim=1)
+        if not finite.all():
+            sample = cosine.tokens // after.shape[1] + int((~finite).nonzero()[0])
+            raise NumericsError(f"{path}: output is not finite at calibration sample {sample}")
+        cosine.add(before.to(after.device), after)
+
+    return watch
+
+
 class _Collect:
     """Measures one block; leaves the hidden states for the next one."""
 
@@ -120,7 +134,7 @@ class _Collect:
             taps=[name for name in wanted if name != path],
             products=getattr(torch, self.job.products),
             progress=work.progress,
-            watch=cosine.add if path in wanted else None,
+            watch=_watch(path, cosine) if path in wanted else None,
         )
         for name, unit in wanted.items():
             with work.draft(unit) as draft:

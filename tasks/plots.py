@@ -50,16 +50,26 @@ def plot_sweep(results: Sequence[Mapping[str, Any]], file: Path) -> None:
         results: Results of runs on one model and text.
         file: PNG to write.
     """
-    figure = Figure(figsize=(6.5, 4.5), layout="constrained")
+    methods = list(dict.fromkeys(result["method"] for result in results))
+    many = len(methods) > 6  # then the legend has no room inside the axes
+    size = (9.5, max(4.5, 0.24 * len(methods))) if many else (6.5, 4.5)
+    figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    for method in dict.fromkeys(result["method"] for result in results):
+    for number, method in enumerate(methods):
         cells = sorted(
             (r["parameters"]["compressed"] / 1e6, r["metrics"]["compressed"]["perplexity"])
             for r in results
             if r["method"] == method and "perplexity" in r["metrics"]["compressed"]
         )
-        axes.plot([c[0] for c in cells], [c[1] for c in cells], marker="o", label=method)
+        axes.plot(
+            [c[0] for c in cells],
+            [c[1] for c in cells],
+            marker="osDv^"[number // 10 % 5],
+            linestyle=("-", "--", "-.")[number // 10 % 3],
+            color=f"C{number % 10}",
+            label=method,
+        )
     dense = results[0]
     if "perplexity" in dense["metrics"]["dense"]:
         level = dense["metrics"]["dense"]["perplexity"]
@@ -72,6 +82,9 @@ def plot_sweep(results: Sequence[Mapping[str, Any]], file: Path) -> None:
     axes.set_xlabel("stored parameters, millions")
     axes.set_ylabel("perplexity")
     axes.grid(alpha=0.3, which="both")
-    axes.legend(frameon=False)
+    if many:
+        figure.legend(loc="outside right upper", frameon=False, fontsize="small")
+    else:
+        axes.legend(frameon=False)
     axes.set_title(f"{dense['model']} on {next(iter(dense['metrics']['dense']['texts']))}")
     figure.savefig(file, dpi=120)

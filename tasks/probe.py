@@ -8,8 +8,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from compress_core.allocate.base import Probe
-from compress_core.allocate.knapsack import share_at
+from compress_core.allocate.base import Probe, share_at
 from compress_core.hf.probe import KlProbe
 from compress_core.types import LayerRef, Share
 from tasks.components import code_of, describe
@@ -62,7 +61,7 @@ def _unit(
         code=[
             "compress_core.hf.probe.KlProbe",
             "compress_core.hf.loading.load_model",
-            "compress_core.allocate.knapsack.share_at",
+            "compress_core.allocate.base.share_at",
             code_of(job.method.decompose),
         ],
         sources={"model": model.digest},
@@ -95,21 +94,17 @@ class _Probe:
             layer = self.job.stacks[unit.name].as_layer
             table.enter(layer.block)
             base = table.base_kl()
-            changes: list[float | None] = []
-            for wanted in self.probe.shares:
-                share = share_at(layer, wanted)
-                if share.rank == 0:
-                    changes.append(None)
-                    continue
-                changes.append(table.measure(self._weights(work, layer, share)) - base)
+            changes = [
+                table.measure(self._weights(work, layer, share_at(layer, wanted))) - base
+                for wanted in self.probe.shares
+            ]
             with work.draft(unit) as draft:
                 draft.attrs |= {"divergence": changes, "base": base}
             work.progress(done + 1, len(work.missing))
 
     def close(self, *_: object) -> None:
-        """Gives the model back as it was."""
+        """Frees the model."""
         if self._open is not None:
-            self._open.close()
             self._open = None
             self.models.drop("dense")
 
@@ -130,8 +125,7 @@ class _Probe:
         weights: dict[str, Tensor] = {}
         if self.probe.base is not None:
             for layer in self.job.layers:
-                share = share_at(layer, self.probe.base)
-                weights |= self._weights(work, layer, Share(1) if share.rank == 0 else share)
+                weights |= self._weights(work, layer, share_at(layer, self.probe.base))
         return weights
 
     def _weights(self, work: Work, layer: LayerRef, share: Share) -> dict[str, Tensor]:

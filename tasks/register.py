@@ -89,9 +89,9 @@ def allocation_table(model: DenseModel, stored: Mapping[str, Mapping[str, Any]])
 
 
 def _parameters(result: Mapping[str, Any]) -> dict[str, Any]:
-    names = ("model", "method", "allocate", "kept", "of", "seed", "code_version")
+    names = ("model", "method", "kept", "of", "seed", "code_version")
     options = {f"option.{name}": value for name, value in result["options"].items()}
-    return {name: result[name] for name in names if result[name] is not None} | options
+    return {name: result[name] for name in names} | options
 
 
 def _metrics(result: Mapping[str, Any]) -> dict[str, float]:

@@ -7,7 +7,7 @@ from typing import ClassVar, Protocol
 from torch import Tensor
 
 from compress_core.errors import BudgetError
-from compress_core.types import LayerRef, Share, affordable
+from compress_core.types import LayerRef, Share, affordable, dense_or
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,13 @@ class Evidence:
         losses: "losses": layer to its squared error left at every rank, float64 (ranks + 1,).
         similarity: "similarity": block to the mean cosine of its input and its output.
         divergence: "divergence": layer to the KL in nats per token above the base's, per share of
-            the allocator's probe; None where the layer has no component at that share.
+            the allocator's probe.
         tokens: Calibration tokens behind the losses.
     """
 
     losses: Mapping[str, Tensor] = field(default_factory=dict)
     similarity: Mapping[int, float] = field(default_factory=dict)
-    divergence: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
+    divergence: Mapping[str, Sequence[float]] = field(default_factory=dict)
     tokens: int = 0
 
 
@@ -91,6 +91,13 @@ def check_one_component_each(layers: Sequence[LayerRef], kept: float) -> None:
             f"kept={kept:g} cannot hold one component of each of {len(layers)} layers; this model "
             f"needs kept of at least {min(1.0, needed + 5e-5):.4f}"
         )
+
+
+def share_at(layer: LayerRef, wanted: float) -> Share:
+    """A probed layer at a share: its floored rank, at least one component; dense if that pays."""
+    if wanted >= 1:
+        return Share(None)
+    return dense_or(max(1, affordable(wanted, layer.dense_cost) // layer.atom_cost), layer)
 
 
 def least_rank(layer: LayerRef) -> int | None:

@@ -17,7 +17,7 @@ from compress_core.types import LayerRef, Share, affordable
 
 @dataclass(frozen=True)
 class ByType:
-    """The rule above.
+    """More for layers of a larger truncation loss, within a module type (SVD-LLM v2).
 
     L is the Frobenius norm of the output error over all calibration tokens, as in the paper. Its
     log is guarded as log(e + L), because 1 / log L changes its sign at L = 1. Where clipping to 1
@@ -50,8 +50,9 @@ class ByType:
             scores.setdefault(type_of(layer), {})[layer.name] = 1 / math.log(math.e + loss)
         removal = {}
         for of_type in scores.values():
+            total = math.fsum(of_type.values())  # the same in any order
             for name, score in of_type.items():
-                removal[name] = len(of_type) * (1 - kept) * score / sum(of_type.values())
+                removal[name] = len(of_type) * (1 - kept) * score / total
 
         def wanted(scale: float) -> dict[str, float]:
             factor = 1 / scale if scale > 0 else math.inf

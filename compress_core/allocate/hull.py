@@ -4,9 +4,10 @@ A layer's predicted divergence at rank r is s · loss(r), with loss the output e
 measured sensitivity: the model's KL when that layer alone is cut hard, per unit of output error.
 """
 
+import heapq
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import ClassVar
 
 from torch import Tensor
@@ -17,21 +18,22 @@ from compress_core.allocate.base import (
     budget_of,
     check_one_component_each,
     least_rank,
+    share_at,
 )
-from compress_core.allocate.spend import next_share, step_cost, top_up
 from compress_core.errors import ConfigError
-from compress_core.types import LayerRef, Share, affordable
+from compress_core.types import LayerRef, Share
 
 Point = tuple[int, float, Share]  # numbers stored, predicted divergence, share
 
 
 @dataclass(frozen=True)
 class Hull:
-    """Greedy on the lower convex hull of every layer's (cost, predicted divergence) curve.
+    """Components where one number stored takes away most divergence, at an equal slope.
 
-    The curve ends with the dense weight, which costs out · in and loses nothing; factors just
-    below that cost lose much, so only the hull makes greedy buying optimal. Relative output energy
-    in place of s loses to uniform ranks on small models; a measured s does not.
+    Greedy on the lower convex hull of every layer's (cost, predicted divergence) curve. The curve
+    ends with the dense weight, which costs out · in and loses nothing; factors just below that cost
+    lose much, so only the hull makes greedy buying optimal. Relative output energy in place of s
+    loses to uniform ranks on small models; a measured s does not.
 
     The sensitivity is measured on the otherwise dense model, so one table serves every budget.
 
@@ -84,10 +86,10 @@ def check_windows(windows: int) -> None:
         raise ConfigError(f"probe_windows must be at least 1, got {windows}")
 
 
-def sensitivity(layer: LayerRef, loss: Tensor, divergence: float | None, share: float) -> float:
+def sensitivity(layer: LayerRef, loss: Tensor, divergence: float, share: float) -> float:
     """KL per unit of output error at the probed share; 0 where the cut loses nothing."""
-    rank = affordable(share, layer.dense_cost) // layer.atom_cost
-    if divergence is None or not float(loss[rank]) > 0:
+    rank = share_at(layer, share).rank
+    if rank is None or not float(loss[rank]) > 0:
         return 0.0
     return max(0.0, divergence) / float(loss[rank])
 
@@ -120,30 +122,33 @@ def _above(first: Point, middle: Point, last: Point) -> bool:
 def buy(
     layers: Sequence[LayerRef], budget: int, curves: Mapping[str, Sequence[Point]]
 ) -> dict[str, Share]:
-    """Follows the curves' hulls by falling slope, then spends what is left rank by rank.
+    """Of all steps that still fit takes the steepest, until none fits.
 
-    What a larger budget buys is never worse: at the first segment that fits one budget and not
-    the smaller one, it alone gains more than all that the smaller budget can still buy.
+    The steepest is on the hull of the points that fit; a layer whose next step does not fit any
+    more gets a new hull of those that do. What a larger budget buys is never worse: at the first
+    step that fits it and not the smaller one, it alone gains more than all that the smaller one
+    can still buy.
     """
-    hulls = {layer.name: lower_hull(curves[layer.name]) for layer in layers}
-    at = dict.fromkeys(hulls, 0)
+    hulls = {layer.name: deque(lower_hull(curves[layer.name])) for layer in layers}
     left = budget - sum(hull[0][0] for hull in hulls.values())
-    segments = [
-        ((before[1] - after[1]) / (after[0] - before[0]), name, index)
-        for name, hull in hulls.items()
-        for index, (before, after) in enumerate(pairwise(hull))
-    ]
-    for _, name, index in sorted(segments, key=lambda segment: (-segment[0], *segment[1:])):
-        cost = hulls[name][index + 1][0] - hulls[name][index][0]
-        if at[name] == index and cost <= left:
-            at[name] = index + 1
-            left -= cost
-    shares = {name: hull[at[name]][2] for name, hull in hulls.items()}
-    predicted = {name: {p[2]: p[1] for p in curve} for name, curve in curves.items()}
+    queue = [(_slope(hull), name) for name, hull in hulls.items() if len(hull) > 1]
+    heapq.heapify(queue)
+    while queue:
+        _, name = heapq.heappop(queue)
+        hull = hulls[name]
+        here = hull[0][0]
+        if hull[1][0] - here <= left:
+            hull.popleft()
+            left -= hull[0][0] - here
+        else:
+            fitting = [point for point in curves[name] if here <= point[0] <= here + left]
+            hull = hulls[name] = deque(lower_hull(fitting))
+        if len(hull) > 1:
+            heapq.heappush(queue, (_slope(hull), name))
+    return {name: hull[0][2] for name, hull in hulls.items()}
 
-    def slope(layer: LayerRef, share: Share) -> float:
-        of_layer = predicted[layer.name]
-        gain = of_layer[share] - of_layer[next_share(layer, share)]
-        return gain / step_cost(layer, share)
 
-    return top_up(layers, budget, shares, slope)
+def _slope(hull: Sequence[Point]) -> float:
+    """Change of divergence per number at the first step, negative: the steepest sorts first."""
+    (cost, divergence, _), (next_cost, next_divergence, _) = hull[0], hull[1]
+    return (next_divergence - divergence) / (next_cost - cost)

@@ -18,8 +18,9 @@ BELOW_TARGET = 0.1  # the paper gives no mrr; this far below the target where no
 
 @dataclass(frozen=True)
 class Importance:
-    """adaCR, with the budget met exactly, which the paper leaves open.
+    """More for blocks that change their input least (AdaSVD's adaCR).
 
+    The budget is met exactly, which the paper leaves open.
     The paper's cosine is undefined for a linear whose input and output differ in width, so it is
     taken over the hidden states of the block (mean over tokens) and serves all its linears. Shares
     are clipped to [mrr, 1]; where that, or layers of unequal size, would miss the target, the

@@ -11,23 +11,30 @@ from typing import ClassVar
 
 import numpy as np
 
-from compress_core.allocate.base import Evidence, Probe, budget_of, check_one_component_each
+from compress_core.allocate.base import (
+    Evidence,
+    Probe,
+    budget_of,
+    check_one_component_each,
+    share_at,
+)
 from compress_core.allocate.hull import check_windows
 from compress_core.allocate.spend import top_up
 from compress_core.errors import BudgetError, ConfigError
-from compress_core.types import LayerRef, Share, affordable, dense_or
+from compress_core.types import LayerRef, Share
 
 CANDIDATES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 
 @dataclass(frozen=True)
 class Knapsack:
-    """The rule above, with what the published code leaves open or gets wrong.
+    """The least sum of measured KL over candidate shares that fits (Duo-SVD).
 
-    Costs are exact or rounded up to a unit and choices are read back from stored pointers, so the
-    budget is never overspent; the published code floors costs and picks the state closest to the
-    budget, which can overshoot by two per cent. What is left over (less than the step between two
-    candidates) then buys single components, most divergence per number first.
+    Where the published code leaves something open or gets it wrong: costs are exact or rounded up
+    to a unit and choices are read back from stored pointers, so the budget is never overspent; the
+    published code floors costs and picks the state closest to the budget, which can overshoot by
+    two per cent. What is left over (less than the step between two candidates) then buys single
+    components, most divergence per number first.
 
     Attributes:
         candidates: Shares tried beside the target itself, each in (0, 1].
@@ -53,30 +60,33 @@ class Knapsack:
         return Probe(kept, self._shares(kept), self.probe_windows)
 
     def check(self, layers: Sequence[LayerRef], kept: float) -> None:
-        """Refuses a budget that cannot hold one component of every layer.
+        """Refuses a budget that cannot hold the smallest candidate of every layer.
 
         Raises:
             BudgetError: It cannot.
         """
         check_one_component_each(layers, kept)
+        least = sum(_least_cost(layer, self._shares(kept)) for layer in layers)
+        if least > budget_of(layers, kept):
+            needed = least / sum(layer.dense_cost for layer in layers)
+            raise BudgetError(
+                f"kept={kept:g} does not hold the smallest candidate of every layer, which take "
+                f"{needed:.4f}: ask for more, or choose another --allocate"
+            )
 
     def allocate(
         self, layers: Sequence[LayerRef], kept: float, evidence: Evidence
     ) -> dict[str, Share]:
-        """The best choice of candidates, then single components.
-
-        Raises:
-            BudgetError: Even the smallest candidates do not fit.
-        """
-        tables = [
-            _choices(layer, self._shares(kept), evidence.divergence[layer.name]) for layer in layers
-        ]
+        """The best choice of candidates, then single components."""
+        tables = {
+            x.name: _choices(x, self._shares(kept), evidence.divergence[x.name])
+            for x in sorted(layers, key=lambda x: x.name)  # so that ties do not hang on the order
+        }
         budget = budget_of(layers, kept)
         unit = max(1, sum(layer.dense_cost for layer in layers) // self.resolution)
-        chosen = _solve(layers, tables, budget, unit, kept)
-        shares = {x.name: tables[i][chosen[i]][1] for i, x in enumerate(layers)}
-        slopes = {x.name: _slope(tables[i]) for i, x in enumerate(layers)}
-        return top_up(layers, budget, shares, lambda x, share: slopes[x.name] / x.atom_cost)
+        shares = dict(zip(tables, _solve(list(tables.values()), budget, unit), strict=True))
+        slopes = {name: _slope(table) for name, table in tables.items()}
+        return top_up(layers, budget, shares, lambda x, share: slopes[x.name])
 
     def _shares(self, kept: float) -> tuple[float, ...]:
         return tuple(sorted({*self.candidates, kept}))
@@ -85,43 +95,33 @@ class Knapsack:
 Choice = tuple[int, Share, float]  # numbers stored, share, change in KL
 
 
-def _choices(
-    layer: LayerRef, shares: Sequence[float], divergence: Sequence[float | None]
-) -> list[Choice]:
+def _choices(layer: LayerRef, shares: Sequence[float], divergence: Sequence[float]) -> list[Choice]:
     """What can be chosen for a layer, cheapest first, each share once."""
     found: dict[Share, Choice] = {}
     for wanted, change in zip(shares, divergence, strict=True):
-        if change is None:  # not one component fits
-            continue
         share = share_at(layer, wanted)
         found[share] = (share.cost(layer), share, change)
     return sorted(found.values(), key=lambda choice: choice[0])
 
 
-def share_at(layer: LayerRef, wanted: float) -> Share:
-    """The share of a layer at a candidate: floored rank, or dense where that would not pay."""
-    if wanted >= 1:
-        return Share(None)
-    return dense_or(affordable(wanted, layer.dense_cost) // layer.atom_cost, layer)
+def _least_cost(layer: LayerRef, shares: Sequence[float]) -> int:
+    return min(share_at(layer, wanted).cost(layer) for wanted in shares)
 
 
-def _solve(
-    layers: Sequence[LayerRef],
-    tables: Sequence[Sequence[Choice]],
-    budget: int,
-    unit: int,
-    kept: float,
-) -> list[int]:
-    """Index of the choice per layer: dynamic programming over units of the budget."""
-    units = budget // unit
+def _solve(tables: Sequence[Sequence[Choice]], budget: int, unit: int) -> list[Share]:
+    """The best choices: dynamic programming over units of what the cheapest choices leave.
+
+    Only what a choice costs above the cheapest is rounded up, so the cheapest always fit.
+    """
+    units = (budget - sum(table[0][0] for table in tables)) // unit
+    above = [[-(-(choice[0] - table[0][0]) // unit) for choice in table] for table in tables]
     best = np.full(units + 1, np.inf)
     best[0] = 0.0
     pointers = []
-    for table in tables:
+    for table, needed in zip(tables, above, strict=True):
         after = np.full(units + 1, np.inf)
         pointer = np.full(units + 1, -1, dtype=np.int16)
-        for index, (cost, _, change) in enumerate(table):
-            taken = -(-cost // unit)
+        for index, (taken, (_, _, change)) in enumerate(zip(needed, table, strict=True)):
             if taken > units:
                 continue
             candidate = best[: units + 1 - taken] + change
@@ -130,19 +130,12 @@ def _solve(
             pointer[taken:][better] = index
         best = after
         pointers.append(pointer)
-    if not np.isfinite(best).any():
-        least = sum(min(choice[0] for choice in table) for table in tables)
-        total = sum(layer.dense_cost for layer in layers)
-        raise BudgetError(
-            f"kept={kept:g} does not hold the smallest candidate of every layer, which take "
-            f"{least / total:.3f}: ask for more, or give smaller candidates"
-        )
     state = int(best.argmin())
     chosen = []
-    for table, pointer in zip(reversed(tables), reversed(pointers), strict=True):
+    for table, needed, pointer in zip(tables[::-1], above[::-1], pointers[::-1], strict=True):
         index = int(pointer[state])
-        chosen.append(index)
-        state -= -(-table[index][0] // unit)
+        chosen.append(table[index][1])
+        state -= needed[index]
     return chosen[::-1]
 
 

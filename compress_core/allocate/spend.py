@@ -1,5 +1,6 @@
 """From wanted shares to whole ranks: the budget met from below, to within one component."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 from compress_core.allocate.base import budget_of, least_rank
@@ -27,7 +28,7 @@ def spend(layers: Sequence[LayerRef], kept: float, wanted: Scaled) -> dict[str, 
     while sum(start[x.name].cost(x) for x in layers) > budget:  # one component each was forced
         largest = max(
             (x for x in layers if (start[x.name].rank or 0) > 1 or _may_shrink(x, start[x.name])),
-            key=lambda x: start[x.name].cost(x) - ideal[x.name] * x.atom_cost,
+            key=lambda x: (start[x.name].cost(x) - ideal[x.name] * x.atom_cost, x.name),
         )
         start[largest.name] = Share((start[largest.name].rank or largest.paying_rank + 1) - 1)
     return top_up(layers, budget, start, lambda x, share: ideal[x.name] - (share.rank or 0))
@@ -52,7 +53,7 @@ def top_up(
     while True:
         fits = [x for x in layers if 0 < step_cost(x, found[x.name]) <= left]
         if not fits:
-            return found
+            return {x.name: found[x.name] for x in layers}
         for layer in sorted(fits, key=lambda x: (-need(x, found[x.name]), x.name)):
             cost = step_cost(layer, found[layer.name])
             if 0 < cost <= left:
@@ -73,7 +74,7 @@ def step_cost(layer: LayerRef, share: Share) -> int:
 def _scale(layers: Sequence[LayerRef], budget: int, wanted: Scaled) -> float:
     def asked(scale: float) -> float:
         shares = wanted(scale)
-        return sum(shares[x.name] * x.dense_cost for x in layers)
+        return math.fsum(shares[x.name] * x.dense_cost for x in layers)  # in any order the same
 
     if abs(asked(1.0) - budget) <= 1.0:
         return 1.0  # the usual case, exactly as the formula says

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from compress_core.allocate.base import Evidence, Probe
 from compress_core.errors import BudgetError
-from compress_core.types import LayerRef, Share, affordable
+from compress_core.types import LayerRef, Share, affordable, dense_or
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class Uniform:
         Raises:
             BudgetError: A layer would be left with no component at all.
         """
+        if kept >= 1:
+            return {layer.name: Share(None) for layer in layers}
         shares = {}
         for layer in layers:
             rank = affordable(kept, layer.dense_cost) // layer.atom_cost
@@ -49,5 +51,5 @@ class Uniform:
                     f"{layer.in_features}) without a single component; this model needs kept of "
                     f"at least {min(1.0, needed + 5e-5):.4f}"
                 )
-            shares[layer.name] = Share(rank if rank <= layer.paying_rank and kept < 1 else None)
+            shares[layer.name] = dense_or(rank, layer)
         return shares

@@ -56,7 +56,7 @@ def parse_variant(text: str) -> Variant:
     """
     head, *pairs = text.split(":")
     name, _, allocate = head.partition("@")
-    options = dict(re.findall(r"^([^=]+)=(.+)$", pair)[0] for pair in pairs if "=" in pair)
+    options = dict(re.findall(r":([^:=]+)=([^:]+)", text[len(head) :]))
     if len(options) < len(pairs) or not name or head.endswith("@"):
         raise ConfigError(
             f"{text!r} is not method[@allocator][:option=value]..., "

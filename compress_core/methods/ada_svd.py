@@ -9,8 +9,9 @@ no-ops, so X must be another. It is measured behind the layers that are compress
 layer in the order of Algorithm 1, and W X is the dense model's own output (``toward_dense=1``, by
 the cross moment of both inputs); ``toward_dense=0`` fits the layer to what the dense weight makes
 of the compressed inputs instead, with which v ← u⁺ W holds literally. The number of buckets is not
-given; ``mrr`` neither (0.1 below the target). The budget is met exactly. The truncation itself uses
-exact statistics of the dense model, which it shares with SVD-LLM.
+given (as many as fit in memory; with a bucket per sample nothing is averaged); ``mrr`` neither (0.1
+below the target). The budget is met exactly. The truncation itself uses exact statistics of the
+dense model, which it shares with SVD-LLM.
 """
 
 from compress_core.allocate.importance import Importance
@@ -26,7 +27,7 @@ def ada_svd(
     mrr: float | None = None,
     sweeps: int = 1,
     calibration: str = "stack_of_batch",
-    buckets: int = 32,
+    buckets: int = 64,
     toward_dense: float = 1.0,
     prefix: str = "layer",
 ) -> Method:

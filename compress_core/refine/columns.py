@@ -14,6 +14,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from compress_core.decompose import LowRank, energies, project, split_inputs
+from compress_core.errors import ConfigError
 from compress_core.refine.base import DENSE, Moments, inverse
 from compress_core.whiten import SecondMoment
 
@@ -48,7 +49,7 @@ class _Trial:
 
 @dataclass(frozen=True)
 class PreserveColumns:
-    """The rule above.
+    """Trades ranks for kept columns where that lowers the output error.
 
     The paper counts no indices; here each counts as a number, and c is floored, so the budget
     holds. Of all Δ that the search tries the best is taken, where the published code takes the
@@ -68,6 +69,12 @@ class PreserveColumns:
     search: Search = "golden"
     accept: float = 0.01
     reads: ClassVar[frozenset[str]] = frozenset({DENSE})
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.accept < 1:
+            raise ConfigError(
+                f"accept, a relative gain in error, is in [0, 1); got {self.accept:g}"
+            )
 
     def refine(self, weight: Tensor, factors: LowRank, moments: Moments) -> LowRank:
         """The trade with the least error, or ``factors`` where none is worth it."""
@@ -144,7 +151,7 @@ def _golden(error: Callable[[int], float], rank: int) -> None:
 
 def _grid(error: Callable[[int], float], rank: int, points: int = 16) -> None:
     """Δ at ``points`` places, closer together near 0, then golden section around the best."""
-    places = sorted({round((rank - 1) * (i / points) ** 1.5) for i in range(points)})
+    places = sorted({round((rank - 1) * (i / (points - 1)) ** 1.5) for i in range(points)})
     for place in places:
         error(place)
     best = min(range(len(places)), key=lambda i: error(places[i]))

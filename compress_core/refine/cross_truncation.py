@@ -5,6 +5,7 @@ and β = α / (1 + α) this is the best rank-k fit of T = W (H + β Δ): u = top
 and v = uᵀ T H⁺, which needs no root of H.
 """
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -33,8 +34,10 @@ class CrossTruncate:
     reads: ClassVar[frozenset[str]] = frozenset({PREFIX})
 
     def __post_init__(self) -> None:
-        if not 0 <= self.least <= self.most:
-            raise ConfigError(f"alpha needs 0 <= least <= most, got {self.least:g}, {self.most:g}")
+        if not 0 <= self.least <= self.most < math.inf:
+            raise ConfigError(
+                f"alpha needs 0 <= alpha_least <= alpha_most, got {self.least:g} and {self.most:g}"
+            )
 
     def refine(self, weight: Tensor, factors: LowRank, moments: Moments) -> LowRank:
         """A truncation of the same rank; of ``factors`` only the rank matters."""

@@ -1,0 +1,115 @@
+"""How much each input of a layer matters to the loss, by the gradients of a whole model.
+
+FWSVD (arXiv 2207.00112) weighs a weight's entries by their empirical Fisher information, the mean
+square of their gradients. One weight per column is what a truncation can use, so only the sum over
+rows is kept, and a window's gradients are squared and freed as soon as each is there.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from compress_core.errors import NumericsError, TextError
+from compress_core.hf.layout import ModelLayout
+from compress_core.hf.stream import Progress
+from compress_core.types import LayerRef
+
+
+def fisher_columns(
+    model: Any,
+    layout: ModelLayout,
+    windows: Tensor,
+    *,
+    device: torch.device | str,
+    progress: Progress | None = None,
+) -> dict[str, Tensor]:
+    """Empirical Fisher information of every layer's weight, summed over rows.
+
+    Each window is by itself: its loss is the mean cross-entropy of its predicted tokens in nats,
+    and what is averaged over windows is the square of the gradient g (out, in), summed over out.
+
+    Memory: one window's activations, one gradient at a time, and a float64 number per column.
+
+    Args:
+        model: A whole causal language model on ``device``, in evaluation mode; gradients that it
+            holds are dropped.
+        layout: Its layout.
+        windows: (samples, length) token ids.
+        device: Where the model is.
+        progress: Called after each window.
+
+    Returns:
+        Layer name to (in,) float64 on the CPU, in nats squared per squared unit of weight.
+
+    Raises:
+        TextError: No windows, or windows with nothing to predict.
+        NumericsError: A loss or gradient that is not finite; names the window, and the layer.
+    """
+    if windows.ndim != 2 or windows.shape[0] < 1 or windows.shape[1] < 2:
+        shape = tuple(windows.shape)
+        raise TextError(f"windows have shape {shape}; expected (n >= 1, length >= 2)")
+    sums = {
+        layer.name: torch.zeros(layer.in_features, dtype=torch.float64, device=device)
+        for layer in layout.layers
+    }
+    done = 0
+    with _hooked(model, layout, sums, lambda: done), torch.enable_grad():
+        for window in windows:
+            ids = window[None].to(device)
+            logits = model(input_ids=ids, use_cache=False).logits[0, :-1]
+            wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            loss = functional.cross_entropy(wide, ids[0, 1:])
+            if not math.isfinite(float(loss.detach())):
+                raise NumericsError(f"fisher: the loss of window {done} is not finite")
+            loss.backward()
+            done += 1
+            if progress is not None:
+                progress(done, len(windows))
+    return {name: (total / len(windows)).cpu() for name, total in sums.items()}
+
+
+@contextmanager
+def _hooked(
+    model: Any, layout: ModelLayout, sums: dict[str, Tensor], window: Callable[[], int]
+) -> Iterator[None]:
+    """While it is open, only the layers' weights need gradients, and each goes into its sum."""
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    weights = {layer: model.get_submodule(layer.name).weight for layer in layout.layers}
+    handles = []
+    try:
+        for parameter, _ in flags:
+            parameter.requires_grad_(False)
+        for layer, weight in weights.items():
+            weight.requires_grad_(True)
+            weight.grad = None
+            hook = _squaring(layer, sums[layer.name], window)
+            handles.append(weight.register_post_accumulate_grad_hook(hook))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for weight in weights.values():
+            weight.grad = None
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+
+
+def _squaring(
+    layer: LayerRef, total: Tensor, window: Callable[[], int]
+) -> Callable[[Tensor], None]:
+    def hook(weight: Tensor) -> None:
+        gradient, weight.grad = weight.grad, None
+        assert gradient is not None
+        squares = gradient.double().square_().sum(1 if layer.transposed else 0)
+        if not torch.isfinite(squares).all():
+            raise NumericsError(
+                f"fisher: the gradient of layer {layer.name} in window {window()} is not finite"
+            )
+        total.add_(squares)
+
+    return hook
