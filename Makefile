@@ -42,14 +42,14 @@ test: lint ## lint, then every test but the benchmarks
 bench: $(STAMP) ## what is measured: tests/benchmarks
 	$(BIN)/python -m pytest tests/benchmarks $(PYTEST_ARGS)
 
-demo: $(STAMP) ## train a small model, compress it with every method, print the table
+demo: $(STAMP) ## train a small model, compress it with several methods, print the table
 	$(BIN)/eigenpress demo
 
 golden: $(STAMP) ## write the methods' golden values again (say why in the commit)
 	$(BIN)/python -m tests.golden.make
 
 results: $(STAMP) ## the README's tables and plots; needs the real models beside the repository
-	for model in stories260K babyllama-1m wiki-llama-5m wiki-llama-5m-sequential; do \
+	for model in stories260K babyllama-1m wiki-llama-5m wiki-llama-5m-sequential wiki-llama-5m-duo; do \
 		$(BIN)/eigenpress sweep --config docs/results/$$model.yaml --report docs/results/$$model || exit; done
 
 clean: ## remove .venv and every tool's cache; your data directory is not touched

@@ -91,7 +91,7 @@ def demo(
     home: Annotated[Path | None, typer.Option(help="data directory", metavar="DIR")] = None,
     as_json: Json = False,
 ) -> None:
-    """Train a small Llama, then compress it with every method.
+    """Train a small Llama, then compress it with several methods.
 
     It is trained on the documentation and the sources of the Python that runs this.
     """

@@ -17,6 +17,9 @@ from storage.manifest import Manifest
 from storage.store import Store
 from tasks.units import Unit, View
 
+KINDS = "settings sources inputs code"  # parts of a recipe, in the order they are told
+MOST_WORDS = 4
+
 
 @dataclass(frozen=True)
 class Planned:
@@ -116,10 +119,14 @@ def nearest_changes(
 
 
 def say(changes: Iterable[Difference] | None) -> str:
-    """The changes in words, each once."""
+    """The changes in words, each once, settings first; of many only the first few."""
     if changes is None:
         return "not computed before"
-    return ", ".join(dict.fromkeys(describe_change(change) for change in changes))
+    ordered = sorted(changes, key=lambda change: KINDS.find(change.path.partition(".")[0]))
+    words = list(dict.fromkeys(describe_change(change) for change in ordered))
+    if len(words) > MOST_WORDS + 1:
+        words[MOST_WORDS:] = [f"and {len(words) - MOST_WORDS} more"]
+    return ", ".join(words)
 
 
 def describe_change(change: Difference) -> str:

@@ -248,7 +248,8 @@ def build_pipeline(workspace: Workspace, config: RunConfig) -> Pipeline:
         if "fisher" in method.whiten.needs:
             fisher = [fisher_group(job, models, tokens)]
     taps = _by_name(collected)
-    decomposed = decompose_groups(job, taps, _by_name(whitened), _by_name(fisher))
+    gradients = {u.settings["gradients of"]: u for group in fisher for u in group.units}
+    decomposed = decompose_groups(job, taps, _by_name(whitened), gradients)
     layers = _by_name(decomposed)
     probed = probe_groups(job, models, tokens, layers) if method.allocate.probe(job.kept) else []
     allocated = allocate_group(job, taps, layers, _by_name(probed))

@@ -1,5 +1,6 @@
 """Stage ``collect``, for methods that weigh by gradients: one backward pass of the dense model."""
 
+from compress_core.hf.fisher import fisher_columns
 from tasks.convert import get_tensor, put_tensor
 from tasks.evaluate import Models
 from tasks.job import Job
@@ -19,8 +20,6 @@ def fisher_group(job: Job, models: Models, calibration: Unit) -> Group:
     model = job.model
 
     def compute(work: Work) -> None:
-        from compress_core.hf.fisher import fisher_columns
-
         found = fisher_columns(
             models.get(work, None),
             model.layout,
@@ -30,14 +29,14 @@ def fisher_group(job: Job, models: Models, calibration: Unit) -> Group:
         )
         for unit in work.missing:
             with work.draft(unit) as draft:
-                put_tensor(draft, "fisher", found[unit.name])
+                put_tensor(draft, "fisher", found[unit.settings["gradients of"]])
 
     layers = model.layout.layers
     operations = 6.0 * job.samples * job.length * model.parameters / len(layers)
     units = [
         Unit(
             "collect",
-            layer.name,
+            f"gradients of {layer.name}",  # a tap may have the layer's own name
             settings={"dtype": model.layout.dtype, "gradients of": layer.name},
             code=CODE,
             sources={"model": model.digest},

@@ -139,6 +139,7 @@ def record_block(
             path, around = owner
             layer, (read,) = watch.modules[paths[name]], once[paths[name]].args
             tails[name] = _Tail(watch.modules[path], inside[path], layer, read, around)
+        # What a change of this layer leaves as it is; of modules within one another the outermost.
         same = {p for p, run in steady.items() if run.ready <= start and name not in inside[p]}
         closed = same | ({owner[0]} if owner else set())  # nothing inside these runs
         wanted |= {p for p in same if not any(p.startswith(f"{above}.") for above in closed)}

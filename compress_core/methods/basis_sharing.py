@@ -8,6 +8,7 @@ more the paper fits later layers' coefficients again on compressed inputs: that 
 In our convention weights are stacked by rows: the shared basis is the in-factor, stored once.
 """
 
+from compress_core.errors import ConfigError
 from compress_core.method import Method, Sharing
 from compress_core.options import one_of
 from compress_core.refine.base import Prefix
@@ -29,6 +30,8 @@ def basis_sharing(group: int = 2, update: str = "none", prefix: str = "layer") -
     Raises:
         ConfigError: A value is none of these.
     """
+    if group < 1:
+        raise ConfigError(f"group must be at least 1, got {group}")
     one_of("method 'basis_sharing'", "update", update, ("none", "u"))
     return Method(
         "basis_sharing",

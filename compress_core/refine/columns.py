@@ -140,11 +140,11 @@ def _fit(weight: Tensor, trial: _Trial) -> LowRank:
 
 
 def _golden(error: Callable[[int], float], rank: int) -> None:
-    """Golden-section search over Δ in [0, rank), after two cheap probes that must beat Δ = 0."""
+    """Golden-section search over Δ in [0, rank), after two cheap probes: one must beat Δ = 0."""
     low, high = 0, rank - 1
     without = error(0)
     probes = [round((1 - GOLDEN) * rank), round(GOLDEN * (1 - GOLDEN) ** 2 * rank)]
-    if all(error(min(high, probe)) >= without for probe in probes):
+    if min(error(min(high, probe)) for probe in probes) >= without:  # both count as tried
         return
     _narrow(error, low, high)
 
@@ -152,8 +152,6 @@ def _golden(error: Callable[[int], float], rank: int) -> None:
 def _grid(error: Callable[[int], float], rank: int, points: int = 16) -> None:
     """Δ at ``points`` places, closer together near 0, then golden section around the best."""
     places = sorted({round((rank - 1) * (i / (points - 1)) ** 1.5) for i in range(points)})
-    for place in places:
-        error(place)
     best = min(range(len(places)), key=lambda i: error(places[i]))
     _narrow(error, places[max(0, best - 1)], places[min(len(places) - 1, best + 1)])
 

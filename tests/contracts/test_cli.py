@@ -15,14 +15,15 @@ from tests.contracts.command_words import words_of
 from tests.pipeline import pico
 
 SETTINGS = (
-    "--model --of --option --calibration --calibration-field --samples --length --seed --bos "
-    "--products --eval-text --eval-field --eval-windows --tasks --task-path --task-limit --device "
-    "--batch-size --home --name --refresh --trust-remote-code --config --json --help"
+    "--model --of --allocate --option --calibration --calibration-field --samples --length --seed "
+    "--bos --products --eval-text --eval-field --eval-windows --tasks --task-path --task-limit "
+    "--device --batch-size --home --name --refresh --trust-remote-code --config --json --help"
 )
+TARGETS = "--target-bytes --target-perplexity"
 FLAGS = {
-    "run": f"--method --kept {SETTINGS} --output",
+    "run": f"--method --kept {TARGETS} {SETTINGS} --output",
     "sweep": f"--methods --kept {SETTINGS} --report",
-    "plan": f"--method --methods --kept {SETTINGS} --output --report",
+    "plan": f"--method --methods --kept {TARGETS} {SETTINGS} --output --report",
     "methods": "--json --help",
     "export": "--to --output --help",
     "demo": "--home --json --help",
@@ -73,6 +74,8 @@ def test_help_shows_defaults_and_choices(call: Call) -> None:
     assert "calibration windows (default: 256)" in text
     assert "(float64 or float32; default: float64)" in text
     assert "else EIGENPRESS_HOME or ~/.eigenpress" in text
+    assert "(uniform or by_type or importance or hull or knapsack)" in text
+    assert "--target-bytes SIZE bytes of the compressed weights, like 1.5GB, in place of" in text
 
 
 def test_no_words_show_the_help(call: Call) -> None:

@@ -124,6 +124,7 @@ def test_a_mistake_is_one_line_before_any_stage(
     make_mistakes(tmp_path)
 
     assert expected in refuse(*words_of(inputs, **changes))
+    assert not list(tmp_path.rglob("manifest.json"))
 
 
 @pytest.mark.parametrize("which", ["calibration", "eval_text"])

@@ -24,6 +24,7 @@ from flows.flags import with_flags
 COMMON: dict[str, tuple[list[str], Any]] = {
     "model": (["some/model"], "some/model"),
     "of": (["model"], "model"),
+    "allocate": (["hull"], "hull"),
     "options": (["alpha=0.3", "epsilon=1e-4"], {"alpha": "0.3", "epsilon": "1e-4"}),
     "calibration": (["words.txt"], "words.txt"),
     "calibration_field": (["body"], "body"),
@@ -48,16 +49,23 @@ COMMON: dict[str, tuple[list[str], Any]] = {
 OWN: dict[type[Settings], dict[str, tuple[list[str], Any]]] = {
     RunConfig: {
         "method": (["asvd"], "asvd"),
-        "kept": (["0.25"], 0.25),
         "output": (["out"], Path("out")),
     },
     SweepConfig: {
         "methods": (["svd,asvd"], ["svd", "asvd"]),
-        "kept": (["0.8,0.6", "0.4"], [0.8, 0.6, 0.4]),
         "report": (["tables"], Path("tables")),
     },
 }
+BUDGETS: dict[type[Settings], dict[str, tuple[list[str], Any]]] = {  # one of them at a time
+    RunConfig: {
+        "kept": (["0.25"], 0.25),
+        "target_bytes": (["1.5GB"], 1_500_000_000),
+        "target_perplexity": (["12.5"], 12.5),
+    },
+    SweepConfig: {"kept": (["0.8,0.6", "0.4"], [0.8, 0.6, 0.4])},
+}
 KINDS: list[type[Any]] = [RunConfig, SweepConfig]
+CASES = [(kind, budget) for kind, budgets in BUDGETS.items() for budget in budgets]
 LEAST: dict[type[Settings], dict[str, Any]] = {
     RunConfig: {"model": "m", "kept": 0.5},
     SweepConfig: {"model": "m", "kept": [0.5], "methods": ["svd"]},
@@ -87,10 +95,14 @@ def as_words(settings: Mapping[str, tuple[list[str], Any]]) -> list[str]:
     return words
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_setting_has_a_flag(kind: type[Settings]) -> None:
-    settings = COMMON | OWN[kind]
-    assert set(settings) == set(kind.model_fields)
+def all_settings(kind: type[Settings], budget: str = "kept") -> dict[str, tuple[list[str], Any]]:
+    return COMMON | OWN[kind] | {budget: BUDGETS[kind][budget]}
+
+
+@pytest.mark.parametrize(("kind", "budget"), CASES)
+def test_every_setting_has_a_flag(kind: type[Settings], budget: str) -> None:
+    settings = all_settings(kind, budget)
+    assert {*settings, *BUDGETS[kind]} == set(kind.model_fields)
 
     config = build_config(kind, parse(kind, as_words(settings)), None)
     for name, (_, value) in settings.items():
@@ -98,9 +110,9 @@ def test_every_setting_has_a_flag(kind: type[Settings]) -> None:
         assert value != kind.model_fields[name].default
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_file_says_what_flags_say(kind: type[Settings], tmp_path: Path) -> None:
-    settings = COMMON | OWN[kind]
+@pytest.mark.parametrize(("kind", "budget"), CASES)
+def test_a_file_says_what_flags_say(kind: type[Settings], budget: str, tmp_path: Path) -> None:
+    settings = all_settings(kind, budget)
     values = {name: value for name, (_, value) in settings.items()}
     file = tmp_path / "settings.yaml"
     file.write_text(yaml.safe_dump({n: _plain(value) for n, value in values.items()}))
@@ -113,9 +125,9 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_what_is_written_reads_back(kind: type[Settings], tmp_path: Path) -> None:
-    values = {name: value for name, (_, value) in (COMMON | OWN[kind]).items()}
+@pytest.mark.parametrize(("kind", "budget"), CASES)
+def test_what_is_written_reads_back(kind: type[Settings], budget: str, tmp_path: Path) -> None:
+    values = {name: value for name, (_, value) in all_settings(kind, budget).items()}
     file = tmp_path / "resolved.yaml"
     for given in (values, LEAST[kind]):
         config = kind(**given)
@@ -143,7 +155,7 @@ def test_options_are_set_one_by_one(tmp_path: Path) -> None:
 
 
 def test_a_sweep_is_runs_that_share_the_rest() -> None:
-    values = {name: value for name, (_, value) in (COMMON | OWN[SweepConfig]).items()}
+    values = {name: value for name, (_, value) in all_settings(SweepConfig).items()}
     runs = SweepConfig(**values).runs()
 
     pairs = [(run.method, run.kept) for run in runs]
@@ -162,10 +174,44 @@ def test_kept_outside_its_range_is_refused(kind: type[Settings], kept: float) ->
 
 
 @pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("1000", 1000),
+        ("1.5GB", 1_500_000_000),
+        ("1.5 GB", 1_500_000_000),
+        ("300kb", 300_000),
+        ("3MiB", 3 * 1024**2),
+        ("64KiB", 64 * 1024),
+    ],
+)
+def test_a_size_is_bytes_or_has_a_unit(text: str, size: int, tmp_path: Path) -> None:
+    by_flag = build_config(
+        RunConfig, parse(RunConfig, ["--model", "m", "--target-bytes", text]), None
+    )
+    (tmp_path / "run.yaml").write_text(f"model: m\ntarget_bytes: {text}\n")
+    by_file = build_config(RunConfig, {}, tmp_path / "run.yaml")
+    assert (by_flag.target_bytes, by_file.target_bytes) == (size, size)
+
+
+@pytest.mark.parametrize(
     ("values", "message"),
     [
         ({"kept": "half"}, "kept: input should be a valid number.*, got 'half'"),
-        ({"kept": None}, "kept: input should be a valid number, got None"),
+        ({"kept": None}, "^kept is missing: give one of --kept, --target-bytes and --target-per"),
+        ({"target_bytes": "2MB"}, "^--kept and --target-bytes are two budgets: give one of"),
+        ({"target_perplexity": 9}, "^--kept and --target-perplexity are two budgets: give"),
+        ({"kept": None, "target_bytes": "much"}, "target_bytes: could not parse.*, got 'much'"),
+        (
+            {"kept": None, "target_bytes": "2 XB"},
+            "target_bytes: could not interpret .*, got '2 XB'",
+        ),
+        (
+            {"kept": None, "target_perplexity": 1},
+            "^--target-perplexity is a number above 1, got 1$",
+        ),
+        ({"kept": None, "target_perplexity": float("nan")}, "is a number above 1, got nan$"),
+        ({"kept": None, "target_perplexity": float("inf")}, "is a number above 1, got inf$"),
+        ({"allocate": "even"}, "allocate: input should be 'uniform', .* or 'knapsack', got 'even'"),
         ({"sample": 3}, "there is no setting called 'sample'; did you mean 'samples'?"),
         ({"colour": 3}, r"there is no setting called 'colour'$"),
         ({"samples": 0}, "samples: input should be greater than or equal to 1, got 0"),
@@ -197,7 +243,10 @@ def test_a_wrong_setting_is_named(values: dict[str, Any], message: str) -> None:
 def test_a_missing_setting_is_named(kind: type[Settings], name: str) -> None:
     values = {n: value for n, value in LEAST[kind].items() if n != name}
 
-    with pytest.raises(ConfigError, match=rf"^{name} is missing \(--{name} or `{name}:` in --con"):
+    where = rf"\(--{name} or `{name}:` in --config\)$"
+    if (kind, name) == (RunConfig, "kept"):
+        where = r"give one of --kept, --target-bytes and --target-perplexity \(or `kept:` in --con"
+    with pytest.raises(ConfigError, match=rf"^{name} is missing:? {where}"):
         build_config(kind, values, None)
 
 

@@ -1,42 +1,122 @@
 """What every method promises, for all of them: a new file in ``methods`` inherits these tests."""
 
 import dataclasses
+import inspect
 import pkgutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import pytest
 import torch
 
 import compress_core.methods
-from compress_core.errors import ConfigError
+from compress_core.allocate.base import Evidence
+from compress_core.decompose import LowRank, Prepared
 from compress_core.method import Method
 from compress_core.methods import METHODS, build_method
-from compress_core.types import LayerRef, Share
-from tests.golden.make import first_rows
-from tests.laws.test_decompose import correlated, measured, weight_of
+from compress_core.types import LayerRef, Share, Stack, affordable
+from tests.by_hand import Seen, numbers_of, output_error, prepare, realise
+from tests.made_up import divergence_of, weight_and_inputs
 
+KINDS = {"self_attn.q_proj": (24, 40), "mlp.down_proj": (40, 24), "mlp.up_proj": (32, 32)}
 LAYERS = [
-    LayerRef("a", 0, 24, 40, "a"),
-    LayerRef("b", 0, 40, 24, "b"),
-    LayerRef("c", 1, 32, 32, "c"),
+    LayerRef(f"model.layers.{block}.{kind}", block, m, n, f"model.layers.{block}.{kind}")
+    for block in range(2)
+    for kind, (m, n) in KINDS.items()
 ]
+CALIBRATED = set(METHODS) - {"svd"}
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "svd": {},
+    "fwsvd": {"epsilon": 1e-6},
+    "asvd": {"alpha": 0.5, "epsilon": 1e-6},
+    "svd_llm": {"update": "none", "toward_dense": 0.0, "prefix": "layer"},
+    "svd_llm_v2": {},
+    "ada_svd": {
+        "mrr": None,
+        "sweeps": 1,
+        "calibration": "stack_of_batch",
+        "buckets": 64,
+        "toward_dense": 1.0,
+        "prefix": "layer",
+    },
+    "duo_svd": {"refit_columns": False, "search": "golden", "accept": 0.01, "probe_windows": 32},
+    "saes_svd": {"alpha_least": 0.25, "alpha_most": 0.75, "prefix": "layer"},
+    "basis_sharing": {"group": 2, "update": "none", "prefix": "layer"},
+}
 
 
-def losses_at(method: Method, kept: float) -> list[float]:
-    """Output error of each layer at that budget, measured on the inputs."""
-    shares = method.allocate.allocate(LAYERS, kept, {})
-    errors = []
-    for layer in LAYERS:
-        weight = weight_of((layer.out_features, layer.in_features)).float()
-        inputs = correlated(200, layer.in_features)
-        metric = method.whiten.metric(measured(inputs))
-        prepared = method.decompose.prepare(weight, metric, layer.paying_rank)
-        low = method.decompose.realise(first_rows(prepared), shares[layer.name])
-        assert low.u.shape == (layer.out_features, shares[layer.name].rank)
-        assert low.v.shape == (shares[layer.name].rank, layer.in_features)
-        assert low.u.numel() + low.v.numel() == shares[layer.name].cost(layer)
-        error = weight.double() - low.u.double() @ low.v.double()
-        errors.append(float(((inputs @ error.T) ** 2).mean()))
-    return errors
+@cache
+def seen_by(layer: LayerRef) -> Seen:
+    """A weight of rank 2 with some noise, and eight columns that are worth keeping."""
+    shape, seed = (layer.out_features, layer.in_features), LAYERS.index(layer)
+    noise, dense, behind = weight_and_inputs(shape, 200, seed)
+    u, s, v = torch.linalg.svd(noise, full_matrices=False)
+    weight = (u[:, :2] * s[:2]) @ v[:2] + 0.1 * noise
+    weight[:, 8:16] += 2 * noise[:, :8]
+    fisher = torch.linspace(0.1, 2, layer.in_features, dtype=torch.float64)
+    return Seen(weight, dense, behind, fisher)
+
+
+@dataclass(frozen=True)
+class Result:
+    """One stack of layers, compressed."""
+
+    stack: Stack
+    share: Share
+    members: list[LowRank]  # none where it stays dense
+
+    @property
+    def numbers(self) -> int:
+        layer = self.stack.as_layer
+        return layer.dense_cost if self.share.rank is None else numbers_of(self.members)
+
+
+@cache
+def decomposed(method: Method) -> dict[str, tuple[Stack, list[Seen], Prepared]]:
+    found = {}
+    for stack in method.stacks(LAYERS):
+        layer, seen = stack.as_layer, [seen_by(member) for member in stack.members]
+        found[layer.name] = (stack, seen, prepare(method, seen, layer.paying_rank))
+    return found
+
+
+@cache
+def compress(method: Method, kept: float) -> list[Result]:
+    parts = decomposed(method)
+    layers = [stack.as_layer for stack, _, _ in parts.values()]
+    probe = method.allocate.probe(kept)
+    shares_probed = probe.shares if probe is not None else ()
+    evidence = Evidence(
+        losses={name: prepared.loss for name, (_, _, prepared) in parts.items()},
+        similarity={0: 0.9, 1: 0.7},
+        divergence={layer.name: divergence_of(layer, shares_probed, 0) for layer in layers},
+        tokens=200,
+    )
+    method.allocate.check(layers, kept)
+    shares = method.allocate.allocate(layers, kept, evidence)
+    return [
+        Result(
+            stack,
+            shares[name],
+            [] if shares[name].rank is None else realise(method, seen, prepared, shares[name]),
+        )
+        for name, (stack, seen, prepared) in parts.items()
+    ]
+
+
+def pairs(results: list[Result]) -> Iterator[tuple[LayerRef, LowRank]]:
+    """The layers that do not stay dense."""
+    for result in results:
+        if result.share.rank is not None:
+            yield from zip(result.stack.members, result.members, strict=True)
+
+
+def errors_of(method: str, kept: float = 0.5) -> dict[str, float]:
+    """Output error of every layer that does not stay dense."""
+    results = compress(build_method(method), kept)
+    return {layer.name: output_error(seen_by(layer), low) for layer, low in pairs(results)}
 
 
 def test_every_file_of_methods_is_in_the_table() -> None:
@@ -54,64 +134,113 @@ class TestMethod:
         assert method == build_method(name)
         with pytest.raises(dataclasses.FrozenInstanceError):
             method.name = "other"  # type: ignore[misc]
+        for part in (method.whiten, method.allocate, method.refine, method.prefix):
+            if part is not None:
+                with pytest.raises(dataclasses.FrozenInstanceError):
+                    setattr(part, "anything", 1)  # noqa: B010
+
+    def test_its_defaults_are_those_documented_and_every_option_is_explained(
+        self, name: str
+    ) -> None:
+        parameters = inspect.signature(METHODS[name]).parameters
+        assert {x: parameter.default for x, parameter in parameters.items()} == DEFAULTS[name]
+        for option in parameters:
+            assert f"    {option}: " in (METHODS[name].__doc__ or "")
+        assert build_method(name, {x: y for x, y in DEFAULTS[name].items() if y is not None}) == (
+            build_method(name)
+        )
+
+    def test_it_reads_calibration_text_unless_it_is_plain_svd(self, name: str) -> None:
+        method = build_method(name)
+        assert method.needs_calibration == (name in CALIBRATED)
+        assert method.reads_inputs == (name in CALIBRATED - {"fwsvd"})
+        assert method.sequential == (name in ("ada_svd", "saes_svd"))
 
     @pytest.mark.parametrize("kept", [0.3, 0.6, 0.9])
-    def test_it_fits_the_budget(self, name: str, kept: float) -> None:
-        shares = build_method(name).allocate.allocate(LAYERS, kept, {})
-        cost = sum(shares[layer.name].cost(layer) for layer in LAYERS)
-        assert cost <= kept * sum(layer.dense_cost for layer in LAYERS)
+    def test_it_fits_the_budget_and_no_layer_takes_more_than_its_share(
+        self, name: str, kept: float
+    ) -> None:
+        results = compress(build_method(name), kept)
+        assert {layer for x in results for layer in x.stack.members} == set(LAYERS)
+        for result in results:
+            assert result.numbers <= result.share.cost(result.stack.as_layer)
+        total = sum(layer.dense_cost for layer in LAYERS)
+        assert sum(result.numbers for result in results) <= affordable(kept, total)
+
+    def test_factors_have_the_shape_of_their_layer(self, name: str) -> None:
+        for layer, low in pairs(compress(build_method(name), 0.5)):
+            assert low.dense().shape == (layer.out_features, layer.in_features)
+            assert low.dense().isfinite().all()
+            assert low.u.dtype is low.v.dtype is torch.float64
 
     def test_more_budget_never_costs_quality_in_its_own_metric(self, name: str) -> None:
-        method = build_method(name)
-        for layer in LAYERS:
-            metric = method.whiten.metric(measured(correlated(200, layer.in_features)))
-            weight = weight_of((layer.out_features, layer.in_features))
-            loss = method.decompose.prepare(weight, metric, layer.paying_rank).loss
-            assert (loss.diff() <= 0).all()
+        for _, _, prepared in decomposed(build_method(name)).values():
+            assert (prepared.loss >= 0).all()
+            assert (prepared.loss.diff() <= 0).all()
+
+    def test_more_budget_lowers_the_output_error(self, name: str) -> None:
+        errors = [sum(errors_of(name, kept).values()) for kept in (0.2, 0.4, 0.6, 0.8)]
+        assert errors == sorted(errors, reverse=True)
 
     def test_it_is_deterministic_to_the_bit(self, name: str) -> None:
-        assert losses_at(build_method(name), 0.6) == losses_at(build_method(name), 0.6)
+        one = compress(build_method(name), 0.6)
+        for cached in (seen_by, decomposed, compress):
+            cached.cache_clear()
+        other = compress(build_method(name), 0.6)
+        for mine, its in zip(one, other, strict=True):
+            assert mine.share == its.share
+            for low, same in zip(mine.members, its.members, strict=True):
+                assert torch.equal(low.dense(), same.dense())
 
     def test_it_beats_a_random_projection(self, name: str) -> None:
-        ours = losses_at(build_method(name), 0.6)
-        for layer, error in zip(LAYERS, ours, strict=True):
-            weight = weight_of((layer.out_features, layer.in_features))
-            rank = Share(int(0.6 * layer.dense_cost) // layer.atom_cost).rank
-            random = torch.linalg.qr(weight_of((layer.out_features, rank or 0), seed=9))[0]
-            inputs = correlated(200, layer.in_features)
-            worse = float(((inputs @ (weight - random @ (random.T @ weight)).T) ** 2).mean())
-            assert error < worse
+        results = compress(build_method(name), 0.5)
+        rank_of = {layer: x.share.rank for x in results for layer in x.stack.members}
+        for layer, low in pairs(results):
+            seen, generator = seen_by(layer), torch.Generator().manual_seed(9)
+            shape = (layer.out_features, rank_of[layer] or 0)
+            random = torch.randn(shape, generator=generator, dtype=torch.float64)
+            basis = torch.linalg.qr(random)[0]
+            worse = LowRank(basis, basis.T @ seen.weight)
+            assert output_error(seen, low) < output_error(seen, worse)
 
 
-def test_svd_llm_has_the_least_output_error_of_all() -> None:
-    best = losses_at(build_method("svd_llm"), 0.5)
-    for name in METHODS:
-        others = losses_at(build_method(name), 0.5)
-        assert all(mine <= other * (1 + 1e-6) for mine, other in zip(best, others, strict=True))
+@pytest.mark.parametrize("other", ["svd", "fwsvd", "asvd", "saes_svd", "svd_llm:update=u"])
+def test_svd_llm_has_the_least_output_error_of_all_at_the_same_ranks(other: str) -> None:
+    """Of methods that keep no columns; on the inputs that it was measured on."""
+    best, others = errors_of("svd_llm"), errors_of(other)
+    assert set(best) == set(others) == {layer.name for layer in LAYERS}
+    assert all(best[layer] <= others[layer] * (1 + 1e-6) for layer in best)
+    assert sum(best.values()) < 0.999 * sum(others.values())
+
+
+def test_kept_columns_have_less_output_error_than_svd_llm_at_the_same_budget() -> None:
+    plain, kept, refitted = (
+        errors_of(name)
+        for name in ("svd_llm", "duo_svd@uniform", "duo_svd@uniform:refit_columns=true")
+    )
+    assert all(kept[layer] <= plain[layer] * (1 + 1e-9) for layer in plain)
+    assert sum(refitted.values()) < sum(kept.values()) < 0.95 * sum(plain.values())
 
 
 def test_asvd_without_scaling_is_svd() -> None:
-    plain = losses_at(build_method("svd"), 0.5)
-    flat = losses_at(build_method("asvd", {"alpha": 0}), 0.5)
-    assert flat == pytest.approx(plain, rel=1e-4)
+    assert errors_of("asvd:alpha=0") == pytest.approx(errors_of("svd"), rel=1e-4)
 
 
-def test_options_are_read_as_the_type_of_their_default() -> None:
-    assert build_method("asvd", {"alpha": "0.25"}) == build_method("asvd", {"alpha": 0.25})
+def test_svd_llm_v2_at_uniform_shares_is_svd_llm() -> None:
+    assert errors_of("svd_llm_v2@uniform") == errors_of("svd_llm") != errors_of("svd_llm_v2")
 
 
-@pytest.mark.parametrize(
-    ("name", "options", "message"),
-    [
-        ("svd-llm", {}, "unknown method 'svd-llm'. Did you mean 'svd_llm'"),
-        ("asvd", {"alfa": 1}, "no option 'alfa'; its options: alpha, epsilon"),
-        ("svd", {"alpha": 1}, "its options: none"),
-        ("asvd", {"alpha": "much"}, "must be a float, got 'much'"),
-        ("asvd", {"alpha": True}, "must be a float, got True"),
-        ("asvd", {"alpha": -1}, "alpha >= 0"),
-    ],
-)
-def test_what_does_not_exist_is_refused(name: str, options: dict, message: str) -> None:
-    with pytest.raises(ConfigError) as refusal:
-        build_method(name, options)
-    assert message in str(refusal.value)
+def test_basis_sharing_in_groups_of_one_is_svd_llm() -> None:
+    alone = compress(build_method("basis_sharing:group=1"), 0.5)
+    plain = compress(build_method("svd_llm"), 0.5)
+    assert [x.stack for x in alone] == [x.stack for x in plain]
+    for one, other in zip(alone, plain, strict=True):
+        assert one.share == other.share
+        assert torch.equal(one.members[0].dense(), other.members[0].dense())
+
+
+def test_layers_that_share_a_basis_have_one_in_factor_and_those_of_writers_do_not() -> None:
+    results = compress(build_method("basis_sharing"), 0.5)
+    assert [len(result.stack.members) for result in results] == [2, 1, 2, 1]
+    for result in results:
+        assert all(torch.equal(low.v, result.members[0].v) for low in result.members)

@@ -5,48 +5,98 @@ numbers can be compared on any machine.
 """
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from compress_core.decompose import Prepared, ReadRows
+from compress_core.allocate.base import Evidence
+from compress_core.decompose import LowRank, split_inputs
+from compress_core.method import Method
 from compress_core.methods import METHODS, build_method
-from compress_core.stats import InputAccumulator
 from compress_core.types import LayerRef, Share
+from tests.by_hand import Seen, prepare, realise
+from tests.by_hand import first_rows as first_rows  # for others
 
 FILE = Path(__file__).with_name("values.json")
 SHAPES = {"wide": (12, 20), "tall": (20, 12)}
 RANKS = (1, 3, 6)
-
-
-def first_rows(prepared: Prepared) -> ReadRows:
-    """Reads a decomposition from memory, as the store would from disk."""
-    return lambda name, rows: prepared.arrays[name][:rows]
+NAMES = (*METHODS, "svd_llm:update=u", "duo_svd:refit_columns=true", "basis_sharing:update=u")
+KEPT = 0.55
 
 
 def golden_values(name: str) -> dict[str, dict[str, list[float]]]:
-    """Per shape: the loss curve, and of the weight at each rank one number per output row."""
+    """What the method makes of a layer of each shape, and how it divides a budget.
+
+    Per shape: the loss curve, and of the weight at each rank one number per output row. Where
+    shares hang on what was measured: the numbers stored of each layer of a small made-up model.
+    """
     method = build_method(name)
     values = {}
-    for label, (out_features, in_features) in SHAPES.items():
-        generator = np.random.default_rng(20260101)
-        weight = torch.from_numpy(generator.normal(size=(out_features, in_features)))
-        scales = np.geomspace(0.1, 3.0, in_features)
-        inputs = torch.from_numpy(generator.normal(size=(64, in_features)) * scales)
-        accumulator = InputAccumulator(in_features)
-        accumulator.add(inputs[None])
-        metric = method.whiten.metric(accumulator.finish())
-        layer = LayerRef(label, 0, out_features, in_features, label)
-        prepared = method.decompose.prepare(weight, metric, layer.paying_rank)
-        probe = torch.linspace(-1, 1, in_features, dtype=torch.float64)
+    for label, shape in SHAPES.items():
+        stack = made_up_stack(shape)[: 1 if method.sharing is None else 2]
+        rows = sum(len(layer.weight) for layer in stack)
+        layer = LayerRef(label, 0, rows, shape[1], label)
+        prepared = prepare(method, stack, layer.paying_rank)
+        probe = torch.linspace(-1, 1, shape[1], dtype=torch.float64)
         values[label] = {"loss": prepared.loss.tolist()}
         for rank in RANKS:
-            low = method.decompose.realise(first_rows(prepared), Share(rank))
-            outputs = low.u.double() @ (low.v.double() @ probe)
+            members = realise(method, stack, prepared, Share(rank))
+            outputs = torch.cat([outputs_of(low, probe) for low in members])
             values[label][f"outputs at rank {rank}"] = outputs.tolist()
+    if method.allocate.reads:
+        values["allocation"] = {f"numbers stored at kept {KEPT}": allocation(method)}
     return values
 
 
+def made_up_stack(shape: tuple[int, int]) -> list[Seen]:
+    """Two layers of one shape; only methods that share in-factors see the second."""
+    in_features = shape[1]
+    scales = np.geomspace(0.1, 3.0, in_features)
+    layers = []
+    for seed in (20260101, 20260102):
+        generator = np.random.default_rng(seed)
+        weight = torch.from_numpy(generator.normal(size=shape))
+        dense = torch.from_numpy(generator.normal(size=(64, in_features)) * scales)
+        error = torch.from_numpy(generator.normal(size=(64, in_features)) * scales)
+        fisher = torch.from_numpy(generator.exponential(size=in_features))
+        layers.append(Seen(weight, dense, dense + 0.3 * error + 0.1 * dense.roll(1, 1), fisher))
+    return layers
+
+
+def outputs_of(low: LowRank, probe: Tensor) -> Tensor:
+    """What the factors make of one input."""
+    if low.columns is None or low.index is None:
+        return low.u @ (low.v @ probe)
+    rest, kept = split_inputs(len(probe), low.index)
+    return low.u @ (low.v @ probe[rest]) + low.columns @ probe[kept]
+
+
+def allocation(method: Method) -> list[float]:
+    """Numbers stored of each layer, or stack of layers, of a model of four blocks."""
+    shapes = {"q_proj": (48, 40), "o_proj": (40, 48), "up_proj": (96, 40)}
+    layers = [
+        LayerRef(f"model.layers.{block}.{kind}", block, m, n, kind)
+        for block in range(4)
+        for kind, (m, n) in shapes.items()
+    ]
+    layers = [stack.as_layer for stack in method.stacks(layers)]
+    probe = method.allocate.probe(KEPT)
+    losses, divergence = {}, {}
+    for place, layer in enumerate(layers):
+        decay = 0.05 + 0.03 * ((5 * place) % 7)
+        ranks = torch.arange(layer.paying_rank + 1, dtype=torch.float64)
+        losses[layer.name] = (3 + place) * torch.exp(-decay * ranks)
+        divergence[layer.name] = [
+            (1 + math.sin(place)) * (1 - share) ** (1 + place / 3)
+            for share in (probe.shares if probe else ())
+        ]
+    evidence = Evidence(losses, {b: 0.9 - 0.1 * ((3 * b) % 4) for b in range(4)}, divergence, 500)
+    shares = method.allocate.allocate(layers, KEPT, evidence)
+    return [shares[layer.name].cost(layer) for layer in layers]
+
+
 if __name__ == "__main__":
-    FILE.write_text(json.dumps({name: golden_values(name) for name in METHODS}, indent=1) + "\n")
+    FILE.write_text(json.dumps({name: golden_values(name) for name in NAMES}, indent=1) + "\n")

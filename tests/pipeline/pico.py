@@ -1,4 +1,4 @@
-"""A real Llama of a few thousand weights with its own tokenizer and text, and ways to run it.
+"""A real model of a few thousand weights with its own tokenizer and text, and ways to run it.
 
 `walk` runs the stages of a configuration without Prefect and MLflow, which is all that most facts
 about caching need; `run` is what the command line calls.
@@ -20,18 +20,26 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    LlamaConfig,
+    PreTrainedConfig,
+    PreTrainedTokenizerFast,
+)
 
+from flows.budget import resolve_budget
 from flows.config import RunConfig
 from flows.prepare import Pipeline, build_pipeline, check_methods, open_workspace
 from storage.store import Store
+from tasks.materialise import FOLDER
 from tasks.units import Outcome, Session
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCKS = 3
 UNITS = {  # units of each stage of a cold svd_llm run, by the shape of a Llama block
     "tokenise": 2,
-    "collect": 4 * BLOCKS,
+    "collect": (4 + 1) * BLOCKS,  # its inputs, and the cosine over the block as a whole
     "whiten": 4 * BLOCKS,
     "decompose": 7 * BLOCKS,
     "allocate": 1,
@@ -77,8 +85,45 @@ def made_text(seed: int, words: int) -> str:
     return "\n".join(lines)
 
 
-def make_inputs(folder: Path, seed: int = 0) -> Inputs:
-    """A random grouped-query Llama with tied embeddings, a tokenizer trained on its text."""
+def llama(vocabulary: int, blocks: int = BLOCKS) -> PreTrainedConfig:
+    """Grouped queries, tied embeddings."""
+    return LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=32,
+        intermediate_size=56,
+        num_hidden_layers=blocks,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        tie_word_embeddings=True,
+        initializer_range=0.15,
+    )
+
+
+def gpt2(vocabulary: int, blocks: int = BLOCKS) -> PreTrainedConfig:
+    """Transposed weights, fused q, k, v, biases, tied embeddings."""
+    return GPT2Config(
+        vocab_size=vocabulary,
+        n_embd=32,
+        n_layer=blocks,
+        n_head=4,
+        n_positions=64,
+        bos_token_id=1,
+        eos_token_id=2,
+        initializer_range=0.15,
+    )
+
+
+def make_inputs(
+    folder: Path, seed: int = 0, config: Callable[[int], PreTrainedConfig] = llama
+) -> Inputs:
+    """A random model, and a tokenizer trained on its text.
+
+    Args:
+        folder: Where all of it goes.
+        seed: Of the weights.
+        config: Makes the model's configuration from the size of the vocabulary.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     inputs = Inputs(folder / "pico", folder / "calibration.txt", folder / "evaluation.txt")
     inputs.calibration.write_text(made_text(1, 4000), encoding="utf-8")
@@ -91,18 +136,7 @@ def make_inputs(folder: Path, seed: int = 0) -> Inputs:
         tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
     )
     torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(fast),
-        hidden_size=32,
-        intermediate_size=56,
-        num_hidden_layers=BLOCKS,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        tie_word_embeddings=True,
-        initializer_range=0.15,
-    )
-    LlamaForCausalLM(config).save_pretrained(inputs.model)
+    AutoModelForCausalLM.from_config(config(len(fast))).save_pretrained(inputs.model)
     fast.save_pretrained(inputs.model)
     return inputs
 
@@ -146,6 +180,16 @@ class Walk:
         return found
 
     @property
+    def folder(self) -> Path:
+        """The compressed model folder, in the store."""
+        return Path(self.session.artifact(self.pipeline.folder).file(FOLDER))
+
+    @property
+    def keys(self) -> dict[tuple[str, str], str]:
+        """(stage, unit) to key."""
+        return {(outcome.stage, outcome.unit): outcome.key for outcome in self.outcomes}
+
+    @property
     def digests(self) -> dict[tuple[str, str], str]:
         """(stage, unit) to content digest."""
         return {(u.stage, u.name): m.digest for u, m in self.session.manifests.items()}
@@ -164,9 +208,10 @@ class Walk:
 def build(settings: Mapping[str, Any]) -> tuple[Pipeline, Store, list[str]]:
     """The groups of a run, after the checks that the command line makes."""
     config = RunConfig(**settings)
-    check_methods(config, [config.method], [config.kept])
+    check_methods(config, [config.method], [config.kept] if config.kept else [])
     workspace = open_workspace(config)
-    return build_pipeline(workspace, config), workspace.store, workspace.notes
+    pipeline = build_pipeline(workspace, resolve_budget(workspace, config))
+    return pipeline, workspace.store, workspace.notes
 
 
 def walk(settings: Mapping[str, Any]) -> Walk:

@@ -12,12 +12,27 @@ from storage.fingerprint import code_fingerprint
 from tasks.collect import CODE as COLLECT_CODE
 from tasks.collect import collect_groups
 from tasks.decompose import decompose_groups
+from tasks.job import Job
 from tasks.materialise import CODE as MATERIALISE_CODE
 from tasks.model import DenseModel
 from tasks.tokenise import Text, calibration_group
 from tasks.units import Unit
 from tasks.whiten import whiten_groups
 from tests.pipeline import pico
+
+
+def make_job(folder: Path, method: str, home: Path) -> Job:
+    model = DenseModel(folder, DigestCache(home / "digests.json"))
+    return Job(
+        model,
+        build_method(method),
+        0.6,
+        samples=1,
+        length=32,
+        batch_size=1,
+        products="float64",
+        seed=0,
+    )
 
 
 def test_the_format_of_a_text_is_part_of_its_key(inputs: pico.Inputs, tmp_path: Path) -> None:
@@ -58,25 +73,22 @@ def test_stored_buffers_are_part_of_the_activations_key(tmp_path: Path) -> None:
             layer.layer_scalar.fill_(scale)
         folder = tmp_path / f"scale {scale}"
         model.save_pretrained(folder)
-        dense = DenseModel(folder, DigestCache(tmp_path / "digests.json"))
         tokens = Unit("tokenise", "calibration", settings={}, code=[])
-        groups = collect_groups(
-            dense, tokens, products="float64", batch_size=1, samples=1, length=32
-        )
+        groups = collect_groups(make_job(folder, "svd_llm", tmp_path), tokens)
         sources.append([unit.sources for group in groups for unit in group.units])
     assert all(one != other for one, other in zip(*sources, strict=True))
 
 
 def test_the_metric_that_is_used_is_the_whiteners(inputs: pico.Inputs, tmp_path: Path) -> None:
     """Its code and its fields are in the key of what it decides."""
-    model = DenseModel(inputs.model, DigestCache(tmp_path / "digests.json"))
-    method = build_method("svd_llm")
+    job = make_job(inputs.model, "svd_llm", tmp_path)
     taps = {
-        layer.tap: Unit("collect", layer.tap, settings={}, code=[]) for layer in model.layout.layers
+        layer.tap: Unit("collect", layer.tap, settings={}, code=[])
+        for layer in job.model.layout.layers
     }
-    whitened = whiten_groups(model, method.whiten, taps)
+    whitened = whiten_groups(job.model, job.method.whiten, taps)
     by_tap = {unit.name: unit for group in whitened for unit in group.units}
-    for group in decompose_groups(model, method, taps, by_tap):
+    for group in decompose_groups(job, taps, by_tap, {}):
         for unit in group.units:
             assert "compress_core.whiten.OutputError" in unit.code
             assert unit.settings["whitener"] == {"kind": "OutputError"}

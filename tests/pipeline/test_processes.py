@@ -2,10 +2,8 @@
 
 import json
 import os
-import signal
 import sqlite3
 import subprocess
-import sys
 import time
 from contextlib import closing
 from pathlib import Path
@@ -16,33 +14,14 @@ import pytest
 from storage.gc import collect_garbage
 from tests.pipeline import pico
 from tests.pipeline.conftest import Run
-
-HALT = """
-import os, signal, sys
-stage, unit, when = sys.argv[1:4]
-sys.argv[1:] = sys.argv[4:]
-from storage.draft import Draft
-commit = Draft.commit
-
-def halting(draft):
-    hit = draft.stage == stage and draft.unit == unit
-    if hit and when == "before":
-        os.kill(os.getpid(), signal.SIGKILL)
-    commit(draft)
-    if hit:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-Draft.commit = halting
-import json
-from tests.pipeline import pico
-pico.walk(json.loads(sys.argv[1]))
-"""
+from tests.pipeline.halting import halt
 
 
 @pytest.mark.parametrize(
     ("stage", "unit", "when"),
     [
         ("collect", "model.layers.1.mlp.gate_proj", "before"),
+        ("collect", "model.layers.1", "before"),
         ("scratch", "hidden states into block 2", "before"),
         ("collect", f"model.layers.{pico.BLOCKS - 1}.mlp.down_proj", "after"),
         ("decompose", "model.layers.1.mlp.up_proj", "before"),
@@ -52,14 +31,7 @@ def test_killed_at_any_moment_the_same_command_goes_on(
     stage: str, unit: str, when: str, cold_walk: pico.Walk, inputs: pico.Inputs, home: Path
 ) -> None:
     settings, store = inputs.settings(home), home / "store"
-    process = subprocess.run(
-        [sys.executable, "-c", HALT, stage, unit, when, json.dumps(settings, default=str)],
-        cwd=pico.ROOT,
-        env=pico.clean_environment(PYTHONPATH=str(pico.ROOT)),
-        capture_output=True,
-        timeout=300,
-    )
-    assert process.returncode == -signal.SIGKILL, process.stderr
+    halt(settings, stage, unit, when)
     hidden = {folder.name for folder in pico.scratch_left(store)}
     done = {file.parent.name for file in store.glob("*/*/*/manifest.json")} - hidden
     assert len(done) > pico.UNITS["tokenise"]

@@ -122,7 +122,7 @@ def test_the_registered_folder_loads(
     ("method", "layer", "stage"),
     [
         ("svd", "model.layers.1.self_attn.q_proj", "decompose"),
-        ("svd_llm", f"model.layers.{pico.BLOCKS - 1}.mlp.down_proj", "decompose"),
+        ("svd_llm", f"model.layers.{pico.BLOCKS - 1}.mlp.down_proj", "collect"),
         ("svd_llm", "model.layers.1.mlp.up_proj", "collect"),
     ],
 )
@@ -138,7 +138,10 @@ def test_a_weight_that_is_not_a_number_stops_the_run(
     pico.change_weight(broken.model, f"{layer}.weight", spoil)
     with pytest.raises(NumericsError) as caught:
         pico.walk(broken.settings(tmp_path / "home", method=method))
-    named = layer if stage == "decompose" else "model.layers.1.mlp.down_proj"  # its input first
+    named = {
+        "model.layers.1.mlp.up_proj": "layer model.layers.1.mlp.down_proj: input",
+        f"model.layers.{pico.BLOCKS - 1}.mlp.down_proj": f"layers.{pico.BLOCKS - 1}: output",
+    }.get(layer, layer)
     assert f"stage {stage}" in str(caught.value) and named in str(caught.value)
     assert stage == "decompose" or "sample 0" in str(caught.value)
     assert not list((tmp_path / "home/store/materialise").glob("*/*"))

@@ -1,0 +1,150 @@
+"""Shares by importance (AdaSVD) and by type (SVD-LLM v2): the papers' formulas, in whole ranks."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from compress_core.allocate.base import Evidence
+from compress_core.allocate.by_type import ByType, type_of
+from compress_core.allocate.importance import Importance
+from compress_core.errors import BudgetError, ConfigError, NumericsError
+from compress_core.types import LayerRef, Share, affordable
+from tests import literal
+from tests.made_up import SEEDS, evidence_for
+
+SIZE = 60  # of every layer, so that shares are literally the formula's
+ATOM = 2 * SIZE
+COSINES = st.lists(st.floats(0.5, 1.0), min_size=2, max_size=8)
+
+
+def blocks_of(count: int, kinds: tuple[str, ...] = ("q_proj",)) -> list[LayerRef]:
+    """Square layers of one size."""
+    return [
+        LayerRef(f"model.layers.{block}.{kind}", block, SIZE, SIZE, kind)
+        for block in range(count)
+        for kind in kinds
+    ]
+
+
+def assert_whole_ranks_of(shares: dict[str, Share], wanted: dict[str, float], budget: int) -> None:
+    """Every rank is the wanted one floored, or one more where what is left over paid for it."""
+    for name, share in wanted.items():
+        ideal = share * SIZE**2 / ATOM
+        rank = shares[name].rank
+        assert rank is not None
+        assert math.floor(ideal - 1e-6) <= rank <= math.floor(ideal + 1e-6) + 1
+    ranks = [shares[name].rank or 0 for name in wanted]
+    assert sum(ranks) == budget // ATOM
+    lacking = {name: wanted[name] * SIZE**2 / ATOM - (shares[name].rank or 0) for name in wanted}
+    assert max(lacking.values()) - min(lacking.values()) <= 1 + 1e-6  # who lacked most was first
+
+
+@settings(max_examples=100, deadline=None)
+@given(cosines=COSINES, kept=st.floats(0.3, 0.7), below=st.floats(0, 0.2))
+def test_importance_is_the_papers_formula(cosines: list[float], kept: float, below: float) -> None:
+    layers, mrr = blocks_of(len(cosines)), kept - below
+    shares = Importance(mrr=mrr).allocate(
+        layers, kept, Evidence(similarity=dict(enumerate(cosines)))
+    )
+    formula = literal.ada_cr(cosines, mrr, kept)
+    wanted = {layer.name: formula[layer.block] for layer in layers}
+    assert_whole_ranks_of(shares, wanted, affordable(kept, len(layers) * SIZE**2))
+
+
+def test_without_an_mrr_it_is_a_tenth_below_the_target() -> None:
+    layers, evidence = blocks_of(4), Evidence(similarity={0: 0.9, 1: 0.4, 2: 0.6, 3: 0.8})
+    own = Importance().allocate(layers, 0.6, evidence)
+    assert own == Importance(mrr=0.5).allocate(layers, 0.6, evidence)
+    assert own != Importance(mrr=0.3).allocate(layers, 0.6, evidence)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    cosines=st.lists(st.floats(-1, 1), min_size=2, max_size=8),
+    widths=st.lists(st.integers(20, 60), min_size=2, max_size=8),
+    kept=st.floats(0.2, 0.95),
+    part=st.floats(0.5, 1.0),
+)
+def test_no_block_keeps_less_than_mrr_whatever_the_cosines(
+    cosines: list[float], widths: list[int], kept: float, part: float
+) -> None:
+    """But for the part of a component by which a rank is floored."""
+    count = min(len(cosines), len(widths))
+    similarity = dict(enumerate(cosines[:count]))
+    layers = [LayerRef(f"h.{b}.fc", b, widths[b], 50, "x") for b in range(count)]
+    allocator, evidence = Importance(mrr=kept * part), Evidence(similarity=similarity)
+    allocator.check(layers, kept)
+    if sum(similarity.values()) / count <= 0:
+        with pytest.raises(NumericsError, match="mean cosine of input and output is") as refusal:
+            allocator.allocate(layers, kept, evidence)
+        assert len(str(refusal.value).splitlines()) == 1
+        return
+    shares = allocator.allocate(layers, kept, evidence)
+    for layer in layers:
+        assert shares[layer.name].cost(layer) > kept * part * layer.dense_cost - layer.atom_cost
+
+
+def test_all_linears_of_a_block_keep_the_same_share() -> None:
+    layers = blocks_of(3, ("q_proj", "o_proj"))
+    shares = Importance().allocate(layers, 0.5, Evidence(similarity={0: 0.9, 1: 0.5, 2: 0.7}))
+    ranks = [shares[layer.name].rank or 0 for layer in layers]
+    assert all(abs(ranks[i] - ranks[i + 1]) <= 1 for i in (0, 2, 4))
+    assert ranks[0] > ranks[4] > ranks[2]
+
+
+def test_an_mrr_above_the_budget_is_refused() -> None:
+    layers = blocks_of(2)
+    with pytest.raises(ConfigError, match=r"mrr=0\.7 is above kept=0\.6.*smaller mrr") as refusal:
+        Importance(mrr=0.7).check(layers, 0.6)
+    assert len(str(refusal.value).splitlines()) == 1
+    Importance(mrr=0.6).check(layers, 0.6)
+    with pytest.raises(BudgetError, match=r"kept of at least 0\.0334"):
+        Importance(mrr=0.01).check(layers, 0.02)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    losses=st.lists(st.integers(0, 10_000), min_size=1, max_size=8),
+    kept=st.floats(0.5, 0.8),
+    tokens=st.integers(1, 10_000),
+)
+def test_by_type_is_the_papers_formula(losses: list[int], kept: float, tokens: int) -> None:
+    """L is the root of the squared output error of all tokens at the uniform rank."""
+    layers = blocks_of(len(losses))
+    uniform = affordable(kept, SIZE**2) // ATOM
+    curves = {}
+    for layer, loss in zip(layers, losses, strict=True):
+        curves[layer.name] = torch.full((layer.paying_rank + 1,), 7e7, dtype=torch.float64)
+        curves[layer.name][uniform] = loss**2 / tokens  # and nothing else is looked at
+    shares = ByType().allocate(layers, kept, Evidence(losses=curves, tokens=tokens))
+    formula = literal.by_type(losses, kept)
+    budget = affordable(kept, len(layers) * SIZE**2)
+    if min(formula) > 0.05 and max(formula) < 0.95:  # no clipping
+        wanted = dict(zip([layer.name for layer in layers], formula, strict=True))
+        assert_whole_ranks_of(shares, wanted, budget)
+    ranks = [shares[layer.name].rank or SIZE for layer in layers]
+    for one, rank in zip(losses, ranks, strict=True):
+        for other, less in zip(losses, ranks, strict=True):
+            assert one <= other or rank >= less  # a larger loss never keeps less
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=SEEDS, kept=st.floats(0.4, 0.8))
+def test_each_type_bears_its_own_removal(seed: int, kept: float) -> None:
+    """What is taken from one type is its part of the whole, but for whole ranks."""
+    few = blocks_of(2, ("rare_proj",))
+    layers = [*blocks_of(5, ("q_proj", "up_proj")), *few]
+    shares = ByType().allocate(layers, kept, evidence_for(ByType(), layers, kept, seed))
+    for kind in ("q_proj", "up_proj", "rare_proj"):
+        of_type = [layer for layer in layers if layer.name.endswith(kind)]
+        cost = sum(shares[layer.name].cost(layer) for layer in of_type)
+        assert abs(cost - kept * len(of_type) * SIZE**2) <= len(of_type) * ATOM
+
+
+def test_a_type_is_the_name_without_its_block() -> None:
+    assert type_of(LayerRef("model.layers.12.mlp.fc1", 12, 4, 4, "x")) == "model.layers.*.mlp.fc1"
+    stack = "h.2.attn.c_attn + h.3.attn.c_attn"
+    assert type_of(LayerRef(stack, 2, 8, 4, "x")) == "h.*.attn.c_attn"

@@ -1,0 +1,92 @@
+"""Made-up layers, evidence and inputs, for tests of what divides a budget and what refines."""
+
+import zlib
+
+import numpy as np
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from compress_core.allocate.base import Allocator, Evidence
+from compress_core.types import LayerRef
+
+SHAPES = st.lists(st.tuples(st.integers(2, 40), st.integers(2, 40)), min_size=1, max_size=7)
+SEEDS = st.integers(0, 10_000)
+
+
+def layers_of(shapes: list[tuple[int, int]]) -> list[LayerRef]:
+    """Two layers to a block."""
+    names = [f"model.layers.{i // 2}.{'qo'[i % 2]}_proj" for i in range(len(shapes))]
+    return [
+        LayerRef(name, i // 2, m, n, name)
+        for i, (name, (m, n)) in enumerate(zip(names, shapes, strict=True))
+    ]
+
+
+def evidence_for(
+    allocator: Allocator, layers: list[LayerRef], kept: float, seed: int, noise: float = 0.0
+) -> Evidence:
+    """What ``allocator`` reads and nothing else; a layer's part hangs on its name and the seed.
+
+    Losses are those of random energies, so convex and falling; divergences fall with the share,
+    but for ``noise``.
+    """
+    return Evidence(
+        losses={x.name: losses_of(x, seed) for x in layers} if "losses" in allocator.reads else {},
+        similarity={
+            block: float(_generator(f"block {block}", seed).uniform(0.3, 1))
+            for block in {x.block for x in layers}
+            if "similarity" in allocator.reads
+        },
+        divergence={
+            x.name: divergence_of(x, _probed(allocator, kept), seed, noise)
+            for x in layers
+            if "divergence" in allocator.reads
+        },
+        tokens=1000 if "losses" in allocator.reads else 0,
+    )
+
+
+def losses_of(layer: LayerRef, seed: int) -> Tensor:
+    """Squared error left at each rank, from energies of random decay."""
+    generator = _generator(layer.name, seed)
+    count = min(layer.out_features, layer.in_features)
+    energy = np.sort(generator.exponential(size=count) ** generator.uniform(0.2, 4))[::-1]
+    left = np.append(energy[::-1].cumsum()[::-1], 0.0)
+    return torch.from_numpy(left[: layer.paying_rank + 1].copy())
+
+
+def divergence_of(
+    layer: LayerRef, shares: tuple[float, ...], seed: int, noise: float = 0.0
+) -> list[float]:
+    """KL at each share: none at 1, rising as the share falls; ``noise`` can make it negative."""
+    generator = _generator(layer.name, seed)
+    size, power = generator.uniform(0.1, 5), generator.uniform(0.5, 4)
+    shaken = noise * generator.normal(size=len(shares))
+    return [float(size * (1 - s) ** power + e) for s, e in zip(shares, shaken, strict=True)]
+
+
+def weight_and_inputs(
+    shape: tuple[int, int], tokens: int, seed: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A weight, the dense model's inputs, and what compressed layers before make of them."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*size: int) -> Tensor:
+        return torch.randn(*size, generator=generator, dtype=torch.float64)
+
+    out_features, in_features = shape
+    mix = torch.eye(in_features) + 0.5 * normal(in_features, in_features) / in_features**0.5
+    dense = normal(tokens, in_features) @ mix * torch.linspace(0.3, 2, in_features)
+    behind = dense + 0.3 * normal(tokens, in_features) @ mix + 0.1 * dense.roll(1, dims=1)
+    return normal(out_features, in_features), dense, behind
+
+
+def _probed(allocator: Allocator, kept: float) -> tuple[float, ...]:
+    probe = allocator.probe(kept)
+    assert probe is not None
+    return probe.shares
+
+
+def _generator(name: str, seed: int) -> np.random.Generator:
+    return np.random.default_rng([zlib.crc32(name.encode()), seed])

@@ -1,0 +1,155 @@
+"""The sequential mode, killed at any moment: the same command goes on at its block, same bytes."""
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.pipeline import pico
+from tests.pipeline.conftest import Run
+from tests.pipeline.halting import halt
+
+METHOD = "ada_svd:buckets=4"
+LAST = pico.BLOCKS - 1
+INSIDE = "model.layers.1.self_attn.o_proj"
+
+
+@pytest.fixture(scope="module")
+def whole(
+    inputs: pico.Inputs, cold_walk: pico.Walk, tmp_path_factory: pytest.TempPathFactory
+) -> pico.Walk:
+    """A walk that nobody killed, in a home with the statistics of the dense model."""
+    home = tmp_path_factory.mktemp("whole") / "home"
+    shutil.copytree(cold_walk.session.store.root, home / "store")
+    return pico.walk(inputs.settings(home, method=METHOD))
+
+
+def weights_of(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.glob("*.safetensors")}
+
+
+def done_in(store: Path) -> set[str]:
+    """Keys of what is there, but for the hidden states."""
+    hidden = {folder.name for folder in pico.scratch_left(store)}
+    return {file.parent.name for file in store.glob("*/*/*/manifest.json")} - hidden
+
+
+def check_resumed(found: pico.Walk, whole: pico.Walk, done: set[str]) -> None:
+    """Everything that was done is used, and what is made is what an uninterrupted run makes."""
+    assert {o.key for o in found.outcomes if o.state == "cached"} == done & set(found.keys.values())
+    assert (found.keys, found.digests, found.problems) == (whole.keys, whole.digests, [])
+    assert weights_of(found.folder) == weights_of(whole.folder) != {}
+    store = found.session.store.root
+    assert pico.payload(store) == pico.payload(whole.session.store.root)
+    assert pico.scratch_left(store) == []
+
+
+def blocks_of(names: set[str]) -> set[int]:
+    return {int(name.split(".")[2]) for name in names}
+
+
+@pytest.mark.parametrize(
+    ("stage", "unit", "when", "goes_on_in"),
+    [
+        ("measure", INSIDE, "before", 1),
+        ("scratch", "hidden states behind block 0", "before", 1),
+        ("scratch", "hidden states behind block 1", "after", 2),
+        ("advance", "model.layers.1", "before", 1),
+        ("advance", "model.layers.1", "after", 2),
+        ("advance", f"model.layers.{LAST}", "after", None),
+    ],
+)
+def test_killed_at_any_moment_the_same_command_goes_on_at_its_block(
+    stage: str,
+    unit: str,
+    when: str,
+    goes_on_in: int | None,
+    whole: pico.Walk,
+    inputs: pico.Inputs,
+    warm_home: Path,
+) -> None:
+    settings = inputs.settings(warm_home, method=METHOD)
+    halt(settings, stage, unit, when)
+    done = done_in(warm_home / "store")
+    found = pico.walk(settings)
+    check_resumed(found, whole, done)
+    sequential = set[str]().union(
+        *(found.computed.get(stage, set()) for stage in ("measure", "realise", "advance"))
+    )
+    expected = set() if goes_on_in is None else set(range(goes_on_in, pico.BLOCKS))
+    assert blocks_of(sequential) == expected
+
+
+@pytest.mark.parametrize("loss", ["gone", "damaged"])
+def test_hidden_states_that_are_lost_are_made_again_to_the_bit(
+    loss: str, whole: pico.Walk, inputs: pico.Inputs, warm_home: Path
+) -> None:
+    settings, store = inputs.settings(warm_home, method=METHOD), warm_home / "store"
+    halt(settings, "realise", f"model.layers.{LAST}.self_attn.o_proj", "before")
+    (scratch,) = pico.scratch_left(store)
+    done = done_in(store)
+    if loss == "gone":
+        shutil.rmtree(scratch)
+    else:
+        chunk = next((scratch / "arrays/compressed").rglob("c*"))
+        data = bytearray(chunk.read_bytes())
+        data[len(data) // 2] ^= 1
+        chunk.write_bytes(data)
+    found = pico.walk(settings)
+    assert [line for line in found.problems if "scratch" not in line] == []
+    assert len(found.problems) == (1 if loss == "damaged" else 0)
+    found.problems.clear()
+    check_resumed(found, whole, done)
+    assert blocks_of(found.computed["realise"] | found.computed["measure"]) == {LAST}
+
+
+@pytest.mark.parametrize("stage", ["measure", "realise", "advance"])
+def test_a_lost_artifact_alone_is_made_again(
+    stage: str, whole: pico.Walk, inputs: pico.Inputs, home: Path
+) -> None:
+    shutil.copytree(whole.session.store.root, home / "store")
+    unit = "model.layers.1" if stage == "advance" else INSIDE
+    key = whole.keys[(stage, unit)]
+    shutil.rmtree(home / "store" / stage / key[:2] / key)
+    found = pico.walk(inputs.settings(home, method=METHOD))
+    assert found.computed == {stage: {unit}}
+    assert found.digests == whole.digests
+    assert pico.scratch_left(home / "store") == []
+
+
+def test_another_budget_after_a_kill_leaves_the_first_one_to_go_on(
+    whole: pico.Walk, inputs: pico.Inputs, warm_home: Path
+) -> None:
+    settings = inputs.settings(warm_home, method=METHOD)
+    halt(settings, "measure", INSIDE, "after")
+    done = done_in(warm_home / "store") & set(whole.keys.values())
+    pico.walk({**settings, "kept": 0.5})
+    found = pico.walk(settings)
+    assert {o.key for o in found.outcomes if o.state == "cached"} >= done
+    assert weights_of(found.folder) == weights_of(whole.folder)
+    assert pico.scratch_left(warm_home / "store") == []
+
+
+def test_a_killed_command_is_repeated(
+    run: Run, whole: pico.Walk, inputs: pico.Inputs, warm_home: Path, tmp_path: Path
+) -> None:
+    """By the clock and not by the unit: wherever `kill -9` finds it."""
+    settings: dict[str, Any] = inputs.settings(warm_home, method=METHOD)
+    store = warm_home / "store"
+    process = pico.start([*pico.arguments("run", settings), "--json"], tmp_path)
+    deadline = time.monotonic() + 200
+    while len(list(store.glob("measure/*/*/manifest.json"))) < 5:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
+    process.kill()
+    process.communicate()
+    done = done_in(store) & set(whole.keys.values())
+    assert whole.keys[("materialise", "model")] not in done
+    result = run(settings)
+    stages = [stage for stage in result["stages"] if stage["name"] != "register"]
+    assert [stage["key"] for stage in stages] == list(whole.keys.values())
+    assert {stage["key"] for stage in stages if stage["state"] == "cached"} == done
+    assert weights_of(Path(result["model_dir"])) == weights_of(whole.folder)
+    assert pico.scratch_left(store) == []
