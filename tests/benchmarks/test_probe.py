@@ -13,7 +13,7 @@ from compress_core.hf.loading import load_model
 from compress_core.hf.probe import DenseLogits, KlProbe
 from tests.benchmarks.conftest import Bench
 
-CANDIDATES = 4
+CANDIDATES = 2
 BATCH = 4
 
 
@@ -37,7 +37,7 @@ def test_a_table_of_divergences(bench: Bench, tmp_path: Path) -> None:
     drawn.save_pretrained(tmp_path)
     model = load_model(tmp_path)
     layout = inspect_model(Checkpoint(tmp_path))
-    windows = torch.randint(0, config.vocab_size, (8, 128))
+    windows = torch.randint(0, config.vocab_size, (16, 128))
     layers = {layer: model.get_submodule(layer.name) for layer in layout.layers}
     table = [
         (layer, module, (module.weight.detach() * (1 - 0.1 * step)).contiguous())

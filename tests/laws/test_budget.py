@@ -47,6 +47,12 @@ def test_all_of_it_keeps_every_layer_dense() -> None:
     assert set(Uniform().allocate(layers, 1.0, Evidence()).values()) == {Share(None)}
 
 
+def test_factors_that_would_cost_what_the_dense_weight_costs_are_not_made() -> None:
+    layers = layers_of([(4, 4)])  # rank 2 costs 16, and so does the weight
+    shares = Uniform().allocate(layers, 1 - 1e-12, Evidence())
+    assert set(shares.values()) == {Share(None)}
+
+
 def test_the_papers_rank() -> None:
     layer = layers_of([(4096, 11008)])[0]
     rank = Uniform().allocate([layer], 0.8, Evidence())[layer.name].rank

@@ -164,33 +164,41 @@ def test_refitted_columns_are_the_least_squares_fit_and_better_than_kept_ones(
     assert best == pytest.approx(float(bound), rel=1e-6, abs=1e-6 * unfitted)
 
 
-def planted() -> tuple[Tensor, Tensor, set[int]]:
-    """Rank 2 but for four loud columns, and a little noise."""
+def planted(rank: int, loud: list[int]) -> tuple[Tensor, Tensor]:
+    """A weight of that rank but for the loud columns and a little noise."""
     generator = torch.Generator().manual_seed(0)
 
     def normal(*size: int) -> Tensor:
         return torch.randn(*size, generator=generator, dtype=torch.float64)
 
-    weight = 5 * normal(30, 2) @ normal(2, 40) + 1e-3 * normal(30, 40)
-    loud = [3, 11, 20, 33]
-    weight[:, loud] += 5 * normal(30, 4)
-    return weight, normal(200, 40), set(loud)
+    weight = 5 * normal(30, rank) @ normal(rank, 40) + 1e-3 * normal(30, 40)
+    weight[:, loud] += 5 * normal(30, len(loud))
+    return weight, normal(200, 40)
 
 
 @pytest.mark.parametrize("refit", [False, True])
 @pytest.mark.parametrize("search", ["golden", "grid"])
 def test_planted_columns_are_found(refit: bool, search: Search) -> None:
     """Rank 4 cannot have both the rank and the columns; rank 2 beside the columns has."""
-    weight, inputs, loud = planted()
+    loud = [3, 11, 20, 33]
+    weight, inputs = planted(2, loud)
     plain = error_of(truncated(weight, inputs, 4), weight, inputs)
     low = refined(PreserveColumns(refit=refit, search=search), weight, inputs, 4)
     assert low.index is not None and low.rank == 2
-    assert loud <= set(low.index.tolist())
+    assert set(loud) <= set(low.index.tolist())
     assert error_of(low, weight, inputs) < 0.01 * plain
 
 
+def test_a_grid_reaches_the_last_component() -> None:
+    """Eight of nine ranks pay for eighteen columns, and seven would not."""
+    weight, inputs = planted(1, list(range(5, 23)))
+    low = refined(PreserveColumns(search="grid"), weight, inputs, 9)
+    assert low.index is not None and low.rank == 1
+    assert low.index.tolist() == list(range(5, 23))
+
+
 def test_the_gain_that_is_asked_for_decides() -> None:
-    weight, inputs, _ = planted()
+    weight, inputs = planted(2, [3, 11, 20, 33])
     weight += 0.5 * weight_and_inputs((30, 40), 1, seed=5)[0]  # so that the gain is a middling one
     plain = truncated(weight, inputs, 4)
     low = refined(PreserveColumns(), weight, inputs, 4)
