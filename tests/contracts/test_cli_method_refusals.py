@@ -43,7 +43,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         {"method": "basis_sharing"},
         "groups of 2 blocks do not divide the model's 3 blocks; groups of 1, 3 do",
     ),
-    "groups of none": ({"method": "basis_sharing:group=0"}, "groups of 0 blocks do not divide the"),
+    "groups of none": ({"method": "basis_sharing:group=0"}, "group must be at least 1, got 0"),
     "word that is no choice": (
         {"method": "svd_llm", "option": "update=v"},
         "option 'update' of method 'svd_llm' must be one of none, u; got 'v'",

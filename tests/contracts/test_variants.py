@@ -239,7 +239,8 @@ def test_layers_of_unlike_size_do_not_share() -> None:
 
 
 @pytest.mark.parametrize(
-    ("group", "blocks", "fitting"), [(4, 6, "1, 2, 3, 6"), (2, 5, "1, 5"), (12, 6, "1, 2, 3, 6")]
+    ("group", "blocks", "fitting"),
+    [(4, 6, "1, 2, 3, 6"), (2, 5, "1, 5"), (12, 6, "1, 2, 3, 6")],
 )
 def test_groups_that_do_not_divide_are_refused_with_those_that_do(
     group: int, blocks: int, fitting: str
