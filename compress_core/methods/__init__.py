@@ -100,4 +100,13 @@ def build_method(
             known = ", ".join([*parameters, *for_allocator]) or "none"
             raise ConfigError(f"method {name!r} has no option {option!r}; its options: {known}")
     method = METHODS[name](**values)
-    return replace(method, allocate=build_allocator(allocate, of_allocator)) if allocate else method
+    if allocate is None:
+        return method
+    allocator = build_allocator(allocate, of_allocator)
+    for option, value in values.items():
+        alone, default = METHODS[name](**{option: value}), METHODS[name]()
+        if alone != default and replace(alone, allocate=default.allocate) == default:
+            raise ConfigError(
+                f"option {option!r} is of the allocator of {name!r}, which {allocate!r} replaces"
+            )
+    return replace(method, allocate=allocator)

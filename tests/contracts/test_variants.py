@@ -251,3 +251,13 @@ def test_groups_that_do_not_divide_are_refused_with_those_that_do(
         f"groups of {group} blocks do not divide the model's {blocks} blocks; "
         f"groups of {fitting} do"
     )
+
+
+@pytest.mark.parametrize("text", ["ada_svd@uniform:mrr=0.3", "duo_svd@hull:sweeps=2:mrr=1"])
+def test_an_option_of_a_replaced_allocator_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"which 'uniform' replaces|no option 'sweeps'"):
+        build_method(text)
+
+
+def test_other_options_go_with_another_allocator() -> None:
+    assert build_method("ada_svd@uniform:sweeps=3").allocate == build_method("svd").allocate

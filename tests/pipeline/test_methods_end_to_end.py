@@ -148,6 +148,10 @@ def test_a_shared_basis_is_stored_once_and_is_one_parameter(
     entries = entries_of(walk.folder)
     factors = [key for key in tensors_of(walk) if key.endswith(".factor_in")]
     assert len(factors) == len(entries) - len(owners)
+    for name, unit in walk.pipeline.realised.items():  # in the store, too
+        key = walk.session.manifests[unit].key
+        arrays = walk.session.store.root / "realise" / key[:2] / key / "arrays"
+        assert (arrays / "u").exists() and (arrays / "v").exists() == (name not in owners)
     for trust in (False, True):
         loaded = AutoModelForCausalLM.from_pretrained(walk.folder, trust_remote_code=trust)
         expect_shared(loaded, walk.folder)
