@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from compress_core.errors import NumericsError
+from compress_core.sparse import Sparse
 from compress_core.types import Share
 from compress_core.whiten import Metric
 
@@ -27,27 +28,33 @@ class Prepared:
     Attributes:
         arrays: What :meth:`Decomposer.realise` will read, components in rows, best first.
         loss: float64 (ranks + 1,); ``loss[r]`` is the squared error left when r components stay.
+        sparse: Entries beside the components, or None.
     """
 
     arrays: Mapping[str, Tensor]
     loss: Tensor
+    sparse: Sparse | None = None
 
 
 @dataclass(frozen=True)
 class LowRank:
-    """W′ = u v, and beside it, where ``columns`` is not None, some columns of a weight as they are.
+    """W′ = u v, and beside it columns of a weight as they are, or sparse entries added to it.
 
     Attributes:
         u: (out, rank).
         v: (rank, in - kept), for the inputs that are not kept, in their order.
         columns: (out, kept), or None.
         index: (kept,) int64, ascending: which inputs the columns belong to; None without columns.
+        sparse: What is added to the product, (out, in); None for nothing. Never with columns.
+        bias: What is added to the layer's bias, (out,); None for nothing.
     """
 
     u: Tensor
     v: Tensor
     columns: Tensor | None = None
     index: Tensor | None = None
+    sparse: Sparse | None = None
+    bias: Tensor | None = None
 
     @property
     def rank(self) -> int:
@@ -57,6 +64,8 @@ class LowRank:
     def dense(self) -> Tensor:
         """W′ (out, in), in the dtype of ``u``."""
         product = self.u @ self.v
+        if self.sparse is not None:
+            product = product + self.sparse.dense()
         if self.columns is None or self.index is None:
             return product
         rest, kept = split_inputs(product.shape[1] + len(self.index), self.index)
@@ -76,6 +85,11 @@ def split_inputs(features: int, index: Tensor) -> tuple[Tensor, Tensor]:
 class Decomposer(Protocol):
     """Does everything that does not depend on the budget, then cuts to any budget."""
 
+    @property
+    def whole(self) -> bool:
+        """Whether it is asked for all components, not only as many as pay."""
+        ...
+
     def prepare(self, weight: Tensor, metric: Metric, rank: int) -> Prepared:
         """Decomposes ``weight`` (out, in), keeping at most ``rank`` components."""
         ...
@@ -87,7 +101,14 @@ class Decomposer(Protocol):
 
 @dataclass(frozen=True)
 class ProjectOutputs:
-    """The metric-optimal truncation above; what it stores is float32, what it computes float64."""
+    """The metric-optimal truncation above; what it stores is float32, what it computes float64.
+
+    Attributes:
+        whole: Whether components are kept beyond the rank at which factors pay, for methods that
+            pick among all of them.
+    """
+
+    whole: bool = False
 
     def prepare(self, weight: Tensor, metric: Metric, rank: int) -> Prepared:
         """Decomposes ``weight`` (out, in) into ``ut`` (rank, out) and ``v`` (rank, in).

@@ -7,6 +7,8 @@ from compress_core.allocate.base import Allocator
 from compress_core.allocate.uniform import Uniform
 from compress_core.decompose import Decomposer, ProjectOutputs
 from compress_core.errors import ConfigError
+from compress_core.learn.base import Learner
+from compress_core.prune.base import Pruner
 from compress_core.refine.base import DENSE, PREFIX, Prefix, Refiner
 from compress_core.types import LayerRef, Stack
 from compress_core.whiten import Unweighted, Whitener
@@ -61,6 +63,8 @@ class Method:
         refine: How a layer cut to its share is bettered; None leaves it.
         prefix: How inputs behind compressed layers are measured, for a refiner that reads them.
         sharing: Which layers have an in-factor in common; None for none.
+        prune: What makes a layer of its share where nothing is decomposed beforehand.
+        learn: What chooses among the decomposition's atoms by training, in place of ``allocate``.
     """
 
     name: str
@@ -72,23 +76,32 @@ class Method:
     refine: Refiner | None = None
     prefix: Prefix = Prefix()
     sharing: Sharing | None = None
+    prune: Pruner | None = None
+    learn: Learner | None = None
 
     @property
     def reads_inputs(self) -> bool:
         """Whether it reads statistics of the layers' inputs in the dense model."""
         of_taps = self.whiten.needs & {"gram", "abs_sum"}
-        return bool(of_taps) or (self.refine is not None and DENSE in self.refine.reads)
+        return bool(of_taps) or DENSE in self._moments
 
     @property
     def needs_calibration(self) -> bool:
         """Whether it reads calibration text at all."""
         measured = self.allocate.reads & {"similarity", "divergence"}
-        return bool(self.whiten.needs or measured or self.refine is not None)
+        fitted = self.refine or self.prune or self.learn
+        return bool(self.whiten.needs or measured or fitted is not None)
 
     @property
     def sequential(self) -> bool:
         """Whether layers are measured behind compressed ones, and so done in order."""
-        return self.refine is not None and PREFIX in self.refine.reads
+        return PREFIX in self._moments
+
+    @property
+    def _moments(self) -> frozenset[str]:
+        """Second moments that fitting a layer reads."""
+        fitted = self.refine or self.prune
+        return frozenset() if fitted is None else fitted.reads
 
     def stacks(self, layers: Sequence[LayerRef]) -> list[Stack]:
         """What is decomposed as one: every layer by itself unless in-factors are shared.

@@ -79,13 +79,21 @@ def affordable(kept: float, cost: int) -> int:
 
 @dataclass(frozen=True)
 class Share:
-    """What one layer keeps: the first ``rank`` components, or the dense weight when it is None."""
+    """What one layer keeps.
+
+    Attributes:
+        rank: Its components; None for the dense weight.
+        nonzeros: Entries of a sparse part beside them; each counts as one number.
+    """
 
     rank: int | None
+    nonzeros: int = 0
 
     def cost(self, layer: LayerRef) -> int:
         """Numbers stored for ``layer`` at this share."""
-        return layer.dense_cost if self.rank is None else self.rank * layer.atom_cost
+        if self.rank is None:
+            return layer.dense_cost
+        return self.rank * layer.atom_cost + self.nonzeros
 
 
 def dense_or(rank: int, layer: LayerRef) -> Share:

@@ -31,11 +31,14 @@ Stage = Literal[
     "whiten",
     "decompose",
     "probe",
+    "teacher",
+    "learn",
     "allocate",
     "measure",
     "realise",
     "advance",
     "materialise",
+    "recover",
     "evaluate",
 ]
 STAGES = get_args(Stage)

@@ -28,10 +28,11 @@ from tasks.decompose import decompose_groups
 from tasks.evaluate import Models, task_group, text_group
 from tasks.fisher import fisher_group
 from tasks.job import Job
+from tasks.learn import learn_groups
 from tasks.materialise import materialise_group
 from tasks.model import DenseModel
 from tasks.probe import probe_groups
-from tasks.realise import realise_groups
+from tasks.realise import Upstream, realise_groups
 from tasks.sequential import sequential_groups
 from tasks.tokenise import Text, calibration_group, evaluation_group
 from tasks.units import Group, Outcome, Session, Unit
@@ -89,7 +90,7 @@ class Pipeline:
     config: RunConfig
     job: Job
     groups: list[Group]
-    allocation: Unit
+    allocation: Unit | dict[str, Unit]  # or what was learned, by layer
     realised: dict[str, Unit]  # layer -> unit
     folder: Unit
     evaluations: list[Evaluation]
@@ -239,6 +240,7 @@ def build_pipeline(workspace: Workspace, config: RunConfig) -> Pipeline:
     calibration, texts = workspace.texts
     collected, whitened, fisher = [], [], []
     first = [calibration] if method.needs_calibration and calibration is not None else []
+    tokens = None
     if first:
         (tokens,) = first[0].units
         if method.reads_inputs or "similarity" in method.allocate.reads:
@@ -249,22 +251,40 @@ def build_pipeline(workspace: Workspace, config: RunConfig) -> Pipeline:
             fisher = [fisher_group(job, models, tokens)]
     taps = _by_name(collected)
     gradients = {u.settings["gradients of"]: u for group in fisher for u in group.units}
-    decomposed = decompose_groups(job, taps, _by_name(whitened), gradients)
+    decomposed = []
+    if method.prune is None:
+        decomposed = decompose_groups(job, taps, _by_name(whitened), gradients)
     layers = _by_name(decomposed)
-    probed = probe_groups(job, models, tokens, layers) if method.allocate.probe(job.kept) else []
-    allocated = allocate_group(job, taps, layers, _by_name(probed))
-    (allocation,) = allocated.units
+    chosen, allocation = _choose(workspace, job, tokens, taps, layers)
+    upstream = Upstream(taps, layers, allocation)
     if method.sequential:
-        realised = sequential_groups(job, tokens, taps, layers, allocation)
+        assert tokens is not None
+        realised = sequential_groups(job, tokens, upstream)
     else:
-        realised = realise_groups(job, taps, layers, allocation)
+        realised = realise_groups(job, upstream)
     factors = _by_name([group for group in realised if group.stage == "realise"])
     materialised = materialise_group(job, factors)
     (folder,) = materialised.units
     evaluated, evaluations = _evaluation_groups(workspace, config, texts, folder)
-    groups = [*first, *texts.values(), *collected, *fisher, *whitened, *decomposed, *probed]
-    groups += [allocated, *realised, materialised, *evaluated]
+    groups = [*first, *texts.values(), *collected, *fisher, *whitened, *decomposed, *chosen]
+    groups += [*realised, materialised, *evaluated]
     return Pipeline(config, job, groups, allocation, factors, folder, evaluations)
+
+
+def _choose(
+    workspace: Workspace,
+    job: Job,
+    tokens: Unit | None,
+    taps: dict[str, Unit],
+    layers: dict[str, Unit],
+) -> tuple[list[Group], Unit | dict[str, Unit]]:
+    """How the budget is divided: by an allocator, or by training, layer by layer."""
+    if job.method.learn is not None:
+        assert tokens is not None
+        return learn_groups(job, workspace.models, tokens, layers)
+    probed = probe_groups(job, workspace.models, tokens, layers)
+    allocated = allocate_group(job, taps, layers, _by_name(probed))
+    return [*probed, allocated], allocated.units[0]
 
 
 def make_job(workspace: Workspace, config: RunConfig) -> Job:
@@ -286,7 +306,10 @@ def make_job(workspace: Workspace, config: RunConfig) -> Job:
         products=config.products,
         seed=config.seed,
     )
-    method.allocate.check(job.layers, kept)
+    if method.learn is not None:
+        method.learn.check(job.layers, kept, job.samples)
+    else:
+        method.allocate.check(job.layers, kept)
     return job
 
 

@@ -48,6 +48,9 @@ def allocate_group(
         shares = allocator.allocate(layers, job.kept, evidence)
         with work.draft(work.missing[0]) as draft:
             draft.attrs["ranks"] = {name: share.rank for name, share in shares.items()}
+            entries = {name: share.nonzeros for name, share in shares.items() if share.nonzeros}
+            if entries:
+                draft.attrs["nonzeros"] = entries
 
     unit = Unit(
         "allocate",
@@ -77,9 +80,20 @@ def _divergence(artifact: Artifact) -> list[float]:
 
 def read_shares(artifact: Artifact) -> dict[str, Share]:
     """Layer or stack name to its share."""
-    return {name: Share(rank) for name, rank in artifact.attrs["ranks"].items()}
+    return {name: share_of(artifact, name) for name in artifact.attrs["ranks"]}
 
 
-def rank_of(stack: str) -> View:
-    """The part of an allocation that concerns one layer or stack: its rank, or None for dense."""
-    return lambda artifact: artifact.attrs["ranks"][stack]
+def share_of(artifact: Artifact, stack: str) -> Share:
+    """The share of one layer or stack."""
+    attrs = artifact.attrs
+    return Share(attrs["ranks"][stack], attrs.get("nonzeros", {}).get(stack, 0))
+
+
+def view_of(stack: str) -> View:
+    """The part of an allocation that concerns one layer or stack, as it enters keys."""
+
+    def view(artifact: Artifact) -> int | list[int | None] | None:
+        share = share_of(artifact, stack)
+        return [share.rank, share.nonzeros] if share.nonzeros else share.rank
+
+    return view

@@ -5,11 +5,15 @@ import torch
 from torch import Tensor
 
 from compress_core.decompose import LowRank
+from compress_core.learn.base import Atoms, Chosen
 from compress_core.refine.columns import SMALL_INDEX
+from compress_core.sparse import Sparse, pack, unpack
 from compress_core.stats import InputStats, PrefixStats
 from compress_core.whiten import Diagonal, Metric, SecondMoment
 from storage.artifact import Artifact
 from storage.draft import Draft
+
+SPARSE_PLACES = ("sparse_bits", "sparse_columns", "sparse_counts")
 
 
 def put_tensor(draft: Draft, name: str, tensor: Tensor) -> None:
@@ -84,6 +88,28 @@ def put_factors(draft: Draft, factors: LowRank, dtype: torch.dtype, *, own_v: bo
         put_tensor(draft, "columns", factors.columns.to(dtype))
         small = features <= SMALL_INDEX
         put_tensor(draft, "index", factors.index.to(torch.int16 if small else torch.int32))
+    if factors.sparse is not None:
+        put_sparse(draft, factors.sparse, dtype)
+    if factors.bias is not None:
+        put_tensor(draft, "bias", factors.bias.to(dtype))
+
+
+def put_sparse(draft: Draft, sparse: Sparse, dtype: torch.dtype) -> None:
+    """Stores a sparse part: values in ``dtype``, places in the smaller of two narrow layouts."""
+    draft.attrs["sparse shape"] = list(sparse.mask.shape)
+    put_tensor(draft, "sparse_values", sparse.values.to(dtype))
+    for name, tensor in pack(sparse.mask).items():
+        put_tensor(draft, name, tensor)
+
+
+def get_sparse(artifact: Artifact) -> Sparse | None:
+    """Reads a sparse part, or None where nothing was put."""
+    if "sparse shape" not in artifact.attrs:
+        return None
+    names = [name for name in SPARSE_PLACES if name in artifact.names]
+    parts = {name: get_tensor(artifact, name) for name in names}
+    mask = unpack(parts, *artifact.attrs["sparse shape"])
+    return Sparse(mask, get_tensor(artifact, "sparse_values"))
 
 
 def get_factors(artifact: Artifact, shared: Artifact | None = None) -> LowRank:
@@ -91,9 +117,44 @@ def get_factors(artifact: Artifact, shared: Artifact | None = None) -> LowRank:
     u = get_tensor(artifact, "u")
     v = get_tensor(shared or artifact, "v")
     if not artifact.attrs["columns"]:
-        return LowRank(u, v)
+        bias = get_tensor(artifact, "bias") if "bias" in artifact.names else None
+        return LowRank(u, v, sparse=get_sparse(artifact), bias=bias)
     index = get_tensor(artifact, "index").to(torch.int64)
     return LowRank(u, v, get_tensor(artifact, "columns"), index)
+
+
+def get_atoms(artifact: Artifact) -> Atoms:
+    """Reads all that a decomposition offers."""
+    loss = get_tensor(artifact, "loss")
+    ut, v = get_tensor(artifact, "ut"), get_tensor(artifact, "v")
+    return Atoms(ut, v, (loss[:-1] - loss[1:])[: len(ut)], get_sparse(artifact))
+
+
+def put_chosen(draft: Draft, chosen: Chosen) -> None:
+    """Stores what was learned of a layer; the entries that stay as bits."""
+    draft.attrs["rank"] = None if chosen.index is None else len(chosen.index)
+    if chosen.index is None or chosen.scale is None:
+        return
+    put_tensor(draft, "index", chosen.index.to(torch.int32))
+    put_tensor(draft, "scale", chosen.scale.to(torch.float32))
+    if chosen.bias is not None:
+        put_tensor(draft, "bias", chosen.bias.to(torch.float32))
+    if chosen.entries is not None:
+        draft.attrs["entries"] = len(chosen.entries)
+        draft.put("entries", np.packbits(chosen.entries.cpu().numpy()))
+
+
+def get_chosen(artifact: Artifact) -> Chosen:
+    """Reads what was learned of a layer."""
+    if artifact.attrs["rank"] is None:
+        return Chosen(None)
+    entries = None
+    if "entries" in artifact.attrs:
+        bits = np.unpackbits(artifact.array("entries"), count=int(artifact.attrs["entries"]))
+        entries = torch.from_numpy(bits.astype(bool))
+    bias = get_tensor(artifact, "bias") if "bias" in artifact.names else None
+    index = get_tensor(artifact, "index").to(torch.int64)
+    return Chosen(index, get_tensor(artifact, "scale"), entries, bias)
 
 
 def put_metric(draft: Draft, metric: Metric) -> None:

@@ -10,7 +10,7 @@ from compress_core.stats import InputStats
 from compress_core.types import Stack
 from compress_core.whiten import Metric, Plain
 from tasks.components import code_of, describe
-from tasks.convert import get_metric, get_stats, get_tensor, put_tensor
+from tasks.convert import get_metric, get_stats, get_tensor, put_sparse, put_tensor
 from tasks.job import Job
 from tasks.units import Cost, Group, Unit, Work
 
@@ -71,13 +71,14 @@ def _unit(job: Job, name: str, stack: Stack, inputs: dict[str, Unit]) -> Unit:
         for i, member in enumerate(stack.members)
     }
     small, large = sorted((layer.out_features, layer.in_features))
+    rank = small if method.decompose.whole else layer.paying_rank
     return Unit(
         "decompose",
         name,
         settings={
             **describe(method.decompose),
             **({"whitener": describe(method.whiten)} if measured else {}),
-            "rank": layer.paying_rank,
+            "rank": rank,
             "transposed": stack.members[0].transposed,
         },
         code=[
@@ -90,7 +91,7 @@ def _unit(job: Job, name: str, stack: Stack, inputs: dict[str, Unit]) -> Unit:
         cost=Cost(
             operations=9.0 * small**3 + 4.0 * small * large**2 + 4.0 * small**2 * large,
             memory=8 * (3 * layer.dense_cost + layer.in_features**2),
-            disk=4 * layer.paying_rank * layer.atom_cost,
+            disk=4 * rank * layer.atom_cost,
         ),
     )
 
@@ -111,11 +112,13 @@ class _Decompose:
             weight = torch.cat([self.job.weight(member) for member in stack.members])
             try:
                 prepared = self.job.method.decompose.prepare(
-                    weight.to(device), metrics[place], layer.paying_rank
+                    weight.to(device), metrics[place], unit.settings["rank"]
                 )
             except CompressError as error:
                 raise type(error)(f"layer {layer.name}: {error}") from error
             with work.draft(unit) as draft:
+                if prepared.sparse is not None:
+                    put_sparse(draft, prepared.sparse, torch.float32)
                 for name, tensor in prepared.arrays.items():
                     put_tensor(draft, name, tensor)
                 put_tensor(draft, "loss", prepared.loss)

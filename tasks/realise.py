@@ -1,31 +1,56 @@
 """Stage ``realise``: a decomposition and a share become the factors that will be stored."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from compress_core.decompose import LowRank
 from compress_core.errors import CompressError, NumericsError
-from compress_core.refine.base import DENSE, Moments, Refiner
+from compress_core.learn.base import pick
+from compress_core.refine.base import DENSE, Moments
 from compress_core.refine.columns import index_cost
 from compress_core.types import LayerRef, Share, affordable
-from tasks.allocate import rank_of
+from tasks.allocate import share_of, view_of
 from tasks.components import code_of, describe
-from tasks.convert import get_factors, get_prefix_stats, get_stats, put_factors
+from tasks.convert import (
+    get_atoms,
+    get_chosen,
+    get_factors,
+    get_prefix_stats,
+    get_stats,
+    put_factors,
+)
 from tasks.job import Job, reader
 from tasks.units import Cost, Group, Unit, Work
 
+DENSE_ATTRS = {"rank": None, "columns": 0, "nonzeros": 0}
 
-def realise_groups(
-    job: Job, collected: Mapping[str, Unit], decomposed: Mapping[str, Unit], allocation: Unit
-) -> list[Group]:
+
+@dataclass(frozen=True)
+class Upstream:
+    """What layers are made of.
+
+    Attributes:
+        collected: Tap to its ``collect`` unit.
+        decomposed: Stack to its ``decompose`` unit; empty where nothing is decomposed.
+        allocation: The ``allocate`` unit, or what was learned, by layer, in its place.
+    """
+
+    collected: Mapping[str, Unit]
+    decomposed: Mapping[str, Unit]
+    allocation: Unit | Mapping[str, Unit]
+
+
+def realise_groups(job: Job, upstream: Upstream) -> list[Group]:
     """One group per block, one unit per layer, for methods that need no compressed prefix."""
-    compute = Realise(job, allocation)
+    compute = Realise(job, upstream.allocation)
     return [
         Group(
             "realise",
             f"block {block}",
-            [realise_unit(job, layer, collected, decomposed, allocation, {}) for layer in layers],
+            [realise_unit(job, layer, upstream, {}) for layer in layers],
             compute,
         )
         for block in range(len(job.model.layout.blocks))
@@ -34,38 +59,38 @@ def realise_groups(
 
 
 def realise_unit(
-    job: Job,
-    layer: LayerRef,
-    collected: Mapping[str, Unit],
-    decomposed: Mapping[str, Unit],
-    allocation: Unit,
-    measured: Mapping[str, Unit],
+    job: Job, layer: LayerRef, upstream: Upstream, measured: Mapping[str, Unit]
 ) -> Unit:
     """The unit of one layer; a layer that stays dense stores nothing.
 
     Args:
         job: Gives the method.
         layer: The layer.
-        collected: Tap to its ``collect`` unit.
-        decomposed: Stack to its ``decompose`` unit.
-        allocation: The ``allocate`` unit.
+        upstream: What it is made of.
         measured: Tap to its ``measure`` unit, for methods that read the compressed prefix.
     """
     model, method = job.model, job.method
     stack = job.stack_of[layer.name]
     rows = job.rows(layer)
-    inputs = {"decomposition": decomposed[stack]}
     settings = {
         "dtype": model.checkpoint.dtype(model.weight_key(layer.name)),
         "rows": [rows.start, rows.stop],
         "owner": owner_of(job, layer) == layer.name,
     }
-    sources = {}
-    if method.refine is not None:
-        settings |= {"refine": describe(method.refine), "transposed": layer.transposed}
+    inputs, views, sources = {}, {}, {}
+    if stack in upstream.decomposed:
+        inputs["decomposition"] = upstream.decomposed[stack]
+    if isinstance(upstream.allocation, Unit):
+        views["share"] = (upstream.allocation, view_of(stack))
+    else:
+        inputs["learned"] = upstream.allocation[layer.name]
+        settings["learned"] = True
+    fitted = method.refine or method.prune
+    if fitted is not None:
+        settings |= {"fit": describe(fitted), "transposed": layer.transposed}
         sources["weight"] = model.stored[model.weight_key(layer.name)]
-        if DENSE in method.refine.reads:
-            inputs["statistics"] = collected[layer.tap]
+        if DENSE in fitted.reads:
+            inputs["statistics"] = upstream.collected[layer.tap]
         if method.sequential:
             inputs["prefix"] = measured[layer.tap]
     numbers = affordable(job.kept, layer.dense_cost)
@@ -74,12 +99,15 @@ def realise_unit(
         "realise",
         layer.name,
         settings=settings,
-        code=[code_of(method.decompose), *([code_of(method.refine)] if method.refine else [])],
+        code=[
+            *(code_of(part) for part in (method.decompose, fitted) if part is not None),
+            *(["compress_core.learn.base.pick"] if method.learn else []),
+        ],
         sources=sources,
         inputs=inputs,
-        views={"rank": (allocation, rank_of(stack))},
+        views=views,
         cost=Cost(
-            numbers if method.refine is None else 40.0 * small**2 * layer.in_features,
+            numbers if fitted is None else 40.0 * small**2 * layer.in_features,
             8 * numbers,
             4 * numbers,
         ),
@@ -92,9 +120,9 @@ def owner_of(job: Job, layer: LayerRef) -> str:
 
 
 class Realise:
-    """Cuts, refines and stores the layers of a group."""
+    """Cuts or prunes, refines and stores the layers of a group."""
 
-    def __init__(self, job: Job, allocation: Unit) -> None:
+    def __init__(self, job: Job, allocation: Unit | Mapping[str, Unit]) -> None:
         self.job = job
         self.allocation = allocation
         self.layers = {layer.name: layer for layer in job.model.layout.layers}
@@ -103,64 +131,91 @@ class Realise:
         """Computes the missing units of a group."""
         for done, unit in enumerate(work.missing):
             layer = self.layers[unit.name]
-            rank = rank_of(self.job.stack_of[layer.name])(work.artifact(self.allocation))
-            factors = None if rank is None else self._factors(work, unit, layer, Share(rank))
-            owner = owner_of(self.job, layer)
+            factors = self._factors(work, unit, layer)
+            own = owner_of(self.job, layer) == layer.name
             with work.draft(unit) as draft:
-                draft.attrs |= {"rank": rank, "columns": 0, "numbers": layer.dense_cost}
                 if factors is None:
+                    draft.attrs |= DENSE_ATTRS | {"numbers": layer.dense_cost}
                     continue
-                own = owner == layer.name
                 dtype = self.job.model.checkpoint.torch_dtype(self.job.model.weight_key(layer.name))
                 put_factors(draft, factors, dtype, own_v=own)
                 draft.attrs |= count(factors, own)
             work.progress(done + 1, len(work.missing))
 
-    def _factors(self, work: Work, unit: Unit, layer: LayerRef, share: Share) -> LowRank:
+    def _factors(self, work: Work, unit: Unit, layer: LayerRef) -> LowRank | None:
+        """What the layer stores; None where it stays dense."""
+        method = self.job.method
+        if not isinstance(self.allocation, Unit):
+            atoms = get_atoms(work.artifact(unit.inputs["decomposition"]))
+            return pick(atoms, get_chosen(work.artifact(unit.inputs["learned"])))
+        share = share_of(work.artifact(self.allocation), self.job.stack_of[layer.name])
+        if share.rank is None:
+            return None
+        try:
+            if method.prune is not None:
+                factors = method.prune.prune(self._weight(layer), share, self._moments(work, unit))
+            else:
+                factors = self._cut(work, unit, layer, share)
+        except CompressError as error:
+            raise type(error)(f"layer {layer.name}: {error}") from error
+        _require_finite(layer, factors)
+        return factors
+
+    def _cut(self, work: Work, unit: Unit, layer: LayerRef, share: Share) -> LowRank:
         source = work.artifact(unit.inputs["decomposition"])
         whole = self.job.method.decompose.realise(reader(source), share)
         factors = LowRank(whole.u[self.job.rows(layer)].contiguous(), whole.v)
         refiner = self.job.method.refine
         if refiner is None:
             return factors
-        try:
-            factors = self._refined(work, unit, layer, factors, refiner)
-        except CompressError as error:
-            raise type(error)(f"layer {layer.name}: {error}") from error
-        if not (factors.u.isfinite().all() and factors.v.isfinite().all()):
-            raise NumericsError(f"layer {layer.name}: its factors are not finite")
-        return factors
+        wide = LowRank(self._wide(factors.u), self._wide(factors.v))
+        return refiner.refine(self._weight(layer), wide, self._moments(work, unit))
 
-    def _refined(
-        self, work: Work, unit: Unit, layer: LayerRef, factors: LowRank, refiner: Refiner
-    ) -> LowRank:
-        device = self.job.model.device
+    def _weight(self, layer: LayerRef) -> Tensor:
+        return self._wide(self.job.weight(layer))
 
-        def wide(tensor: torch.Tensor) -> torch.Tensor:
-            return tensor.to(device, torch.float64)
+    def _wide(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.job.model.device, torch.float64)
 
+    def _moments(self, work: Work, unit: Unit) -> Moments:
         dense = prefix = cross = None
         if "statistics" in unit.inputs:
             stats = get_stats(work.artifact(unit.inputs["statistics"]))
-            dense = wide(stats.gram / stats.tokens)
+            dense = self._wide(stats.gram / stats.tokens)
         if "prefix" in unit.inputs:
             behind = get_prefix_stats(work.artifact(unit.inputs["prefix"]))
-            prefix, cross = wide(behind.gram / behind.tokens), wide(behind.cross / behind.tokens)
-        return refiner.refine(
-            wide(self.job.weight(layer)),
-            LowRank(wide(factors.u), wide(factors.v)),
-            Moments(dense, prefix, cross),
-        )
+            prefix = self._wide(behind.gram / behind.tokens)
+            cross = self._wide(behind.cross / behind.tokens)
+        return Moments(dense, prefix, cross)
+
+
+def _require_finite(layer: LayerRef, factors: LowRank) -> None:
+    parts = [factors.u, factors.v]
+    if factors.sparse is not None:
+        parts.append(factors.sparse.values)
+    if not all(bool(part.isfinite().all()) for part in parts):
+        raise NumericsError(f"layer {layer.name}: its factors are not finite")
 
 
 def count(factors: LowRank, own: bool) -> dict[str, int]:
-    """Rank, kept columns, and numbers stored: in-factors where they are ``own``, indices too."""
+    """Rank, kept columns, sparse entries, and numbers stored.
+
+    In-factors count where they are ``own``, the index of a column as a number, the place of a
+    sparse entry not at all, as in the papers: it is in the bytes.
+    """
     numbers = factors.u.numel() + (factors.v.numel() if own else 0)
     columns = 0 if factors.index is None else len(factors.index)
+    entries = 0 if factors.sparse is None else factors.sparse.nonzeros
+    numbers += entries + (0 if factors.bias is None else factors.bias.numel())
     if factors.columns is not None:
         features = factors.v.shape[1] + columns
         numbers += factors.columns.numel() + columns * index_cost(features)
-    return {"rank": factors.rank, "columns": columns, "numbers": numbers}
+    return {
+        "rank": factors.rank,
+        "columns": columns,
+        "nonzeros": entries,
+        "numbers": numbers,
+    }
 
 
 def read_factors(

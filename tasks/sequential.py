@@ -19,7 +19,7 @@ from compress_core.types import LayerRef
 from tasks.collect import block_digest
 from tasks.convert import get_tensor, put_prefix_stats
 from tasks.job import Job
-from tasks.realise import Realise, read_factors, realise_unit
+from tasks.realise import Realise, Upstream, read_factors, realise_unit
 from tasks.scratch import SCRATCH, discard, keep, load
 from tasks.units import Cost, Group, Session, Unit, Work
 
@@ -33,21 +33,17 @@ FACTORS = "compress_core.decompose.LowRank"
 def sequential_groups(
     job: Job,
     calibration: Unit,
-    collected: Mapping[str, Unit],
-    decomposed: Mapping[str, Unit],
-    allocation: Unit,
+    upstream: Upstream,
 ) -> list[Group]:
     """Per block: measure and realise, step by step, then advance.
 
     Args:
         job: Gives the method, whose ``prefix`` says how finely inputs are measured again.
         calibration: The unit whose artifact holds the token windows.
-        collected: Tap to its ``collect`` unit.
-        decomposed: Stack to its ``decompose`` unit.
-        allocation: The ``allocate`` unit.
+        upstream: What layers are made of.
     """
     prefix = _Prefix(job, calibration)
-    realise = Realise(job, allocation)
+    realise = Realise(job, upstream.allocation)
     groups: list[Group] = []
     layout = job.model.layout
     for block in range(len(layout.blocks)):
@@ -57,9 +53,7 @@ def sequential_groups(
             groups.append(Group("measure", label, list(measured.values()), prefix, line=LINE))
             layers = [layer for of_tap in step.values() for layer in of_tap]
             for layer in layers:
-                prefix.realised[layer.name] = realise_unit(
-                    job, layer, collected, decomposed, allocation, measured
-                )
+                prefix.realised[layer.name] = realise_unit(job, layer, upstream, measured)
             units = [prefix.realised[layer.name] for layer in layers]
             groups.append(Group("realise", label, units, realise, line=LINE))
         last = block == len(layout.blocks) - 1

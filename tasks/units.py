@@ -28,6 +28,8 @@ ALONE = (
     "decompose",
     "measure",
     "advance",
+    "learn",
+    "recover",
 )  # stages beside which no whole model is held
 
 
@@ -248,9 +250,10 @@ class Work:
         """The artifact of an upstream unit."""
         return self.session.artifact(unit)
 
-    def progress(self, done: int, total: int) -> None:
-        """Tells the listener how far the group is."""
-        self.session.listener(f"{self.group.stage} {self.group.label}", done, total)
+    def progress(self, done: int, total: int, detail: str = "") -> None:
+        """Tells the listener how far the group is, and where it stands in a word."""
+        label = f"{self.group.stage} {self.group.label}"
+        self.session.listener(f"{label} {detail}" if detail else label, done, total)
 
     def draft(self, unit: Unit) -> AbstractContextManager[Draft]:
         """A draft that becomes the unit's artifact when its block ends without an error."""

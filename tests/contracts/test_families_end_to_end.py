@@ -48,7 +48,7 @@ class Case:
 
     @property
     def shares(self) -> dict[str, Share]:
-        return read_shares(self.small.session.artifact(self.small.pipeline.allocation))
+        return read_shares(self.small.session.artifact(pico.allocation_of(self.small.pipeline)))
 
     def artifact(self, stage: str, unit: str) -> Artifact:
         session = self.small.session

@@ -33,7 +33,7 @@ from flows.config import RunConfig
 from flows.prepare import Pipeline, build_pipeline, check_methods, open_workspace
 from storage.store import Store
 from tasks.materialise import FOLDER
-from tasks.units import Outcome, Session
+from tasks.units import Outcome, Session, Unit
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCKS = 3
@@ -220,6 +220,12 @@ def walk(settings: Mapping[str, Any]) -> Walk:
     session = Session(store, refresh=RunConfig(**settings).refresh)
     outcomes = [outcome for group in pipeline.groups for outcome in session.run(group)]
     return Walk(pipeline, session, outcomes, problems)
+
+
+def allocation_of(pipeline: Pipeline) -> Unit:
+    """The ``allocate`` unit of a method that does not learn its shares."""
+    assert isinstance(pipeline.allocation, Unit)
+    return pipeline.allocation
 
 
 def counts(stages: list[dict[str, Any]], state: str) -> dict[str, int]:

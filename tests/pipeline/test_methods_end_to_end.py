@@ -216,7 +216,9 @@ def test_any_allocator_divides_the_budget_of_any_method(
     spent = walk.session.artifact(walk.pipeline.folder).attrs["compressible"]
     slack = sum(x.atom_cost for x in layers) if allocator == "uniform" else 2 * 88
     assert budget - slack < spent <= budget
-    ranks = [w.session.artifact(w.pipeline.allocation).attrs["ranks"] for w in (plain, walk)]
+    ranks = [
+        w.session.artifact(pico.allocation_of(w.pipeline)).attrs["ranks"] for w in (plain, walk)
+    ]
     assert (ranks[0] == ranks[1]) == (allocator == "uniform")
     assert ("probe" in {outcome.stage for outcome in walk.outcomes}) == (
         allocator in ("hull", "knapsack")

@@ -1,0 +1,1 @@
+"""What is trained on the whole model: which atoms stay, and with what scale."""

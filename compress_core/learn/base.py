@@ -1,0 +1,139 @@
+"""What every learner is: it chooses, by training on the whole model, what each layer keeps.
+
+A learner divides the budget itself; the layers' decompositions do not know it and serve all.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from compress_core.decompose import LowRank
+from compress_core.hf.layout import ModelLayout
+from compress_core.learn.loop import Training
+from compress_core.learn.teacher import Teacher
+from compress_core.sparse import Sparse
+from compress_core.types import LayerRef
+
+
+@dataclass(frozen=True)
+class Atoms:
+    """Everything that a layer can keep: W = utᵀ v + sparse, in float32.
+
+    Attributes:
+        ut: (components, out), unit rows.
+        v: (components, in).
+        energy: Squared error of leaving one component out, float64 (components,).
+        sparse: Entries, or None.
+    """
+
+    ut: Tensor
+    v: Tensor
+    energy: Tensor
+    sparse: Sparse | None = None
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What a layer keeps of its atoms.
+
+    Attributes:
+        index: Components that stay, (rank,) int64; None where the layer stays dense as it was.
+        scale: What each is multiplied by, (rank,).
+        entries: Which of the sparse entries stay, (nonzeros,) bool, row by row; None for none.
+        bias: Added to the layer's bias, (out,); None for nothing.
+    """
+
+    index: Tensor | None
+    scale: Tensor | None = None
+    entries: Tensor | None = None
+    bias: Tensor | None = None
+
+    def cost(self, layer: LayerRef) -> int:
+        """Numbers stored for ``layer``; where an entry is does not count, as in the papers."""
+        if self.index is None:
+            return layer.dense_cost
+        entries = 0 if self.entries is None else int(self.entries.sum())
+        bias = 0 if self.bias is None else self.bias.numel()
+        return len(self.index) * layer.atom_cost + entries + bias
+
+
+def pick(atoms: Atoms, chosen: Chosen) -> LowRank | None:
+    """The chosen atoms, scales folded into the in-factor; None where the layer stays dense."""
+    if chosen.index is None or chosen.scale is None:
+        return None
+    u = atoms.ut[chosen.index].T.contiguous()
+    v = atoms.v[chosen.index] * chosen.scale[:, None]
+    sparse = None
+    if atoms.sparse is not None and chosen.entries is not None:
+        mask = atoms.sparse.mask.masked_scatter(atoms.sparse.mask, chosen.entries)
+        sparse = Sparse(mask, atoms.sparse.values[chosen.entries])
+    return LowRank(u, v, sparse=sparse, bias=chosen.bias)
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What a training found.
+
+    Attributes:
+        chosen: Layer name to what it keeps, for every layer.
+        curves: What was measured on the way, float64 (steps,) each: "kl", "kept" and more.
+        report: Numbers about the end result.
+    """
+
+    chosen: Mapping[str, Chosen]
+    curves: Mapping[str, Tensor]
+    report: Mapping[str, float] = field(default_factory=dict)
+
+
+class Learner(Protocol):
+    """Trains on the whole model under one budget."""
+
+    @property
+    def steps(self) -> int:
+        """Steps of the whole training."""
+        ...
+
+    @property
+    def batch(self) -> int:
+        """Windows in one step."""
+        ...
+
+    @property
+    def reads_teacher(self) -> bool:
+        """Whether it needs the dense model's logits."""
+        ...
+
+    def check(self, layers: Sequence[LayerRef], kept: float, samples: int) -> None:
+        """Refuses what shapes, budget and calibration windows alone show to be impossible.
+
+        Raises:
+            BudgetError, ConfigError: It cannot be.
+        """
+        ...
+
+    def learn(
+        self,
+        model: Any,
+        layout: ModelLayout,
+        atoms: Callable[[LayerRef], Atoms],
+        kept: float,
+        teacher: Teacher | None,
+        training: Training,
+    ) -> Learned:
+        """Chooses; never spends more than the budget.
+
+        Args:
+            model: The whole dense model in evaluation mode on ``training.device``; the learner's
+                own copy, which it may change.
+            layout: Its layout.
+            atoms: Reads a layer's atoms, on the CPU.
+            kept: In (0, 1], of the compressible parameters.
+            teacher: The dense model's logits on the same windows, if it ``reads_teacher``.
+            training: Windows, seed, and where checkpoints go.
+
+        Raises:
+            NumericsError: A loss that is not finite; names the step and the layer.
+        """
+        ...

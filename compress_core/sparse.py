@@ -1,0 +1,104 @@
+"""A sparse matrix in few bytes: its values, and a bit mask or 16-bit columns for where they are.
+
+This file needs PyTorch alone: its text is also written into the folder of a model that has sparse
+parts, so that the model loads where nothing else of eigenpress is installed.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+MOST_COLUMNS = 65536  # that a 16-bit column can name
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """Some entries of an (out, in) matrix, whose others are zero.
+
+    Attributes:
+        mask: Which entries are there, (out, in) bool; an entry that is there may be zero.
+        values: Theirs, row by row, (nonzeros,).
+    """
+
+    mask: torch.Tensor
+    values: torch.Tensor
+
+    @classmethod
+    def of(cls, matrix: torch.Tensor, mask: torch.Tensor) -> "Sparse":
+        """The entries of ``matrix`` where ``mask`` is set, both (out, in)."""
+        return cls(mask, matrix[mask])
+
+    @property
+    def nonzeros(self) -> int:
+        """Entries that are there."""
+        return self.values.numel()
+
+    def dense(self) -> torch.Tensor:
+        """The matrix (out, in), in the dtype of the values."""
+        matrix = torch.zeros(self.mask.shape, dtype=self.values.dtype, device=self.values.device)
+        return matrix.masked_scatter(self.mask, self.values)
+
+
+def index_layout(out_features: int, in_features: int, nonzeros: int) -> str:
+    """How places are stored, "bitmask" or "csr", whichever takes fewer bytes."""
+    bits = -(-out_features * in_features // 8)
+    rows = 2 * nonzeros + 4 * out_features
+    return "csr" if in_features <= MOST_COLUMNS and rows < bits else "bitmask"
+
+
+def index_bytes(out_features: int, in_features: int, nonzeros: int) -> int:
+    """Bytes that the places take in that layout."""
+    if index_layout(out_features, in_features, nonzeros) == "csr":
+        return 2 * nonzeros + 4 * out_features
+    return -(-out_features * in_features // 8)
+
+
+def pack(mask: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The places of a mask (out, in) as tensors: the smaller of two layouts.
+
+    Returns:
+        Either "sparse_bits", uint8 (ceil(out * in / 8),), the mask row by row, lowest bit first, or
+        "sparse_columns", int16 (nonzeros,), columns row by row with 65535 as -1, and
+        "sparse_counts", int32 (out,), entries in each row.
+    """
+    rows, columns = mask.shape
+    if index_layout(rows, columns, int(mask.sum())) == "csr":
+        wide = mask.nonzero()[:, 1].to(torch.int32)
+        narrow = torch.where(wide > 32767, wide - MOST_COLUMNS, wide).to(torch.int16)
+        return {"sparse_columns": narrow, "sparse_counts": mask.sum(dim=1, dtype=torch.int32)}
+    flat = mask.flatten()
+    padded = torch.nn.functional.pad(flat.to(torch.uint8), (0, -flat.numel() % 8)).view(-1, 8)
+    powers = 2 ** torch.arange(8, dtype=torch.uint8, device=mask.device)
+    return {"sparse_bits": (padded * powers).sum(dim=1, dtype=torch.uint8)}
+
+
+def unpack(parts: Mapping[str, Any], out_features: int, in_features: int) -> torch.Tensor:
+    """The mask (out, in) bool that :func:`pack` made ``parts`` of.
+
+    Raises:
+        ValueError: The parts are of another size, or name a column twice or one that is not there.
+    """
+    size = out_features * in_features
+    if "sparse_bits" in parts:
+        packed = parts["sparse_bits"]
+        if packed.numel() != -(-size // 8):
+            raise ValueError(f"a bit mask of {packed.numel()} bytes for {size} entries")
+        powers = 2 ** torch.arange(8, dtype=torch.uint8, device=packed.device)
+        flat = packed[:, None].bitwise_and(powers).ne(0).flatten()
+        if bool(flat[size:].any()):
+            raise ValueError("a bit mask with bits behind its end")
+        return flat[:size].view(out_features, in_features)
+    counts = parts["sparse_counts"].long()
+    columns = parts["sparse_columns"].long() & (MOST_COLUMNS - 1)
+    if counts.numel() != out_features or int(counts.sum()) != columns.numel():
+        raise ValueError(f"{columns.numel()} columns in rows that count {int(counts.sum())}")
+    if columns.numel() and int(columns.max()) >= in_features:
+        raise ValueError(f"column {int(columns.max())} of {in_features}")
+    rows = torch.arange(out_features, device=counts.device).repeat_interleave(counts)
+    mask = torch.zeros(out_features, in_features, dtype=torch.bool, device=counts.device)
+    mask[rows, columns] = True
+    if int(mask.sum()) != columns.numel():
+        raise ValueError("a column is named twice in one row")
+    return mask

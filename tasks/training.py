@@ -1,0 +1,110 @@
+"""What a training stage needs around the core's loop: the teacher, checkpoints, the windows."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from compress_core.learn.loop import Training
+from compress_core.learn.teacher import Teacher, teach
+from storage.store import Store
+from tasks.convert import get_tensor, put_tensor
+from tasks.evaluate import Models
+from tasks.job import Job
+from tasks.scratch import SCRATCH, discard, keep, load, names_of
+from tasks.units import Cost, Group, Unit, Work
+
+TOP = 256  # tokens of the dense model's distribution that are kept at each position
+
+
+def teacher_group(job: Job, models: Models, calibration: Unit) -> Group:
+    """The dense model's top tokens on the calibration windows; every training reads them."""
+    model = job.model
+
+    def compute(work: Work) -> None:
+        found = teach(
+            models.get(work, None),
+            get_tensor(work.artifact(calibration), "tokens"),
+            TOP,
+            batch_size=job.batch_size,
+            device=model.device,
+            progress=work.progress,
+        )
+        with work.draft(work.missing[0]) as draft:
+            put_tensor(draft, "tokens", found.tokens)
+            put_tensor(draft, "log_p", found.log_p)
+
+    count = job.samples * job.length
+    unit = Unit(
+        "teacher",
+        "top tokens",
+        settings={"top": TOP, "dtype": model.layout.dtype},
+        code=["compress_core.learn.teacher.teach", "compress_core.hf.loading.load_model"],
+        sources={"model": model.digest},
+        inputs={"calibration tokens": calibration},
+        cost=Cost(2.0 * model.parameters * count, model.checkpoint.nbytes, 8 * TOP * count),
+    )
+    return Group("teacher", "calibration", [unit], compute)
+
+
+def read_teacher(work: Work, unit: Unit) -> Teacher:
+    """The teacher that was kept."""
+    artifact = work.artifact(unit)
+    return Teacher(get_tensor(artifact, "tokens"), get_tensor(artifact, "log_p"))
+
+
+def training_of(job: Job, work: Work, calibration: Unit, batch_size: int, steps: int) -> Training:
+    """What the core's loop is given for the first missing unit of a group."""
+    return Training(
+        windows=get_tensor(work.artifact(calibration), "tokens"),
+        device=job.model.device,
+        batch_size=batch_size,
+        seed=job.seed,
+        checkpoints=StoredCheckpoints(work.session.store, work.keys[work.group.units[-1]], steps),
+        progress=work.progress,
+    )
+
+
+class StoredCheckpoints:
+    """States of a training in the store: only the latest is kept, and none when it is done.
+
+    Args:
+        store: Where artifacts are kept.
+        key: Of a unit that the training makes; its states are found by it.
+        steps: Of the whole training.
+    """
+
+    def __init__(self, store: Store, key: str, steps: int) -> None:
+        self.store = store
+        self.key = key
+        self.steps = steps
+        self._last: int | None = None
+
+    def load(self) -> dict[str, Tensor] | None:
+        """The latest state, or None at the beginning."""
+        for step in range(self.steps, 0, -1):
+            names = names_of(self.store, self._recipe(step))
+            if names is None:
+                continue
+            found = load(self.store, self._recipe(step), *names)
+            if found is not None:
+                self._last = step
+                return dict(zip(names, found, strict=True))
+        return None
+
+    def save(self, step: int, tensors: Mapping[str, Tensor]) -> None:
+        """Keeps the state after ``step`` steps, and then removes the one before."""
+        keep(self.store, self._recipe(step), f"training at step {step}", tensors)
+        if self._last is not None and self._last != step:
+            discard(self.store, self._recipe(self._last))
+        self._last = step
+
+    def clear(self) -> None:
+        """Removes what is left when the training is done."""
+        if self._last is not None:
+            discard(self.store, self._recipe(self._last))
+            self._last = None
+
+    def _recipe(self, step: int) -> dict[str, Any]:
+        settings = {"training of": self.key, "step": step}
+        return {"stage": SCRATCH, "settings": settings, "sources": {}, "inputs": {}, "code": {}}
