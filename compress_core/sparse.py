@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 MOST_COLUMNS = 65536  # that a 16-bit column can name
+PLACES = ("sparse_bits", "sparse_columns", "sparse_counts")  # tensors that say where entries are
 
 
 @dataclass(frozen=True)
@@ -65,40 +66,90 @@ def pack(mask: torch.Tensor) -> dict[str, torch.Tensor]:
     """
     rows, columns = mask.shape
     if index_layout(rows, columns, int(mask.sum())) == "csr":
-        wide = mask.nonzero()[:, 1].to(torch.int32)
-        narrow = torch.where(wide > 32767, wide - MOST_COLUMNS, wide).to(torch.int16)
-        return {"sparse_columns": narrow, "sparse_counts": mask.sum(dim=1, dtype=torch.int32)}
+        counts = mask.sum(dim=1, dtype=torch.int32)
+        return {"sparse_columns": narrow(mask.nonzero()[:, 1]), "sparse_counts": counts}
     flat = mask.flatten()
     padded = torch.nn.functional.pad(flat.to(torch.uint8), (0, -flat.numel() % 8)).view(-1, 8)
     powers = 2 ** torch.arange(8, dtype=torch.uint8, device=mask.device)
     return {"sparse_bits": (padded * powers).sum(dim=1, dtype=torch.uint8)}
 
 
-def unpack(parts: Mapping[str, Any], out_features: int, in_features: int) -> torch.Tensor:
+def unpack(
+    parts: Mapping[str, Any], out_features: int, in_features: int, nonzeros: int | None = None
+) -> torch.Tensor:
     """The mask (out, in) bool that :func:`pack` made ``parts`` of.
 
+    Args:
+        parts: Places in either layout; columns may be wider than they are stored.
+        out_features: Rows.
+        in_features: Columns.
+        nonzeros: How many entries there must be, where that is known.
+
     Raises:
-        ValueError: The parts are of another size, or name a column twice or one that is not there.
+        ValueError: The parts are of another size, or name columns that are not there, twice or out
+            of order.
     """
     size = out_features * in_features
     if "sparse_bits" in parts:
-        packed = parts["sparse_bits"]
-        if packed.numel() != -(-size // 8):
-            raise ValueError(f"a bit mask of {packed.numel()} bytes for {size} entries")
-        powers = 2 ** torch.arange(8, dtype=torch.uint8, device=packed.device)
-        flat = packed[:, None].bitwise_and(powers).ne(0).flatten()
+        if (found := parts["sparse_bits"].numel()) != -(-size // 8):
+            raise ValueError(f"a bit mask of {found} bytes for {size} entries")
+        flat = _bits(parts["sparse_bits"])
         if bool(flat[size:].any()):
             raise ValueError("a bit mask with bits behind its end")
-        return flat[:size].view(out_features, in_features)
+        mask = flat[:size].view(out_features, in_features)
+    else:
+        mask = _marked(parts["sparse_columns"], parts["sparse_counts"], out_features, in_features)
+    if nonzeros is not None and (found := int(mask.sum())) != nonzeros:
+        raise ValueError(f"places of {found} entries for {nonzeros} values")
+    return mask
+
+
+def positions(
+    parts: Mapping[str, Any], out_features: int, in_features: int, nonzeros: int
+) -> torch.Tensor:
+    """Where the entries are in the matrix read row by row, int64 (nonzeros,), nothing checked.
+
+    No shape depends on what the parts say, so that it can be part of a compiled graph.
+    """
+    if "sparse_bits" in parts:
+        flat = _bits(parts["sparse_bits"])[: out_features * in_features]
+        nth = torch.arange(1, nonzeros + 1, device=flat.device)
+        return torch.searchsorted(flat.cumsum(0), nth)
     counts = parts["sparse_counts"].long()
-    columns = parts["sparse_columns"].long() & (MOST_COLUMNS - 1)
-    if counts.numel() != out_features or int(counts.sum()) != columns.numel():
+    rows = torch.arange(out_features, device=counts.device)
+    rows = rows.repeat_interleave(counts, output_size=nonzeros)
+    return rows * in_features + widen(parts["sparse_columns"])
+
+
+def narrow(columns: torch.Tensor) -> torch.Tensor:
+    """Columns as int16, in which 65535 is -1."""
+    return torch.where(columns > 32767, columns - MOST_COLUMNS, columns).to(torch.int16)
+
+
+def widen(columns: torch.Tensor) -> torch.Tensor:
+    """Columns as int32, from what :func:`narrow` gave or from a wider dtype."""
+    return columns.to(torch.int32) & (MOST_COLUMNS - 1)
+
+
+def _bits(packed: torch.Tensor) -> torch.Tensor:
+    powers = 2 ** torch.arange(8, dtype=torch.uint8, device=packed.device)
+    return packed[:, None].bitwise_and(powers).ne(0).flatten()
+
+
+def _marked(
+    stored: torch.Tensor, counts: torch.Tensor, out_features: int, in_features: int
+) -> torch.Tensor:
+    columns, counts = widen(stored).long(), counts.long()
+    if counts.numel() != out_features or bool((counts < 0).any()):
+        raise ValueError(f"{counts.numel()} counts, or negative ones, for {out_features} rows")
+    if int(counts.sum()) != columns.numel():
         raise ValueError(f"{columns.numel()} columns in rows that count {int(counts.sum())}")
     if columns.numel() and int(columns.max()) >= in_features:
         raise ValueError(f"column {int(columns.max())} of {in_features}")
     rows = torch.arange(out_features, device=counts.device).repeat_interleave(counts)
-    mask = torch.zeros(out_features, in_features, dtype=torch.bool, device=counts.device)
-    mask[rows, columns] = True
-    if int(mask.sum()) != columns.numel():
-        raise ValueError("a column is named twice in one row")
-    return mask
+    places = rows * in_features + columns
+    if bool((places.diff() <= 0).any()):
+        raise ValueError("a column that is named twice, or out of order, in its row")
+    mask = torch.zeros(out_features * in_features, dtype=torch.bool, device=counts.device)
+    mask[places] = True
+    return mask.view(out_features, in_features)

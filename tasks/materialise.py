@@ -26,10 +26,11 @@ CODE = (
     "compress_core.hf.folder.write_folder",
     # What the modelling file that is written has and uses:
     "compress_core.hf.factored.FactoredLinear",
+    "compress_core.hf.sparse_linear.SparseLinear",
     "compress_core.hf.factorise.factorise_from_config",
     "compress_core.hf.factorise.shared_factors",
     "compress_core.hf.factorise.require_factors",
-    "compress_core.hf.factorise.check_columns",
+    "compress_core.hf.factorise.check_indices",
 )
 
 
@@ -56,6 +57,8 @@ def materialise_group(job: Job, realised: Mapping[str, Unit]) -> Group:
                     columns=found.columns,
                     column_index=found.index,
                     shared_with=None if owner == layer.name else owner,
+                    sparse=found.sparse,
+                    bias=found.bias,
                 )
             work.progress(done + 1, len(layout.layers))
 

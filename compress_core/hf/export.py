@@ -18,6 +18,8 @@ from compress_core.hf.factorise import factorise
 from compress_core.hf.folder import copy_companions
 from compress_core.hf.modelling import stock_class
 from compress_core.hf.shards import SHARD_BYTES, ShardWriter, new_folder, write_json
+from compress_core.hf.sparse_linear import SparseLinear
+from compress_core.sparse import Sparse, unpack
 
 _OURS = ("quantization_config", "auto_map")
 
@@ -31,12 +33,12 @@ def to_dense(folder: Path, target: Path, max_shard_bytes: int = SHARD_BYTES) -> 
         max_shard_bytes: Upper limit of one weight file, and so of the memory held, in bytes.
 
     Raises:
-        ModelError: `folder` is not a compressed model, is damaged or of a newer format, or
-            `target` is in use.
+        ModelError: `folder` is not a compressed model, is damaged or of a newer format, a layer
+            has a bias that the architecture has no place for, or `target` is in use.
     """
     checkpoint = Checkpoint(folder, compressed=True)
     layers = _stored_layers(checkpoint)
-    parts = {key for layer in layers.values() for key in (layer.factor_in, *layer.columns)}
+    parts = {key for layer in layers.values() for key in layer.others}
     with new_folder(target) as draft:
         writer = ShardWriter(draft, max_shard_bytes)
         for key in checkpoint.names:
@@ -54,13 +56,19 @@ def to_dense(folder: Path, target: Path, max_shard_bytes: int = SHARD_BYTES) -> 
 class _StoredLayer:
     """Where a layer's tensors lie beside its out-factor.
 
-    `columns` has the keys of columns and column_index, or none; `transposed` is whether the dense
-    weight was (in, out).
+    `columns` has the keys of columns and column_index, `sparse` those of the values and of their
+    places, or none; `transposed` is whether the dense weight was (in, out).
     """
 
     factor_in: str
     columns: tuple[str, ...]
+    sparse: tuple[str, ...]
     transposed: bool
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """All keys but the out-factor's."""
+        return (self.factor_in, *self.columns, *self.sparse)
 
 
 def _stored_layers(checkpoint: Checkpoint) -> dict[str, _StoredLayer]:
@@ -83,10 +91,18 @@ def _stored_layers(checkpoint: Checkpoint) -> dict[str, _StoredLayer]:
     for module in model.modules():
         if is_factored(module):
             name = module.layer_name
+            if module.new_bias:
+                raise ModelError(
+                    f"{checkpoint.folder}: {name} got a bias from its method, which {architecture} "
+                    "has no place for, so there is no ordinary checkpoint of this model: load the "
+                    "folder itself, or call model.dequantize() after loading it"
+                )
             kept = ("columns", "column_index") if module.column_count else ()
+            sparse = ("sparse_values", *module.places()) if isinstance(module, SparseLinear) else ()
             layers[key(name, "weight")] = _StoredLayer(
                 key(module.shared_with or name, "factor_in"),
                 tuple(key(name, part) for part in kept),
+                tuple(key(name, part) for part in sparse),
                 module.transposed,
             )
     return layers
@@ -103,8 +119,23 @@ def _empty_model(folder: Path, architecture: str) -> transformers.PreTrainedMode
 
 def _dense_weight(checkpoint: Checkpoint, key: str, layer: _StoredLayer) -> Tensor:
     u, v = checkpoint.read(key), checkpoint.read(layer.factor_in)
-    kept = [checkpoint.read(part) for part in layer.columns]
-    if kept and not is_column_index(kept[1], v.shape[1] + kept[0].shape[1]):
-        raise ModelError(f"{checkpoint.folder}: {layer.columns[1]} is damaged: get it again")
-    weight = product(u, v, *kept)
+    columns = index = None
+    if layer.columns:
+        columns, index = (checkpoint.read(part) for part in layer.columns)
+        if not is_column_index(index, v.shape[1] + columns.shape[1]):
+            raise ModelError(f"{checkpoint.folder}: {layer.columns[1]} is damaged: get it again")
+    sparse = _sparse_part(checkpoint, layer, (u.shape[0], v.shape[1])) if layer.sparse else None
+    weight = product(u, v, columns, index, sparse)
     return weight.T if layer.transposed else weight
+
+
+def _sparse_part(checkpoint: Checkpoint, layer: _StoredLayer, sizes: tuple[int, int]) -> Tensor:
+    values, *places = (checkpoint.read(key) for key in layer.sparse)
+    names = [key.rpartition(".")[2] for key in layer.sparse[1:]]
+    try:
+        mask = unpack(dict(zip(names, places, strict=True)), *sizes, values.numel())
+    except ValueError as error:
+        raise ModelError(
+            f"{checkpoint.folder}: {layer.sparse[1]}: {error}: it is damaged, get it again"
+        ) from error
+    return Sparse(mask, values).dense()

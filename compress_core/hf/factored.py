@@ -16,7 +16,8 @@ from torch import nn
 class FactoredLinear(nn.Linear):
     """A linear layer whose weight is a product, `weight` (out, rank) @ `factor_in` (rank, in).
 
-    With c kept columns factor_in is (rank, in - c): the product stands for the other columns, and
+    With rank 0 both are empty and the product is zero. With c kept columns factor_in is
+    (rank, in - c): the product stands for the other columns, and
     y = (x[rest] factor_inᵀ) weightᵀ + x[kept] columnsᵀ + bias.
 
     It is an `nn.Linear` so that whatever looks for linear layers (LoRA, for one) finds it. The
@@ -38,6 +39,7 @@ class FactoredLinear(nn.Linear):
         transposed: Whether the dense layer kept its weight as (in, out), as GPT-2's Conv1D does.
         layer_name: Its name in the checkpoint's list of layers.
         shared_with: Name of the layer whose in-factor this one uses, or None.
+        new_bias: Whether the dense layer had no bias.
     """
 
     columns: Any
@@ -64,6 +66,7 @@ class FactoredLinear(nn.Linear):
         self.transposed = transposed
         self.layer_name = ""
         self.shared_with: str | None = None
+        self.new_bias = False
         self._order: tuple[torch.Tensor, int, torch.Tensor] | None = None
         # Not-a-number until loaded: a factor that was forgotten must not pass for a result.
         self.weight = _unset(out_features, rank, device=device, dtype=dtype)
@@ -129,11 +132,12 @@ class FactoredLinear(nn.Linear):
 
 
 def is_factored(module: nn.Module) -> TypeGuard[FactoredLinear]:
-    """Whether a module is a FactoredLinear, of this copy of the file or of another.
+    """Whether a module is a FactoredLinear, of this copy of the files or of another.
 
     Copies in folders of format 1 know neither columns nor sharing, and lack those attributes.
     """
-    return type(module).__name__ == "FactoredLinear" and "factor_in" in module._parameters
+    name = type(module).__name__
+    return name in ("FactoredLinear", "SparseLinear") and "factor_in" in module._parameters
 
 
 def product(
@@ -141,20 +145,23 @@ def product(
     v: torch.Tensor,
     columns: torch.Tensor | None = None,
     column_index: torch.Tensor | None = None,
+    sparse: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """The dense weight (out, in) that factors and kept columns stand for.
+    """The dense weight (out, in) that factors, kept columns and sparse entries stand for.
 
     Args:
         u: The out-factor, (out, rank).
         v: The in-factor, (rank, in - c).
         columns: The kept columns, (out, c), or None.
         column_index: The inputs they belong to, (c,), ascending, or None.
+        sparse: What is added to the product, (out, in), or None.
 
     Returns:
-        The product, computed in a wider dtype than theirs and rounded once, among the columns.
+        The sum, computed in a wider dtype than theirs and rounded once, among the columns.
     """
     wide = torch.float64 if u.dtype.itemsize >= 4 else torch.float32
-    dense = (u.to(wide) @ v.to(wide)).to(u.dtype)
+    dense = u.to(wide) @ v.to(wide)
+    dense = (dense if sparse is None else dense + sparse.to(wide)).to(u.dtype)
     if columns is None or column_index is None:
         return dense
     joined = torch.cat([dense, columns], dim=1)
@@ -185,16 +192,25 @@ def is_column_index(index: torch.Tensor, in_features: int) -> bool:
     return bool(values == sorted(set(values).intersection(range(in_features))))
 
 
-def pays(out_features: int, in_features: int, rank: int, columns: int = 0) -> bool:
-    """Whether factors of this rank and kept columns hold fewer numbers than the dense weight.
+def pays(
+    out_features: int,
+    in_features: int,
+    rank: int,
+    columns: int = 0,
+    nonzeros: int = 0,
+    new_bias: bool = False,
+) -> bool:
+    """Whether what a layer stores are fewer numbers than the dense weight.
 
-    An index counts as one number, as two where it needs 32 bits. For layers that share an in-factor
-    `out_features` is the sum of theirs.
+    An index counts as one number, as two where it needs 32 bits; a sparse entry counts as one and
+    its place as none, as in the papers. For layers that share an in-factor `out_features` is the
+    sum of theirs.
     """
-    if rank < 1 or not 0 <= columns < in_features:
+    if min(rank, nonzeros) < 0 or not 0 <= columns < in_features:
         return False
     index = index_dtype(in_features).itemsize // 2
     stored = rank * (out_features + in_features - columns) + columns * (out_features + index)
+    stored += nonzeros + (out_features if new_bias else 0)
     return stored < out_features * in_features
 
 

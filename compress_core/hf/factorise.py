@@ -9,11 +9,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from compress_core.hf.factored import FactoredLinear, is_column_index, is_factored, pays
+from compress_core.hf.factored import FactoredLinear, _unset, is_column_index, is_factored, pays
+from compress_core.hf.sparse_linear import SparseLinear
+from compress_core.sparse import PLACES
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 Entry = Mapping[str, Any]
+
+_PARTS = ("weight", "factor_in", "columns", "column_index", "sparse_values", *PLACES)
 
 
 def factorise(
@@ -27,7 +31,8 @@ def factorise(
     Args:
         model: The model, or its base model together with `prefix`; may be on the meta device.
         modules: Layer name -> entry, names as in the whole causal model. An entry has "rank", with
-            "columns", how many are kept, or "factor_in", the layer whose in-factor is used.
+            "columns", how many are kept, or "factor_in", the layer whose in-factor is used, or
+            "nonzeros", how many sparse entries there are; "bias" where the dense layer had none.
         prefix: What the names carry in front when `model` is the base model, like "model.". Layers
             outside the base model are then left out.
         format_version: Version of the checkpoint format that `modules` comes from.
@@ -42,8 +47,11 @@ def factorise(
     check_version(format_version)
     entries = {name: _entry(entry) for name, entry in modules.items()}
     paths = {name: name[len(prefix) :] for name in entries if name.startswith(prefix)}
-    dense = {name: _linear(model, path) for name, path in paths.items()}
+    dense: dict[str, Any] = {name: _linear(model, path) for name, path in paths.items()}
     check_layers(entries, {name: _sizes(layer) for name, layer in dense.items()})
+    for name, layer in dense.items():
+        if "bias" in entries[name] and layer.bias is not None and not is_factored(layer):
+            raise ValueError(f"layer {name!r} has a bias already: its entry must not add one")
     for name in sorted(paths, key=lambda name: "factor_in" in entries[name]):  # owners first
         module = dense[name]
         if is_factored(module):
@@ -94,12 +102,18 @@ def check_layers(entries: Mapping[str, Entry], sizes: Mapping[str, tuple[int, in
                 raise ValueError(f"layer {name!r} cannot use the in-factor of {owner!r}: {reason}")
             rows[owner] += rows.pop(name)
     for name, out_features in rows.items():
-        rank, columns = entries[name]["rank"], entries[name].get("columns", 0)
-        if not pays(out_features, sizes[name][1], rank, columns):
+        entry = entries[name]
+        columns, nonzeros = entry.get("columns", 0), entry.get("nonzeros", 0)
+        if columns and nonzeros:
+            raise ValueError(f"layer {name!r} has both kept columns and sparse entries: one only")
+        new_bias = bool(entry.get("bias"))
+        if not pays(out_features, sizes[name][1], entry["rank"], columns, nonzeros, new_bias):
+            beside = f" and {columns} columns" if columns else ""
+            beside += f" and {nonzeros} entries" if nonzeros else ""
             raise ValueError(
-                f"layer {name!r} ({out_features}, {sizes[name][1]}) cannot have rank {rank}"
-                f"{f' and {columns} columns' if columns else ''}: the rank must be at least 1, and "
-                "what is stored would not be smaller than the dense weight; leave it dense"
+                f"layer {name!r} ({out_features}, {sizes[name][1]}) cannot have rank "
+                f"{entry['rank']}{beside}: what is stored would not be smaller than the dense "
+                "weight; leave it dense"
             )
 
 
@@ -119,38 +133,45 @@ def shared_factors(model: nn.Module) -> dict[str, str]:
 
 
 def stored_keys(model: nn.Module) -> Iterator[str]:
-    """The keys of factors, columns and indices that a checkpoint of `model` must have."""
+    """The keys of all that the entries call for, which a checkpoint of `model` must have."""
     shared = shared_factors(model)
     for path, module in model.named_modules():
         if is_factored(module):
-            for part in ("weight", "factor_in", "columns", "column_index"):
+            bias = ("bias",) if getattr(module, "new_bias", False) else ()
+            for part in (*_PARTS, *bias):
                 key = f"{path}.{part}"
                 if getattr(module, part, None) is not None and key not in shared:
                     yield key
 
 
 def require_factors(model: nn.Module, missing: Iterable[str]) -> None:
-    """Raise ValueError if factors or columns are missing, where transformers would only warn."""
+    """Raise ValueError if anything that entries call for is missing: transformers would warn."""
     lost = sorted(set(missing).intersection(stored_keys(model)))
     if lost:
         raise ValueError(
-            f"the checkpoint has no {lost[0]} ({len(lost)} of its factors and columns missing): "
-            "it is incomplete, get the model again"
+            f"the checkpoint has no {lost[0]} ({len(lost)} of its factors, columns and entries "
+            "missing): it is incomplete, get the model again"
         )
 
 
-def check_columns(model: nn.Module) -> None:
-    """Raise ValueError if a loaded index names no inputs; give the others their dtype in memory."""
+def check_indices(model: nn.Module) -> None:
+    """Raise ValueError if loaded indices or places name nothing; give others their dtype in memory.
+
+    Loaders put int16 where int32 was.
+    """
     for path, module in model.named_modules():
-        index = getattr(module, "column_index", None) if is_factored(module) else None
-        if index is None or index.is_meta:
+        if not is_factored(module) or module.weight.is_meta:
             continue
-        if not is_column_index(index, module.in_features):
-            raise ValueError(
-                f"{path}.column_index is no ascending list of inputs: the checkpoint is damaged, "
-                "get the model again"
-            )
-        module.column_index = index.to(torch.int32)
+        damaged = "the checkpoint is damaged, get the model again"
+        if (index := getattr(module, "column_index", None)) is not None:
+            if not is_column_index(index, module.in_features):
+                raise ValueError(f"{path}.column_index is no ascending list of inputs: {damaged}")
+            module.column_index = index.to(torch.int32)
+        if isinstance(module, SparseLinear):
+            try:
+                module.check_places()
+            except ValueError as error:
+                raise ValueError(f"{path}.sparse_values: {error}: {damaged}") from error
 
 
 def _why_not(
@@ -160,8 +181,8 @@ def _why_not(
         return "that layer is not in the list"
     if "factor_in" in owner:
         return "that layer has none of its own"
-    if "columns" in entry or "columns" in owner:
-        return "a layer that keeps columns shares no factor"
+    if {"columns", "nonzeros"} & (entry.keys() | owner.keys()):
+        return "a layer that keeps columns or has sparse entries shares no factor"
     want, has = (entry["rank"], in_features), (owner["rank"], owner_sizes[1])
     return None if want == has else f"that one is {has}, not {want}"
 
@@ -169,16 +190,23 @@ def _why_not(
 def _entry(settings: Entry) -> dict[str, Any]:
     """An entry with nothing in it that says nothing, so that equal ones are equal."""
     entry: dict[str, Any] = {"rank": int(settings["rank"])}
-    if settings.get("columns"):
-        entry["columns"] = int(settings["columns"])
+    entry |= {key: int(settings[key]) for key in ("columns", "nonzeros") if settings.get(key)}
     if settings.get("factor_in"):
         entry["factor_in"] = settings["factor_in"]
+    if settings.get("bias"):
+        entry["bias"] = True
     return entry
 
 
 def _settings(layer: FactoredLinear) -> Entry:
-    columns, owner = getattr(layer, "column_count", 0), getattr(layer, "shared_with", None)
-    return {"rank": layer.rank, "columns": columns, "factor_in": owner}
+    # Layers of older formats lack some of these.
+    return {
+        "rank": layer.rank,
+        "columns": getattr(layer, "column_count", 0),
+        "nonzeros": getattr(layer, "nonzeros", 0),
+        "factor_in": getattr(layer, "shared_with", None),
+        "bias": getattr(layer, "new_bias", False),
+    }
 
 
 def _linear(model: nn.Module, path: str) -> nn.Module:
@@ -200,16 +228,20 @@ def _sizes(layer: Any) -> tuple[int, int]:
 
 def _empty_like(dense: Any, entry: Entry) -> FactoredLinear:
     out_features, in_features = _sizes(dense)
-    layer = FactoredLinear(
-        in_features,
-        out_features,
-        entry["rank"],
-        bias=False,
-        columns=entry.get("columns", 0),
-        transposed=type(dense).__name__ == "Conv1D",
-        device=dense.weight.device,
-        dtype=dense.weight.dtype,
-    )
+    sizes = in_features, out_features, entry["rank"]
+    options = {
+        "bias": False,
+        "transposed": type(dense).__name__ == "Conv1D",
+        "device": dense.weight.device,
+        "dtype": dense.weight.dtype,
+    }
+    if "nonzeros" in entry:
+        layer: FactoredLinear = SparseLinear(*sizes, entry["nonzeros"], **options)
+    else:
+        layer = FactoredLinear(*sizes, columns=entry.get("columns", 0), **options)
     layer.bias = dense.bias
+    if "bias" in entry:
+        layer.new_bias = True
+        layer.bias = _unset(out_features, device=dense.weight.device, dtype=dense.weight.dtype)
     layer.shared_with = entry.get("factor_in")
     return layer.train(dense.training)

@@ -25,6 +25,7 @@ from compress_core.hf.modelling import (
     require_stock_class,
 )
 from compress_core.hf.shards import SHARD_BYTES, ShardWriter, new_folder, write_json
+from compress_core.sparse import PLACES, Sparse, pack
 
 _COMPANIONS = (
     "generation_config.json",
@@ -55,6 +56,8 @@ class FactoredWeights:
         columns: The c columns of the weight that are kept, (out, c), or None.
         column_index: The inputs they belong to, (c,), ascending integers, or None.
         shared_with: The name of the layer whose in-factor this one uses, or None for its own.
+        sparse: Entries (out, in) that are added to the product; None, or one without any, for none.
+        bias: What is added to the layer's bias, (out,), or None.
     """
 
     name: str
@@ -64,25 +67,32 @@ class FactoredWeights:
     columns: Tensor | None = None
     column_index: Tensor | None = None
     shared_with: str | None = None
+    sparse: Sparse | None = None
+    bias: Tensor | None = None
 
     @property
     def entry(self) -> dict[str, Any]:
-        """What config.json says of the layer."""
+        """What config.json says of the layer, but for a bias that the dense layer lacked."""
         entry: dict[str, Any] = {"rank": self.u.shape[1]}
         if self.columns is not None:
             entry["columns"] = self.columns.shape[1]
         if self.shared_with is not None:
             entry["factor_in"] = self.shared_with
+        if self.sparse is not None and self.sparse.nonzeros:
+            entry["nonzeros"] = self.sparse.nonzeros
         return entry
 
     def tensors(self, dtype: torch.dtype, in_features: int) -> Iterator[tuple[str, Tensor]]:
-        """What is stored, by the last part of its key, numbers in `dtype`."""
+        """What is stored beside the bias, by the last part of its key, numbers in `dtype`."""
         yield "weight", self.u.to(dtype)
         if self.v is not None and self.shared_with is None:
             yield "factor_in", self.v.to(dtype)
         if self.columns is not None and self.column_index is not None:
             yield "columns", self.columns.to(dtype)
             yield "column_index", self.column_index.to(index_dtype(in_features))
+        if self.sparse is not None and self.sparse.nonzeros:
+            yield "sparse_values", self.sparse.values.to(dtype)
+            yield from pack(self.sparse.mask).items()
 
 
 @dataclass(frozen=True)
@@ -146,6 +156,14 @@ def write_folder(
                 writer.add(stem + part, tensor)
             modules[layer.name] = layer.entry
             replaced.add(layer.weight_key)
+            if layer.bias is not None:
+                bias, key = layer.bias.to(torch.float32), f"{stem}bias"
+                if key in checkpoint.names:
+                    bias, dtype = bias + checkpoint.read(key), checkpoint.torch_dtype(key)
+                else:
+                    modules[layer.name]["bias"] = True
+                writer.add(key, bias.to(dtype))
+                replaced.add(key)
         try:
             check_layers(modules, sizes)
         except ValueError as error:
@@ -173,15 +191,17 @@ def write_folder(
 def count_parameters(folder: Path) -> FolderCount:
     """Count what a model folder's safetensors hold, from their headers: what is stored, once.
 
-    Indices of kept columns count as numbers like all others; tied tensors are stored once.
+    Indices of kept columns count as numbers like all others, places of sparse entries as bytes
+    only; tied tensors are stored once.
 
     Raises:
         ModelError: The folder has no complete set of weights.
     """
     parameters = nbytes = 0
     for file in weight_files(folder):
-        for entry in tensor_headers(file).values():
-            parameters += math.prod(entry["shape"])
+        for name, entry in tensor_headers(file).items():
+            if name.rpartition(".")[2] not in PLACES:
+                parameters += math.prod(entry["shape"])
             start, end = entry["data_offsets"]
             nbytes += end - start
     return FolderCount(parameters, nbytes)
@@ -225,6 +245,7 @@ def _checked_sizes(
             f"{in_features - columns}) do not make up the weight {stored} of {checkpoint.folder}"
         )
     _check_columns(layer, columns, (out_features, in_features))
+    _check_added(layer, (out_features, in_features))
     return out_features, in_features
 
 
@@ -238,3 +259,15 @@ def _check_columns(layer: FactoredWeights, columns: int, sizes: tuple[int, int])
         raise ModelError(f"{layer.name} {sizes}: columns and index of {shapes} do not fit")
     if not is_column_index(layer.column_index, sizes[1]):
         raise ModelError(f"{layer.name} {sizes}: column_index is no ascending list of inputs")
+
+
+def _check_added(layer: FactoredWeights, sizes: tuple[int, int]) -> None:
+    if layer.sparse is not None:
+        mask, count = layer.sparse.mask, layer.sparse.nonzeros
+        if tuple(mask.shape) != sizes or count != int(mask.sum()):
+            raise ModelError(
+                f"{layer.name} {sizes}: {count} values in a mask of {tuple(mask.shape)} with "
+                f"{int(mask.sum())} places do not fit"
+            )
+    if layer.bias is not None and tuple(layer.bias.shape) != sizes[:1]:
+        raise ModelError(f"{layer.name} {sizes}: a bias of {tuple(layer.bias.shape)} does not fit")

@@ -13,7 +13,8 @@ from compress_core.errors import ModelError
 
 MODELLING_FILE = "modeling_eigenpress.py"
 
-_SOURCES = ("factored.py", "factorise.py")  # they need PyTorch and, the second one, the first
+# They need PyTorch and those before them.
+_SOURCES = ("../sparse.py", "factored.py", "sparse_linear.py", "factorise.py")
 
 # The classes bear the names of the stock ones, and count as such, because transformers chooses by
 # name and kind what keys to rename on loading (GPT-NeoX's head), what a pipeline takes, and more.
@@ -40,7 +41,7 @@ class FactoredModelMixin:
     def from_pretrained(cls, *inputs, output_loading_info=False, **kwargs):
         model, found = super().from_pretrained(*inputs, output_loading_info=True, **kwargs)
         require_factors(model, found["missing_keys"])
-        check_columns(model)
+        check_indices(model)
         return (model, found) if output_loading_info else model
 
     @classmethod
@@ -63,7 +64,8 @@ def modelling_source(architecture: str, base_class: str, base_prefix: str) -> st
     """The text of the modelling file: the factored layer, then the two classes that use it."""
     for name in (architecture, base_class):
         require_stock_class(name)
-    layer = "\n\n".join(_without_own_imports(Path(__file__).with_name(name)) for name in _SOURCES)
+    here = Path(__file__).parent
+    layer = "\n\n".join(_without_own_imports(here / name) for name in _SOURCES)
     return layer + _FOOTER.format(
         architecture=architecture,
         base_class=base_class,

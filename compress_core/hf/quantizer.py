@@ -26,7 +26,7 @@ from compress_core.hf.checkpoint import QUANT_METHOD, tensor_headers
 from compress_core.hf.factored import FactoredLinear, is_factored
 from compress_core.hf.factorise import (
     FORMAT_VERSION,
-    check_columns,
+    check_indices,
     check_version,
     factorise,
     require_factors,
@@ -40,7 +40,8 @@ class EigenpressConfig(QuantizationConfigMixin):
     """The compressed layers of a checkpoint, as its config.json lists them.
 
     Attributes:
-        modules: Layer name -> {"rank": int}, with "columns" or "factor_in" where it has them.
+        modules: Layer name -> {"rank": int}, with "columns", "nonzeros", "factor_in" or "bias"
+            where it has them.
         format_version: Version of the checkpoint format.
     """
 
@@ -86,7 +87,7 @@ class EigenpressQuantizer(HfQuantizer):
     def _process_model_after_weight_loading(
         self, model: PreTrainedModel, **_: Any
     ) -> PreTrainedModel:
-        check_columns(model)
+        check_indices(model)
         # The stock class saves no modelling file, yet the config it saves points to one.
         model.save_pretrained = partial(_save_pretrained, model)  # type: ignore[method-assign]
         return model

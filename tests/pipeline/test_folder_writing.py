@@ -17,6 +17,7 @@ from compress_core.hf.checkpoint import Checkpoint
 from compress_core.hf.export import to_dense
 from compress_core.hf.folder import FactoredWeights, FolderSummary, write_folder
 from compress_core.hf.modelling import modelling_source, stock_class
+from compress_core.sparse import Sparse
 from tests.families import tiny_model
 from tests.pipeline.folders import (
     as_layers,
@@ -66,6 +67,15 @@ def keeping(index: list[int], rank: int = 4, columns: int | None = None) -> Fact
     return replace(layer, columns=torch.zeros(16, count), column_index=torch.tensor(index))
 
 
+def some_entries(count: int, rows: int = 16) -> Sparse:
+    """That many entries of zero, of an (rows, 32) weight."""
+    return Sparse((torch.arange(rows * 32) < count).view(rows, 32), torch.zeros(count))
+
+
+def sparse_k_proj(count: int, rank: int = 0, **more: object) -> FactoredWeights:
+    return replace(k_proj(rank), sparse=some_entries(count), **more)  # type: ignore[arg-type]
+
+
 def sharing(owner: str, rank: int = 4, **more: object) -> FactoredWeights:
     """The second block's q_proj with another's in-factor."""
     return q_proj(rank, block=1, shared_with=owner, **{"v": None, **more})
@@ -79,7 +89,14 @@ def sharing_and_keeping() -> FactoredWeights:
 @pytest.mark.parametrize(
     ("layers", "message"),
     [
-        ([k_proj(0)], "would not be smaller"),
+        ([sparse_k_proj(320, rank=4)], "rank 4 and 320 entries: .*would not be smaller"),
+        ([sparse_k_proj(512)], "would not be smaller"),
+        ([sparse_k_proj(304, rank=4, bias=torch.zeros(16))], "would not be smaller"),
+        ([replace(k_proj(4), sparse=some_entries(8, rows=15))], "do not fit"),
+        ([replace(k_proj(4), sparse=Sparse(torch.eye(16, 32) > 0, torch.ones(15)))], "do not fit"),
+        ([replace(k_proj(4), bias=torch.zeros(32))], "does not fit"),
+        ([replace(keeping([1]), sparse=some_entries(8))], "both kept columns and sparse"),
+        ([q_proj(4), sharing(Q_PROJ, sparse=some_entries(8, rows=32))], "shares no factor"),
         ([k_proj(11)], "would not be smaller"),  # 11 * 48 > 16 * 32
         ([k_proj(4, rows=32)], "do not make up the weight"),
         ([k_proj(4, key="model.layers.1.self_attn.k_proj.weight")], "is not the key of its weight"),
@@ -95,8 +112,8 @@ def sharing_and_keeping() -> FactoredWeights:
         ([sharing(Q_PROJ)], f"in-factor of '{Q_PROJ}': that layer is not in the list"),
         ([q_proj(4), sharing(Q_PROJ, rank=5)], r"that one is \(4, 32\), not \(5, 32\)"),
         ([q_proj(4), sharing("model.layers.1.self_attn.q_proj")], "has none of its own"),
-        ([keeping([1]), sharing(K_PROJ)], "keeps columns shares no factor"),
-        ([q_proj(4), sharing_and_keeping()], "keeps columns shares no factor"),
+        ([keeping([1]), sharing(K_PROJ)], "keeps columns or .* shares no factor"),
+        ([q_proj(4), sharing_and_keeping()], "keeps columns or .* shares no factor"),
         ([q_proj(22), sharing(Q_PROJ, rank=22)], "would not be smaller"),  # 22 * 96 > 2 * 32 * 32
     ],
 )
@@ -106,6 +123,15 @@ def test_factors_that_do_not_fit_are_refused(
     with pytest.raises(ModelError, match=message):
         write(tmp_path / "small", dense, layers)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_entries_pay_by_their_numbers_and_not_by_their_bytes(dense: Path, tmp_path: Path) -> None:
+    """4 * 48 + 303 + 16 is one less than 16 * 32; with the places they take more bytes than it."""
+    layer = sparse_k_proj(303, rank=4, bias=torch.zeros(16))
+    summary = write(tmp_path / "small", dense, [layer])
+    plain = write(tmp_path / "plain", dense, [])
+    assert summary.parameters == plain.parameters - 1
+    assert summary.nbytes == plain.nbytes - 4 + 64
 
 
 def test_largest_rank_that_pays_is_taken(dense: Path, tmp_path: Path) -> None:

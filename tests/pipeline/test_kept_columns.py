@@ -179,7 +179,7 @@ def test_what_pays_counts_the_columns_and_their_index() -> None:
     assert pays(64, 64, 31) and not pays(64, 64, 32)
     assert pays(64, 64, 28, 5)  # 28 * (64 + 59) + 5 * 65 = 3769
     assert not pays(64, 64, 31, 5)  # 31 * 123 + 325 = 4138 of 4096
-    assert not pays(64, 64, 0) and not pays(64, 64, 3, -1) and not pays(64, 64, 3, 64)
+    assert not pays(64, 64, -1) and not pays(64, 64, 3, -1) and not pays(64, 64, 3, 64)
     assert pays(8, 32767, 7, 10904)  # 262132 of 262136
     assert not pays(8, 32768, 7, 10904)  # its index is of 32 bits
 

@@ -72,7 +72,7 @@ def outside(
     newer = root / "newer"
     stock["llama"].save_pretrained(newer)
     settings = json.loads((newer / "config.json").read_text())["quantization_config"]
-    edit_config(newer, quantization_config={**settings, "format_version": 3})
+    edit_config(newer, quantization_config={**settings, "format_version": 4})
     request = {
         "batch": BATCH.tolist(),
         "families": {case: str(folder) for case, folder in folders.items()},
@@ -192,10 +192,10 @@ def test_dense_export_is_an_ordinary_checkpoint(
 
 
 def test_newer_format_is_refused_everywhere(outside: dict[str, Any], tmp_path: Path) -> None:
-    assert "format 3" in outside["facts"]["newer"]
-    with pytest.raises(ValueError, match="format 3"):
+    assert "format 4" in outside["facts"]["newer"]
+    with pytest.raises(ValueError, match="format 4"):
         AutoModelForCausalLM.from_pretrained(outside["newer"])
-    with pytest.raises(ModelError, match="format 3"):
+    with pytest.raises(ModelError, match="format 4"):
         to_dense(outside["newer"], tmp_path / "dense")
 
 
@@ -212,7 +212,8 @@ def test_lora_trains_on_the_code_in_the_folder(outside: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rank", "error"), [(0, ValueError), (10_000, ValueError), (3, RuntimeError)]
+    ("rank", "error"),
+    [(-1, ValueError), (10_000, ValueError), (3, RuntimeError), (0, RuntimeError)],
 )
 def test_wrong_rank_is_refused(
     rank: int, error: type[Exception], pairs: dict[str, Pair], tmp_path: Path

@@ -206,9 +206,9 @@ def test_importing_twice_registers_once() -> None:
     [
         ({"model.layers.9.mlp.up_proj": {"rank": 2}}, 1, "no layer"),
         ({"model.norm": {"rank": 2}}, 1, "not a linear layer"),
-        ({"model.layers.0.mlp.up_proj": {"rank": 0}}, 1, "cannot have rank 0"),
+        ({"model.layers.0.mlp.up_proj": {"rank": -1}}, 1, "cannot have rank -1"),
         ({"model.layers.0.mlp.up_proj": {"rank": 20}}, 1, "cannot have rank 20"),
-        ({"model.layers.0.mlp.up_proj": {"rank": 2}}, 3, "format 3"),
+        ({"model.layers.0.mlp.up_proj": {"rank": 2}}, 4, "format 4"),
         ({UP: {"rank": 2, "columns": 32}}, 2, "cannot have rank 2 and 32 columns"),
         ({UP: {"rank": 18, "columns": 8}}, 2, "cannot have rank 18 and 8 columns"),
         ({UP: {"rank": 2, "factor_in": GATE}}, 2, "not in the list"),
@@ -217,6 +217,10 @@ def test_importing_twice_registers_once() -> None:
         ({UP: {"rank": 2, "factor_in": DOWN}, DOWN: {"rank": 2}}, 2, r"is \(2, 48\), not"),
         ({UP: {"rank": 2, "factor_in": GATE}, GATE: {"rank": 2, "columns": 1}}, 2, "shares no"),
         ({UP: {"rank": 24, "factor_in": GATE}, GATE: {"rank": 24}}, 2, "cannot have rank 24"),
+        ({UP: {"rank": 2, "nonzeros": 1376}}, 3, "cannot have rank 2 and 1376 entries"),
+        ({UP: {"rank": 0, "nonzeros": 1488, "bias": True}}, 3, "cannot have rank 0 and 1488"),
+        ({UP: {"rank": 2, "nonzeros": 9, "columns": 1}}, 3, "both kept columns and sparse entries"),
+        ({UP: {"rank": 2, "factor_in": GATE, "nonzeros": 9}, GATE: {"rank": 2}}, 3, "shares no"),
     ],
 )
 def test_factorise_refuses(modules: dict[str, Any], version: int, message: str) -> None:
@@ -232,6 +236,8 @@ def test_factorise_refuses(modules: dict[str, Any], version: int, message: str) 
         ({"rank": 3}, {"rank": 4}),
         ({"rank": 3, "columns": 1}, {"rank": 3}),
         ({"rank": 3, "factor_in": GATE}, {"rank": 3}),
+        ({"rank": 3, "nonzeros": 9}, {"rank": 3}),
+        ({"rank": 3, "nonzeros": 9, "bias": True}, {"rank": 3, "nonzeros": 9}),
     ],
 )
 def test_factorise_twice_changes_nothing_and_another_entry_is_refused(
