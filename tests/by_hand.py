@@ -58,9 +58,13 @@ def prepare(method: Method, stack: Sequence[Seen], rank: int) -> Prepared:
 
 
 def realise(
-    method: Method, stack: Sequence[Seen], prepared: Prepared, share: Share
+    method: Method, stack: Sequence[Seen], prepared: Prepared | None, share: Share
 ) -> list[LowRank]:
-    """The factors of every layer of a stack, refined where the method refines."""
+    """What every layer of a stack stores: refined where the method refines, or pruned."""
+    if method.prune is not None:
+        (layer,) = stack
+        return [method.prune.prune(layer.weight, share, _moments(method, layer))]
+    assert prepared is not None
     whole = method.decompose.realise(first_rows(prepared), share)
     found, row = [], 0
     for layer in stack:
@@ -74,13 +78,15 @@ def realise(
 
 
 def numbers_of(members: Sequence[LowRank]) -> int:
-    """Numbers stored for a stack: its in-factor once, every layer's own part, indices too."""
+    """Numbers stored for a stack: its in-factor once, every layer's own part, columns' indices."""
     numbers = members[0].v.numel()
     for low in members:
         numbers += low.u.numel()
         if low.columns is not None and low.index is not None:
             features = low.v.shape[1] + len(low.index)
             numbers += low.columns.numel() + len(low.index) * index_cost(features)
+        if low.sparse is not None:
+            numbers += low.sparse.nonzeros
     return numbers
 
 
@@ -91,9 +97,10 @@ def output_error(layer: Seen, low: LowRank) -> float:
 
 
 def _moments(method: Method, layer: Seen) -> Moments:
-    assert method.refine is not None
+    fitted = method.refine or method.prune
+    assert fitted is not None
     tokens = len(layer.dense)
-    if DENSE in method.refine.reads:
+    if DENSE in fitted.reads:
         assert not method.sequential
         return Moments(dense=layer.dense.T @ layer.dense / tokens)
     return Moments(

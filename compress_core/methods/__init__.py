@@ -14,10 +14,15 @@ from compress_core.methods.asvd import asvd
 from compress_core.methods.basis_sharing import basis_sharing
 from compress_core.methods.duo_svd import duo_svd
 from compress_core.methods.fwsvd import fwsvd
+from compress_core.methods.hassle_free import hassle_free
+from compress_core.methods.oats import oats
 from compress_core.methods.saes_svd import saes_svd
+from compress_core.methods.slim import slim
+from compress_core.methods.sparsegpt import sparsegpt
 from compress_core.methods.svd import svd
 from compress_core.methods.svd_llm import svd_llm
 from compress_core.methods.svd_llm_v2 import svd_llm_v2
+from compress_core.methods.wanda import wanda
 from compress_core.options import OptionValue, read_option
 
 METHODS: dict[str, Callable[..., Method]] = {
@@ -30,7 +35,14 @@ METHODS: dict[str, Callable[..., Method]] = {
     "duo_svd": duo_svd,
     "saes_svd": saes_svd,
     "basis_sharing": basis_sharing,
+    "wanda": wanda,
+    "sparsegpt": sparsegpt,
+    "oats": oats,
+    "slim": slim,
+    "hassle_free": hassle_free,
 }
+
+OPTION = r":([^:=]+)=([^:]+(?::\d+)?)(?=:|$)"  # a value may be of the form 2:4
 
 
 @dataclass(frozen=True)
@@ -54,10 +66,12 @@ def parse_variant(text: str) -> Variant:
     Raises:
         ConfigError: It is not of that form.
     """
-    head, *pairs = text.split(":")
+    head = text.partition(":")[0]
     name, _, allocate = head.partition("@")
-    options = dict(re.findall(r":([^:=]+)=([^:]+)", text[len(head) :]))
-    if len(options) < len(pairs) or not name or head.endswith("@"):
+    pairs = re.findall(OPTION, text[len(head) :])
+    whole = re.fullmatch(f"(?:{OPTION})*", text[len(head) :])
+    options = dict(pairs)
+    if whole is None or len(options) < len(pairs) or not name or head.endswith("@"):
         raise ConfigError(
             f"{text!r} is not method[@allocator][:option=value]..., "
             "for instance duo_svd@uniform:refit_columns=true"
@@ -102,6 +116,7 @@ def build_method(
     method = METHODS[name](**values)
     if allocate is None:
         return method
+    _check_divisible(method, allocate)
     allocator = build_allocator(allocate, of_allocator)
     for option, value in values.items():
         alone, default = METHODS[name](**{option: value}), METHODS[name]()
@@ -110,3 +125,14 @@ def build_method(
                 f"option {option!r} is of the allocator of {name!r}, which {allocate!r} replaces"
             )
     return replace(method, allocate=allocator)
+
+
+def _check_divisible(method: Method, allocate: str) -> None:
+    """Refuses an allocator for a method that divides the budget itself.
+
+    Raises:
+        ConfigError: It prunes, so that every layer keeps the same share, or it learns its shares.
+    """
+    if method.prune is not None or method.learn is not None:
+        how = "learns its shares" if method.learn else "keeps the same share of every layer"
+        raise ConfigError(f"method {method.name!r} {how}: leave out the allocator {allocate!r}")

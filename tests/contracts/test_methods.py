@@ -16,6 +16,7 @@ from compress_core.allocate.base import Evidence
 from compress_core.decompose import LowRank, Prepared
 from compress_core.method import Method
 from compress_core.methods import METHODS, build_method
+from compress_core.sparse import Sparse
 from compress_core.types import LayerRef, Share, Stack, affordable
 from tests.by_hand import Seen, numbers_of, output_error, prepare, realise
 from tests.made_up import divergence_of, weight_and_inputs
@@ -26,6 +27,8 @@ LAYERS = [
     for block in range(2)
     for kind, (m, n) in KINDS.items()
 ]
+SHARING = [name for name in METHODS if build_method(name).learn is None]  # shares are not trained
+PRUNING = [name for name in SHARING if build_method(name).prune is not None]
 CALIBRATED = set(METHODS) - {"svd"}
 DEFAULTS: dict[str, dict[str, Any]] = {
     "svd": {},
@@ -44,6 +47,24 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "duo_svd": {"refit_columns": False, "search": "golden", "accept": 0.01, "probe_windows": 32},
     "saes_svd": {"alpha_least": 0.25, "alpha_most": 0.75, "prefix": "layer"},
     "basis_sharing": {"group": 2, "update": "none", "prefix": "layer"},
+    "wanda": {"pattern": "unstructured"},
+    "sparsegpt": {"pattern": "unstructured", "damping": 0.01, "blocksize": 128},
+    "oats": {"low_rank": 0.25, "iterations": 80, "pattern": "unstructured"},
+    "slim": {
+        "mask": "wanda",
+        "rank_ratio": 0.1,
+        "pattern": "unstructured",
+        "damping": 0.01,
+        "blocksize": 128,
+    },
+    "hassle_free": {
+        "low_rank": 0.3,
+        "iterations": 80,
+        "pattern": "unstructured",
+        "damping": 0.005,
+        "own_damping": 0.005,
+        "blocksize": 128,
+    },
 }
 
 
@@ -74,11 +95,13 @@ class Result:
 
 
 @cache
-def decomposed(method: Method) -> dict[str, tuple[Stack, list[Seen], Prepared]]:
+def decomposed(method: Method) -> dict[str, tuple[Stack, list[Seen], Prepared | None]]:
+    """Stacks and decompositions; None for a method that starts from the weight each time."""
     found = {}
     for stack in method.stacks(LAYERS):
         layer, seen = stack.as_layer, [seen_by(member) for member in stack.members]
-        found[layer.name] = (stack, seen, prepare(method, seen, layer.paying_rank))
+        prepared = prepare(method, seen, layer.paying_rank) if method.prune is None else None
+        found[layer.name] = (stack, seen, prepared)
     return found
 
 
@@ -89,7 +112,7 @@ def compress(method: Method, kept: float) -> list[Result]:
     probe = method.allocate.probe(kept)
     shares_probed = probe.shares if probe is not None else ()
     evidence = Evidence(
-        losses={name: prepared.loss for name, (_, _, prepared) in parts.items()},
+        losses={name: prepared.loss for name, (_, _, prepared) in parts.items() if prepared},
         similarity={0: 0.9, 1: 0.7},
         divergence={layer.name: divergence_of(layer, shares_probed, 0) for layer in layers},
         tokens=200,
@@ -124,9 +147,9 @@ def test_every_file_of_methods_is_in_the_table() -> None:
     assert files == set(METHODS)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", SHARING)
 class TestMethod:
-    """One method at its defaults."""
+    """One method at its defaults; those that learn their shares are held to this elsewhere."""
 
     def test_it_carries_its_own_name_and_is_data(self, name: str) -> None:
         method = build_method(name)
@@ -134,7 +157,7 @@ class TestMethod:
         assert method == build_method(name)
         with pytest.raises(dataclasses.FrozenInstanceError):
             method.name = "other"  # type: ignore[misc]
-        for part in (method.whiten, method.allocate, method.refine, method.prefix):
+        for part in (method.whiten, method.allocate, method.refine, method.prefix, method.prune):
             if part is not None:
                 with pytest.raises(dataclasses.FrozenInstanceError):
                     setattr(part, "anything", 1)  # noqa: B010
@@ -153,8 +176,8 @@ class TestMethod:
     def test_it_reads_calibration_text_unless_it_is_plain_svd(self, name: str) -> None:
         method = build_method(name)
         assert method.needs_calibration == (name in CALIBRATED)
-        assert method.reads_inputs == (name in CALIBRATED - {"fwsvd"})
-        assert method.sequential == (name in ("ada_svd", "saes_svd"))
+        assert method.reads_inputs == (name in CALIBRATED - {"fwsvd", *PRUNING})
+        assert method.sequential == (name in ("ada_svd", "saes_svd", *PRUNING))
 
     @pytest.mark.parametrize("kept", [0.3, 0.6, 0.9])
     def test_it_fits_the_budget_and_no_layer_takes_more_than_its_share(
@@ -175,8 +198,9 @@ class TestMethod:
 
     def test_more_budget_never_costs_quality_in_its_own_metric(self, name: str) -> None:
         for _, _, prepared in decomposed(build_method(name)).values():
-            assert (prepared.loss >= 0).all()
-            assert (prepared.loss.diff() <= 0).all()
+            if prepared is not None:
+                assert (prepared.loss >= 0).all()
+                assert (prepared.loss.diff() <= 0).all()
 
     def test_more_budget_lowers_the_output_error(self, name: str) -> None:
         errors = [sum(errors_of(name, kept).values()) for kept in (0.2, 0.4, 0.6, 0.8)]
@@ -201,6 +225,24 @@ class TestMethod:
             random = torch.randn(shape, generator=generator, dtype=torch.float64)
             basis = torch.linalg.qr(random)[0]
             worse = LowRank(basis, basis.T @ seen.weight)
+            assert output_error(seen, low) < output_error(seen, worse)
+
+    def test_its_entries_are_exactly_as_many_as_its_share_and_better_than_any(
+        self, name: str
+    ) -> None:
+        for result in compress(build_method(name), 0.5):
+            if name not in PRUNING:
+                assert all(low.sparse is None for low in result.members)
+                continue
+            (layer,), (low,) = result.stack.members, result.members
+            assert low.sparse is not None
+            assert (low.rank, low.sparse.nonzeros) == (result.share.rank, result.share.nonzeros)
+            assert result.numbers == affordable(0.5, layer.dense_cost)
+            seen, generator = seen_by(layer), torch.Generator().manual_seed(9)
+            order = torch.randperm(layer.dense_cost, generator=generator)
+            mask = (order < result.numbers).view(seen.weight.shape)
+            u, v = low.u[:, :0], low.v[:0]
+            worse = LowRank(u, v, sparse=Sparse.of(seen.weight, mask))
             assert output_error(seen, low) < output_error(seen, worse)
 
 

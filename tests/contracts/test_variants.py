@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from compress_core.allocate import ALLOCATORS
+from compress_core.allocate.entries import Entries
 from compress_core.allocate.hull import Hull
 from compress_core.allocate.importance import Importance
 from compress_core.allocate.knapsack import Knapsack
@@ -13,6 +14,10 @@ from compress_core.errors import ConfigError
 from compress_core.method import Method, Sharing
 from compress_core.methods import METHODS, Variant, build_method, parse_variant
 from compress_core.methods.basis_sharing import WRITERS
+from compress_core.prune.adapter import Adapter
+from compress_core.prune.alternate import HassleFree, Oats
+from compress_core.prune.obs import SparseGPT
+from compress_core.prune.wanda import Wanda
 from compress_core.refine.base import Prefix
 from compress_core.refine.columns import PreserveColumns
 from compress_core.refine.cross_truncation import CrossTruncate
@@ -32,6 +37,11 @@ from compress_core.whiten import ActivationScale, FisherScale
             Variant("duo_svd", "uniform", {"refit_columns": "true", "search": "grid"}),
         ),
         ("a:b=c=d", Variant("a", None, {"b": "c=d"})),
+        ("wanda:pattern=2:4", Variant("wanda", None, {"pattern": "2:4"})),
+        (
+            "slim:pattern=2:4:mask=sparsegpt",
+            Variant("slim", None, {"pattern": "2:4", "mask": "sparsegpt"}),
+        ),
     ],
 )
 def test_a_variant_is_read_as_method_allocator_and_options(text: str, variant: Variant) -> None:
@@ -55,6 +65,9 @@ def test_a_variant_is_read_as_method_allocator_and_options(text: str, variant: V
         "duo_svd@:search=grid",
         "asvd:alpha=1:alpha=2",
         "asvd:alpha=1:",
+        "wanda:pattern=2:4:8",
+        "wanda:pattern=2:4x",
+        "wanda:2:4",
     ],
 )
 def test_what_is_not_a_variant_is_refused_with_an_example(text: str) -> None:
@@ -66,7 +79,14 @@ def test_what_is_not_a_variant_is_refused_with_an_example(text: str) -> None:
     )
 
 
-@pytest.mark.parametrize("method", METHODS)
+SELF_DIVIDING = {
+    name: "learns its shares" if build_method(name).learn else "keeps the same share of every layer"
+    for name in METHODS
+    if build_method(name).prune or build_method(name).learn
+}
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in SELF_DIVIDING])
 @pytest.mark.parametrize("allocator", ALLOCATORS)
 def test_any_method_goes_with_any_allocator(method: str, allocator: str) -> None:
     built = build_method(f"{method}@{allocator}")
@@ -75,6 +95,19 @@ def test_any_method_goes_with_any_allocator(method: str, allocator: str) -> None
     assert built == build_method(method, allocate=allocator)
     measured = allocator in ("importance", "hull", "knapsack")
     assert built.needs_calibration == (method != "svd" or measured)
+
+
+@pytest.mark.parametrize("method", SELF_DIVIDING)
+@pytest.mark.parametrize("allocator", ALLOCATORS)
+def test_a_method_that_divides_the_budget_itself_takes_no_allocator(
+    method: str, allocator: str
+) -> None:
+    for text, beside in ((f"{method}@{allocator}", None), (method, allocator)):
+        with pytest.raises(ConfigError) as refusal:
+            build_method(text, allocate=beside)
+        assert str(refusal.value) == (
+            f"method {method!r} {SELF_DIVIDING[method]}: leave out the allocator {allocator!r}"
+        )
 
 
 def test_an_option_goes_to_the_method_or_to_the_allocator_that_is_named() -> None:
@@ -120,6 +153,16 @@ def test_options_are_read_as_the_type_of_their_default() -> None:
         ("saes_svd:alpha_least=0:alpha_most=2", "refine", CrossTruncate(0, 2)),
         ("basis_sharing:group=4", "sharing", Sharing(4, WRITERS)),
         ("basis_sharing", "refine", None),
+        ("wanda:pattern=2:4", "prune", Wanda("2:4")),
+        ("wanda:pattern=2:4", "allocate", Entries(pattern="2:4")),
+        ("sparsegpt:damping=0.1:blocksize=64", "prune", SparseGPT(0.1, 64)),
+        ("oats", "allocate", Entries(low_rank=0.25)),
+        ("oats:low_rank=0.5:iterations=8", "prune", Oats(8)),
+        ("oats:low_rank=0.5:pattern=2:8", "allocate", Entries(0.5, pattern="2:8")),
+        ("slim", "allocate", Entries(adapter=0.1)),
+        ("slim:mask=sparsegpt:damping=0.1", "prune", Adapter("sparsegpt", 0.1)),
+        ("hassle_free", "allocate", Entries(low_rank=0.3)),
+        ("hassle_free:iterations=5", "prune", HassleFree(5)),
         ("basis_sharing:update=u", "refine", Alternate(0, 0.0)),
     ],
 )
@@ -134,6 +177,8 @@ def test_what_a_refiner_reads_makes_a_method_read_it() -> None:
     assert columns.needs_calibration and columns.reads_inputs and not columns.sequential
     update = Method("mine", "", "", refine=Alternate())
     assert update.needs_calibration and update.sequential and not update.reads_inputs
+    pruned = Method("mine", "", "", prune=Wanda())
+    assert pruned.needs_calibration and pruned.sequential and not pruned.reads_inputs
 
 
 def test_updates_make_a_method_sequential() -> None:
@@ -187,6 +232,22 @@ def test_updates_make_a_method_sequential() -> None:
         ("basis_sharing", {"prefix": "row"}, "the prefix grows by 'layer' or by 'block'"),
         ("basis_sharing", {"group": "two"}, "must be an int, got 'two'"),
         ("basis_sharing", {"group": 0}, "group must be at least 1, got 0"),
+        ("wanda", {"pattern": "4:2"}, "N:M with N of every M entries kept, such as 2:4; got '4:2'"),
+        ("wanda", {"pattern": 2}, "N:M with N of every M entries kept, such as 2:4; got '2'"),
+        ("wanda", {"damping": 0.1}, "has no option 'damping'; its options: pattern"),
+        (
+            "sparsegpt",
+            {"damping": "inf"},
+            "damping, a part of the mean of H, is 0 or more; got inf",
+        ),
+        ("sparsegpt", {"blocksize": 0}, "blocksize must be at least 1, got 0"),
+        ("oats", {"low_rank": 1}, "low_rank, the factors' part of a layer's numbers, is in [0, 1)"),
+        ("oats", {"iterations": 0}, "iterations must be at least 1, got 0"),
+        ("slim", {"mask": "magnitude"}, "must be one of wanda, sparsegpt; got 'magnitude'"),
+        ("slim", {"rank_ratio": 1}, "rank_ratio, a part of the smaller side, is in [0, 1); got 1"),
+        ("slim", {"damping": -1}, "damping, a part of the mean of H, is 0 or more; got -1"),
+        ("hassle_free", {"own_damping": -1}, "own_damping is 0 or more, got -1"),
+        ("hassle_free", {"low_rank": "nan"}, "is in [0, 1); got nan"),
     ],
 )
 def test_what_does_not_exist_is_refused_in_one_line(

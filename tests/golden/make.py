@@ -23,8 +23,15 @@ from tests.by_hand import first_rows as first_rows  # for others
 FILE = Path(__file__).with_name("values.json")
 SHAPES = {"wide": (12, 20), "tall": (20, 12)}
 RANKS = (1, 3, 6)
-NAMES = (*METHODS, "svd_llm:update=u", "duo_svd:refit_columns=true", "basis_sharing:update=u")
+NAMES = (
+    *(name for name in METHODS if build_method(name).learn is None),
+    "svd_llm:update=u",
+    "duo_svd:refit_columns=true",
+    "basis_sharing:update=u",
+    "slim:mask=sparsegpt",
+)
 KEPT = 0.55
+KEPTS = (0.35, 0.55, 0.75)  # of methods that prune, in place of ranks
 
 
 def golden_values(name: str) -> dict[str, dict[str, list[float]]]:
@@ -32,8 +39,11 @@ def golden_values(name: str) -> dict[str, dict[str, list[float]]]:
 
     Per shape: the loss curve, and of the weight at each rank one number per output row. Where
     shares hang on what was measured: the numbers stored of each layer of a small made-up model.
+    Of methods that prune: one number per output row at each of some budgets.
     """
     method = build_method(name)
+    if method.prune is not None:
+        return {label: pruned_values(method, label, shape) for label, shape in SHAPES.items()}
     values = {}
     for label, shape in SHAPES.items():
         stack = made_up_stack(shape)[: 1 if method.sharing is None else 2]
@@ -48,6 +58,19 @@ def golden_values(name: str) -> dict[str, dict[str, list[float]]]:
             values[label][f"outputs at rank {rank}"] = outputs.tolist()
     if method.allocate.reads:
         values["allocation"] = {f"numbers stored at kept {KEPT}": allocation(method)}
+    return values
+
+
+def pruned_values(method: Method, label: str, shape: tuple[int, int]) -> dict[str, list[float]]:
+    """What a method that prunes makes of a layer at each budget."""
+    stack = made_up_stack(shape)[:1]
+    layer = LayerRef(label, 0, *shape, label)
+    probe = torch.linspace(-1, 1, shape[1], dtype=torch.float64)
+    values = {}
+    for kept in KEPTS:
+        share = method.allocate.allocate([layer], kept, Evidence())[label]
+        (low,) = realise(method, stack, None, share)
+        values[f"outputs at kept {kept}"] = (low.dense() @ probe).tolist()
     return values
 
 

@@ -1,0 +1,123 @@
+"""The same share of numbers of every layer, between sparse entries and factors, as in the papers
+of methods that prune. It is part of those methods and no word of ``--allocate``.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from compress_core.allocate.base import Evidence, Probe, budget_of
+from compress_core.errors import BudgetError, ConfigError
+from compress_core.prune.select import UNSTRUCTURED, Pattern, read_pattern
+from compress_core.types import LayerRef, Share, affordable
+
+SLACK = 0.005  # of kept that a pattern may leave unspent: as finely as a search tells budgets apart
+
+
+@dataclass(frozen=True)
+class Entries:
+    """Unstructured, every layer stores kept · out · in numbers exactly.
+
+    With a pattern the sparse part has the pattern's numbers, whatever ``kept`` says, so only the
+    one ``kept`` that it gives is taken.
+
+    Attributes:
+        low_rank: Part of a layer's numbers that factors get, in [0, 1), floored to whole ranks.
+        adapter: Rank of the factors as a part of min(out, in), in place of ``low_rank``.
+        pattern: Of the sparse part: "unstructured", or N:M.
+    """
+
+    low_rank: float = 0.0
+    adapter: float | None = None
+    pattern: str = UNSTRUCTURED
+    reads: ClassVar[frozenset[str]] = frozenset()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.low_rank < 1:
+            raise ConfigError(
+                f"low_rank, the factors' part of a layer's numbers, is in [0, 1); "
+                f"got {self.low_rank:g}"
+            )
+        if self.adapter is not None and not 0 <= self.adapter < 1:
+            raise ConfigError(
+                f"rank_ratio, a part of the smaller side, is in [0, 1); got {self.adapter:g}"
+            )
+        read_pattern(self.pattern)
+
+    def probe(self, kept: float) -> Probe | None:
+        """It reads no table."""
+        return None
+
+    def check(self, layers: Sequence[LayerRef], kept: float) -> None:
+        """Shapes and budget decide everything here.
+
+        Raises:
+            BudgetError: A layer cannot hold a single entry beside its factors, or the pattern
+                keeps another share.
+            ConfigError: M does not divide a layer's inputs.
+        """
+        self.allocate(layers, kept, Evidence())
+
+    def allocate(
+        self, layers: Sequence[LayerRef], kept: float, evidence: Evidence
+    ) -> dict[str, Share]:
+        """Each layer's share; arguments and errors as of :meth:`check`."""
+        pattern = read_pattern(self.pattern)
+        if pattern is not None:
+            return self._by_pattern(layers, kept, pattern)
+        if kept >= 1:
+            return {layer.name: Share(None) for layer in layers}
+        shares = {layer.name: self._unstructured(layer, kept) for layer in layers}
+        for layer in layers:
+            if shares[layer.name].nonzeros < 1:
+                self._refuse(layer, kept, layers)
+        return shares
+
+    def _unstructured(self, layer: LayerRef, kept: float) -> Share:
+        numbers = affordable(kept, layer.dense_cost)
+        rank = self._rank(layer, numbers)
+        return Share(rank, numbers - rank * layer.atom_cost)
+
+    def _rank(self, layer: LayerRef, numbers: int) -> int:
+        if self.adapter is not None:
+            return affordable(self.adapter, min(layer.out_features, layer.in_features))
+        return affordable(self.low_rank, numbers) // layer.atom_cost
+
+    def _by_pattern(
+        self, layers: Sequence[LayerRef], kept: float, pattern: Pattern
+    ) -> dict[str, Share]:
+        shares = {}
+        for layer in layers:
+            if layer.in_features % pattern.of:
+                raise ConfigError(
+                    f"pattern={self.pattern} needs inputs that {pattern.of} divides; layer "
+                    f"{layer.name} has {layer.in_features}"
+                )
+            nonzeros = layer.dense_cost * pattern.keep // pattern.of
+            rank = self._rank(layer, math.floor(nonzeros / (1 - self.low_rank)))
+            shares[layer.name] = Share(rank, nonzeros)
+        cost = sum(shares[layer.name].cost(layer) for layer in layers)
+        least = cost / sum(layer.dense_cost for layer in layers)
+        if not least - 1e-9 <= kept <= least + SLACK or cost > budget_of(layers, kept):
+            fits = math.ceil(least * 1e4 - 1e-6) / 1e4
+            beside = " with its factors" if any(share.rank for share in shares.values()) else ""
+            raise BudgetError(
+                f"pattern={self.pattern}{beside} keeps {fits:g} of the layers, got kept={kept:g}: "
+                f"give --kept {fits:g}"
+            )
+        return shares
+
+    def _refuse(self, layer: LayerRef, kept: float, layers: Sequence[LayerRef]) -> None:
+        factors = self._unstructured(layer, kept).rank
+        least = max(self._least(other) for other in layers)
+        beside = f" beside factors of rank {factors}" if factors else ""
+        raise BudgetError(
+            f"kept={kept:g} leaves layer {layer.name} ({layer.out_features}x{layer.in_features}) "
+            f"without a single entry{beside}; this model needs kept of at least "
+            f"{min(1.0, math.ceil(least * 1e4 - 1e-6) / 1e4):g}"
+        )
+
+    def _least(self, layer: LayerRef) -> float:
+        rank = 0 if self.adapter is None else self._rank(layer, 0)
+        return (rank * layer.atom_cost + 1) / layer.dense_cost

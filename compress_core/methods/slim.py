@@ -1,0 +1,43 @@
+"""SLiM (arXiv 2410.09615) without its quantiser: a pruned layer and an adapter for what is missing.
+
+Wanda (or SparseGPT) prunes; the error, scaled by the inputs, is truncated to a tenth of the smaller
+side. From the paper: mask, saliency-weighted truncation, rank. Deviations: no quantisation, of
+weights or adapters, and no fine-tuning of the adapters; the paper prunes half and adds the adapter
+on top, here both share the budget, so that methods compare at equal stored numbers; inputs are
+weighed by their root mean square as in the published code, where the paper's text takes the mean
+magnitude; an input that is always zero gets nothing, where the published code then drops all
+weights; and as in the published code the entries behind Wanda's mask are W less the adapter, which
+has less error at the same cost than W itself. What SparseGPT changed stays as it is.
+"""
+
+from compress_core.allocate.entries import Entries
+from compress_core.method import Method
+from compress_core.prune.adapter import Adapter
+
+
+def slim(
+    mask: str = "wanda",
+    rank_ratio: float = 0.1,
+    pattern: str = "unstructured",
+    damping: float = 0.01,
+    blocksize: int = 128,
+) -> Method:
+    """Pruning with a low-rank adapter.
+
+    Args:
+        mask: What prunes, "wanda" or "sparsegpt".
+        rank_ratio: Rank of the adapter as a part of the layer's smaller side, in [0, 1).
+        pattern: "unstructured", or N:M for N of every M neighbours, such as 2:4 or 4:8.
+        damping: Of SparseGPT.
+        blocksize: Of SparseGPT.
+
+    Raises:
+        ConfigError: A value is out of its range.
+    """
+    return Method(
+        "slim",
+        "pruned, with a low-rank adapter for the error",
+        "2410.09615",
+        allocate=Entries(adapter=rank_ratio, pattern=pattern),
+        prune=Adapter(mask, damping, blocksize, pattern),
+    )

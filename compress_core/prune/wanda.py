@@ -1,0 +1,67 @@
+"""Wanda's rule (arXiv 2306.11695): an entry is worth |W_ij| ‖x_j‖, compared within its row."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from compress_core.decompose import LowRank
+from compress_core.errors import NumericsError
+from compress_core.prune.select import UNSTRUCTURED, read_pattern, select_rows
+from compress_core.refine.base import PREFIX, Moments
+from compress_core.sparse import Sparse
+from compress_core.types import Share
+
+
+@dataclass(frozen=True)
+class Wanda:
+    """Keeps the best entries of each row as they are.
+
+    Attributes:
+        pattern: "unstructured", or N:M.
+    """
+
+    pattern: str = UNSTRUCTURED
+    reads: ClassVar[frozenset[str]] = frozenset({PREFIX})
+
+    def __post_init__(self) -> None:
+        read_pattern(self.pattern)
+
+    def prune(self, weight: Tensor, share: Share, moments: Moments) -> LowRank:
+        """The best ``share.nonzeros`` entries; nothing else."""
+        scores = weight.abs() * input_scale(moments)
+        mask = select_rows(scores, share.nonzeros, read_pattern(self.pattern))
+        return without_factors(Sparse.of(weight, mask))
+
+
+def second_moment(moments: Moments) -> Tensor:
+    """E[x xᵀ] (in, in) behind the compressed layers.
+
+    Raises:
+        NumericsError: It is not finite or has a negative diagonal.
+    """
+    gram = moments.prefix
+    assert gram is not None
+    if not torch.isfinite(gram).all() or bool((gram.diagonal() < 0).any()):
+        raise NumericsError(
+            f"the second moment {tuple(gram.shape)} of the inputs is not finite or has a "
+            "negative diagonal"
+        )
+    return gram
+
+
+def input_scale(moments: Moments) -> Tensor:
+    """The root mean square of each input, (in,), which ranks as ‖x_j‖ does.
+
+    Raises:
+        NumericsError: The second moment cannot be one.
+    """
+    return second_moment(moments).diagonal().sqrt()
+
+
+def without_factors(sparse: Sparse) -> LowRank:
+    """A layer of sparse entries alone: factors of rank 0."""
+    rows, columns = sparse.mask.shape
+    values = sparse.values
+    return LowRank(values.new_zeros(rows, 0), values.new_zeros(0, columns), sparse=sparse)
