@@ -165,8 +165,9 @@ class SparseLinear(FactoredLinear):
         if columns is None:
             columns = mask.nonzero()[:, 1].to(torch.int32)
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)
-            return torch.sparse_csr_tensor(ends, columns, values, mask.shape)
+            about = "Sparse (CSR tensor support|invariant checks)"  # that it is beta, and may check
+            warnings.filterwarnings("ignore", about, UserWarning)
+            return torch.sparse_csr_tensor(ends, columns, values, mask.shape, check_invariants=True)
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         self._kept = None  # moving and casting change parameters in place and leave no trace

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from compress_core.hf.checkpoint import Checkpoint
 from compress_core.hf.factorise import factorise
 from compress_core.hf.folder import FactoredWeights, FolderSummary, write_folder
+from compress_core.sparse import Sparse, pack
 from tests.families import linear_names
 
 Factors = dict[str, tuple[torch.Tensor, torch.Tensor]]
@@ -85,19 +86,54 @@ def varied_layers(model: Any, seed: int = 0) -> list[FactoredWeights]:
     return layers
 
 
+def sparse_layers(model: Any, seed: int = 0) -> list[FactoredWeights]:
+    """Random contents for every linear layer: sparse entries of all kinds, biases, and nothing.
+
+    In turn: many entries alone; factors, few entries and a bias; few entries alone; factors, many
+    entries and a bias; nothing but a bias. The keys of the weights are still to be filled in.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return (torch.randn(shape, generator=generator) * shape[-1] ** -0.5).to(model.dtype)
+
+    layers = []
+    for i, name in enumerate(linear_names(model)):
+        rows, inputs = _sizes(model.get_submodule(name))
+        rank, count = ((0, rows * inputs // 2), (4, 20), (0, 20), (3, 300), (0, 0))[i % 5]
+        places = torch.randperm(rows * inputs, generator=generator) < count
+        sparse = Sparse.of(draw(rows, inputs), places.view(rows, inputs)) if count else None
+        bias = draw(rows) if i % 5 in (1, 3, 4) else None
+        u, v = draw(rows, rank) if rank else torch.zeros(rows, 0), draw(rank, inputs)
+        layers.append(FactoredWeights(name, "", u, v, sparse=sparse, bias=bias))
+    return layers
+
+
 def in_memory_layers(model: Any, layers: Iterable[FactoredWeights]) -> Any:
     """A copy of the model with what the layers hold in place of the weights."""
     model, layers = copy.deepcopy(model), list(layers)
-    factorise(model, {layer.name: layer.entry for layer in layers})
+    entries = {}
+    for layer in layers:
+        entries[layer.name] = layer.entry
+        if layer.bias is not None and model.get_submodule(layer.name).bias is None:
+            entries[layer.name]["bias"] = True
+    factorise(model, entries)
     with torch.no_grad():
         for layer in layers:
             module = model.get_submodule(layer.name)
+            if layer.bias is not None:
+                old = 0 if "bias" in entries[layer.name] else module.bias.float()
+                module.bias.copy_(layer.bias.float() + old)
             module.weight.copy_(layer.u)
             if layer.v is not None:
                 module.factor_in.copy_(layer.v)
             if layer.columns is not None:
                 module.columns.copy_(layer.columns)
                 module.column_index.copy_(layer.column_index)
+            if layer.sparse is not None:
+                module.sparse_values.copy_(layer.sparse.values)
+                for part, tensor in pack(layer.sparse.mask).items():
+                    getattr(module, part).copy_(tensor)
     return model
 
 
@@ -201,6 +237,17 @@ def expect_same_tensors(folder: Path, other: Path) -> None:
     assert one.keys() == two.keys()
     for key in one:
         assert one[key].dtype == two[key].dtype and torch.equal(one[key], two[key])
+
+
+def without(folder: Path, target: Path, *keys: str, **changed: torch.Tensor) -> Path:
+    """A copy of a compressed folder that lacks some tensors or has others in their place."""
+    target.mkdir()
+    for file in folder.iterdir():
+        (target / file.name).write_bytes(file.read_bytes())
+    tensors = load_file(target / "model.safetensors")
+    kept = {key: tensor for key, tensor in tensors.items() if key not in keys} | changed
+    save_file(kept, target / "model.safetensors", metadata={"format": "pt"})
+    return target
 
 
 def run_without_package(root: Path, request: dict[str, Any]) -> None:

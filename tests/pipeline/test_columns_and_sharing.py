@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
@@ -33,6 +33,7 @@ from tests.pipeline.folders import (
     run_without_package,
     shared_of,
     varied_layers,
+    without,
     write_layers,
 )
 
@@ -169,17 +170,6 @@ def test_without_our_package(pairs: dict[str, Pair], tmp_path: Path) -> None:
         assert torch.equal(logits_of(load(tmp_path / case)), logits[case])
     assert f"no {KEEPER}.columns" in facts["damaged"]
     assert facts["lora"][-1] < facts["lora"][0]
-
-
-def without(folder: Path, target: Path, *keys: str, **changed: Tensor) -> Path:
-    """A copy of a compressed folder that lacks some tensors or has others in their place."""
-    target.mkdir()
-    for file in folder.iterdir():
-        (target / file.name).write_bytes(file.read_bytes())
-    tensors = load_file(target / "model.safetensors")
-    kept = {key: tensor for key, tensor in tensors.items() if key not in keys} | changed
-    save_file(kept, target / "model.safetensors", metadata={"format": "pt"})
-    return target
 
 
 @both_ways

@@ -1,0 +1,359 @@
+"""Folders whose layers have sparse entries, new biases or nothing: small, and loaded to the bit.
+
+`sparse_layers` gives every model all kinds. A process without eigenpress loads the same folders.
+"""
+
+import copy
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoModel, AutoModelForCausalLM, Trainer, TrainingArguments
+
+import compress_core.hf  # noqa: F401  registers the format
+from compress_core.errors import ModelError
+from compress_core.hf.export import to_dense
+from compress_core.hf.factored import is_factored
+from compress_core.hf.folder import count_parameters
+from compress_core.sparse import PLACES, index_bytes
+from tests.families import tiny_model, token_batch
+from tests.pipeline.folders import (
+    Pair,
+    edit_config,
+    entries_of,
+    expect_same_tensors,
+    make_pair,
+    run_without_package,
+    sparse_layers,
+    without,
+    write_layers,
+)
+
+CASES = ["llama_tied", "llama", "llama_bias", "gpt2_prefixless", "gpt2", "opt"]
+BATCH = token_batch()
+BITS = "model.layers.0.self_attn.q_proj"  # of the tiny Llama: entries alone, half of all
+COLUMNS = "model.layers.0.mlp.down_proj"  # few entries in 48 columns
+BESIDE = "model.layers.0.self_attn.k_proj"  # beside factors, with a new bias
+
+both_ways = pytest.mark.parametrize("trust", [False, True], ids=["stock", "remote"])
+
+pytestmark = pytest.mark.usefixtures("code_cache")
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pair]:
+    """Dense and compressed folders of every case."""
+    root = tmp_path_factory.mktemp("sparse")
+    return {
+        case: make_pair(
+            tiny_model(case.removesuffix("_prefixless")),
+            root / case,
+            prefixless=case.endswith("_prefixless"),
+            layers=sparse_layers,
+        )
+        for case in CASES
+    }
+
+
+@pytest.fixture(scope="module")
+def llama(pairs: dict[str, Pair]) -> Pair:
+    return pairs["llama"]
+
+
+def load(folder: Path, trust: bool = False, **options: Any) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=trust, **options)
+
+
+def logits_of(model: Any) -> Tensor:
+    with torch.no_grad():
+        return model(BATCH).logits
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_entries_count_as_numbers_and_places_as_bytes(case: str, pairs: dict[str, Pair]) -> None:
+    pair = pairs[case]
+    tensors = load_file(pair.small / "model.safetensors")
+    places = {key: t for key, t in tensors.items() if key.rpartition(".")[2] in PLACES}
+    numbers = sum(tensor.numel() for key, tensor in tensors.items() if key not in places)
+    nbytes = sum(tensor.nbytes for tensor in tensors.values())
+    assert count_parameters(pair.small).parameters == numbers == pair.summary.parameters
+    assert count_parameters(pair.small).nbytes == nbytes == pair.summary.nbytes
+    assert numbers == pair.reference.num_parameters()
+    for name, entry in entries_of(pair.small).items():
+        layer = pair.reference.get_submodule(name)
+        assert ("bias" in entry) == layer.new_bias
+        if "nonzeros" in entry:
+            sizes = layer.out_features, layer.in_features
+            mine = [t for key, t in places.items() if name.endswith(key.rpartition(".")[0])]
+            assert sum(t.nbytes for t in mine) == index_bytes(*sizes, entry["nonzeros"])
+
+
+@both_ways
+@pytest.mark.parametrize("case", CASES)
+def test_loading_equals_the_model_in_memory(
+    case: str, trust: bool, pairs: dict[str, Pair], tmp_path: Path
+) -> None:
+    pair = pairs[case]
+    model, found = load(pair.small, trust, output_loading_info=True)
+    assert not found["missing_keys"] and not found["unexpected_keys"]
+    assert torch.equal(logits_of(model), logits_of(pair.reference))
+    for (name, one), (other, two) in zip(
+        sorted(model.named_buffers()), sorted(pair.reference.named_buffers()), strict=True
+    ):
+        assert name == other and one.dtype == two.dtype and torch.equal(one, two)
+        assert one.dtype != torch.int16  # which DistributedDataParallel cannot broadcast
+
+    model.save_pretrained(tmp_path)
+    assert entries_of(tmp_path) == entries_of(pair.small)
+    if not case.endswith("_prefixless"):
+        expect_same_tensors(tmp_path, pair.small)
+    for again_trust in (False, True):
+        again = load(tmp_path, again_trust)
+        assert torch.equal(logits_of(again), logits_of(model))
+
+
+@both_ways
+@pytest.mark.parametrize("case", ["llama", "gpt2_prefixless", "opt"])
+def test_base_model_alone(case: str, trust: bool, pairs: dict[str, Pair]) -> None:
+    pair = pairs[case]
+    base = AutoModel.from_pretrained(pair.small, trust_remote_code=trust)
+    with torch.no_grad():
+        assert torch.equal(base(BATCH)[0], pair.reference.base_model(BATCH)[0])
+
+
+def test_without_our_package(pairs: dict[str, Pair], tmp_path: Path) -> None:
+    cases = ["llama", "llama_tied", "gpt2", "opt"]
+    damaged = without(pairs["llama"].small, tmp_path / "damaged", f"{BITS}.sparse_bits")
+    run_without_package(
+        tmp_path,
+        {
+            "batch": BATCH.tolist(),
+            "families": {case: str(pairs[case].small) for case in cases},
+            "resave": {case: str(tmp_path / case) for case in cases},
+            "damaged": str(damaged),
+            "newer": str(damaged),
+        },
+    )
+    facts = json.loads((tmp_path / "facts.json").read_text())
+    logits = load_file(tmp_path / "logits.safetensors")
+    for case in cases:
+        assert torch.equal(logits[case], logits_of(pairs[case].reference))
+        assert all("quantization" in line for line in facts["messages"][case])
+        assert (
+            facts["guard"][case].startswith("RuntimeError") and "mismatch" in facts["guard"][case]
+        )
+        expect_same_tensors(tmp_path / case, pairs[case].small)
+        assert torch.equal(logits_of(load(tmp_path / case)), logits[case])
+    assert f"no {BITS}.sparse_bits" in facts["damaged"]
+    assert facts["lora"][-1] < facts["lora"][0]
+
+
+def test_a_layer_of_entries_alone_is_refused_by_a_class_that_knows_nothing(
+    llama: Pair, tmp_path: Path
+) -> None:
+    """Its out-factor is empty and still has the dense weight's name and not its shape."""
+    model = tiny_model("llama")
+    one = [layer for layer in sparse_layers(model) if layer.name == BITS]
+    write_layers(model, llama.dense, tmp_path / "one", one)
+    shape = load_file(tmp_path / "one" / "model.safetensors")[f"{BITS}.weight"].shape
+    assert tuple(shape) == (32, 0)
+    edit_config(tmp_path / "one", quantization_config=None, auto_map=None)
+    with pytest.raises(RuntimeError, match="mismatch"):
+        load(tmp_path / "one")
+
+
+@both_ways
+@pytest.mark.parametrize(
+    "key",
+    [
+        f"{BITS}.weight",
+        f"{BITS}.sparse_values",
+        f"{BITS}.sparse_bits",
+        f"{COLUMNS}.sparse_columns",
+        f"{COLUMNS}.sparse_counts",
+        f"{BESIDE}.bias",
+    ],
+)
+def test_a_missing_tensor_is_an_error(key: str, trust: bool, llama: Pair, tmp_path: Path) -> None:
+    damaged = without(llama.small, tmp_path / "damaged", key)
+    with pytest.raises(ValueError, match=f"no {key} "):
+        load(damaged, trust)
+    with pytest.raises(ModelError, match=r"no tensor|got a bias"):
+        to_dense(damaged, tmp_path / "dense")
+
+
+def _broken(llama: Pair, part: str) -> tuple[str, Tensor]:
+    tensors = load_file(llama.small / "model.safetensors")
+    bits, columns = tensors[f"{BITS}.sparse_bits"], tensors[f"{COLUMNS}.sparse_columns"]
+    counts = tensors[f"{COLUMNS}.sparse_counts"]
+    return {
+        "one more bit": (f"{BITS}.sparse_bits", bits ^ (torch.arange(len(bits)) == 5).byte()),
+        "a longer mask": (f"{BITS}.sparse_bits", torch.cat([bits, bits[:1]])),
+        "a column twice": (f"{COLUMNS}.sparse_columns", torch.zeros_like(columns)),
+        "a column beyond": (f"{COLUMNS}.sparse_columns", columns - 1),
+        "another count": (f"{COLUMNS}.sparse_counts", counts + 1),
+    }[part]
+
+
+@both_ways
+@pytest.mark.parametrize(
+    ("part", "kind", "message"),
+    [
+        ("one more bit", ValueError, r"places of 51[13] entries for 512 values"),
+        ("a longer mask", RuntimeError, "mismatch"),
+        ("a column twice", ValueError, "named twice"),
+        ("a column beyond", ValueError, "of 48"),
+        ("another count", ValueError, "columns in rows that count"),
+    ],
+)
+def test_damaged_places_are_an_error(
+    part: str,
+    kind: type[Exception],
+    message: str,
+    trust: bool,
+    pairs: dict[str, Pair],
+    tmp_path: Path,
+) -> None:
+    key, tensor = _broken(pairs["llama_bias"], part)
+    damaged = without(pairs["llama_bias"].small, tmp_path / "damaged", **{key: tensor})
+    with pytest.raises(kind, match=message) as caught:
+        load(damaged, trust)
+    if kind is ValueError:
+        assert "damaged, get the model again" in str(caught.value)
+    with pytest.raises(ModelError, match="damaged, get it again"):
+        to_dense(damaged, tmp_path / "dense")
+
+
+@both_ways
+def test_shards_low_memory_and_another_dtype(trust: bool, llama: Pair, tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    small = tmp_path / "shards"
+    write_layers(model, llama.dense, small, sparse_layers(model), shard=6000)
+    assert len(list(small.glob("*.safetensors"))) > 4
+    for options in ({}, {"device_map": {"": "cpu"}}, {"device_map": "auto"}):
+        assert torch.equal(logits_of(load(small, trust, **options)), logits_of(llama.reference))
+    halved = load(small, trust, dtype=torch.bfloat16)
+    layer = halved.get_submodule(COLUMNS)
+    assert (layer.sparse_values.dtype, layer.sparse_columns.dtype) == (torch.bfloat16, torch.int32)
+    assert logits_of(halved).isfinite().all()
+    halved.save_pretrained(tmp_path / "again", max_shard_size="4kB")
+    assert torch.equal(logits_of(load(tmp_path / "again", not trust)), logits_of(halved))
+
+
+@both_ways
+@pytest.mark.parametrize("version", [1, 2])
+def test_folders_of_older_versions_load(version: int, trust: bool, tmp_path: Path) -> None:
+    pair = make_pair(tiny_model("llama"), tmp_path)
+    settings = json.loads((pair.small / "config.json").read_text())["quantization_config"]
+    assert settings["format_version"] == 3
+    edit_config(pair.small, quantization_config={**settings, "format_version": version})
+    assert torch.equal(logits_of(load(pair.small, trust)), logits_of(pair.reference))
+
+
+@both_ways
+@pytest.mark.parametrize("case", ["llama", "gpt2"])
+def test_moves_copies_and_pickles(
+    case: str, trust: bool, pairs: dict[str, Pair], tmp_path: Path
+) -> None:
+    model = load(pairs[case].small, trust)
+    want = logits_of(model)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(logits_of(other), want)
+        assert torch.allclose(logits_of(other.to(torch.float64)).float(), want, atol=1e-5)
+        other.to(torch.float32).save_pretrained(tmp_path / "saved")
+        expect_same_tensors(tmp_path / "saved", pairs[case].small)
+    twin = copy.deepcopy(model).to_empty(device="cpu")
+    twin.tie_weights()
+    twin.load_state_dict(model.state_dict())
+    for name, buffer in model.named_buffers():  # what no state holds is lost by to_empty
+        twin.get_buffer(name).copy_(buffer)
+    assert torch.equal(logits_of(twin), want)
+
+
+@both_ways
+def test_generating_is_the_same(trust: bool, llama: Pair) -> None:
+    options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
+    found = load(llama.small, trust).generate(BATCH, **options)
+    assert torch.equal(found, llama.reference.generate(BATCH, **options))
+
+
+@both_ways
+def test_whole_model_compiles_without_a_graph_break(trust: bool, llama: Pair) -> None:
+    model = load(llama.small, trust)
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        assert torch.allclose(compiled(BATCH, use_cache=False).logits, logits_of(model), atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing")
+@both_ways
+def test_lora(trust: bool, llama: Pair) -> None:
+    model = load(llama.small, trust)
+    before = logits_of(model)
+    config = LoraConfig(r=2, target_modules=["q_proj", "k_proj", "v_proj", "down_proj"])
+    tuned: Any = get_peft_model(model, config)
+    assert torch.equal(logits_of(tuned), before)
+    tuned(BATCH, labels=BATCH).loss.backward()
+    assert any(p.grad is not None for p in tuned.parameters())
+    with pytest.raises(RuntimeError, match="must match the size"):
+        tuned.merge_and_unload()
+
+
+@both_ways
+def test_the_trainer_trains_entries_and_biases(trust: bool, llama: Pair, tmp_path: Path) -> None:
+    model = load(llama.small, trust)
+    first = {key: value.clone() for key, value in model.state_dict().items()}
+    rows = [{"input_ids": row, "labels": row} for row in BATCH]
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path / "run"),
+        max_steps=2,
+        learning_rate=1e-2,
+        report_to=[],
+        save_strategy="no",
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    Trainer(model=model, args=arguments, train_dataset=rows).train()  # type: ignore[arg-type]
+    model.eval()
+    last = model.state_dict()
+    for key in first:
+        moves = key.rpartition(".")[2] not in PLACES and first[key].numel() > 0
+        assert torch.equal(first[key], last[key]) != moves, key
+    model.save_pretrained(tmp_path / "saved")
+    assert torch.equal(logits_of(load(tmp_path / "saved", not trust)), logits_of(model))
+
+
+@both_ways
+@pytest.mark.parametrize("case", ["llama_bias", "gpt2"])
+def test_dense_again(case: str, trust: bool, pairs: dict[str, Pair], tmp_path: Path) -> None:
+    """Where the architecture has the biases that were added to."""
+    pair = pairs[case]
+    want = logits_of(pair.reference)
+    dense = load(pair.small, trust).dequantize()
+    dense.save_pretrained(tmp_path / "dense")
+    to_dense(pair.small, tmp_path / "exported", max_shard_bytes=6000)
+    for folder in (tmp_path / "dense", tmp_path / "exported"):
+        loaded, found = load(folder, output_loading_info=True)
+        assert not any(is_factored(module) for module in loaded.modules())
+        assert not found["missing_keys"] and not found["unexpected_keys"]
+        assert torch.allclose(logits_of(loaded), want, atol=1e-5)
+
+
+@both_ways
+def test_a_new_bias_stays_in_memory_and_out_of_an_ordinary_checkpoint(
+    trust: bool, llama: Pair, tmp_path: Path
+) -> None:
+    dense = load(llama.small, trust).dequantize()
+    assert not any(is_factored(module) for module in dense.modules())
+    assert dense.get_submodule(BESIDE).bias is not None
+    assert torch.allclose(logits_of(dense), logits_of(llama.reference), atol=1e-5)
+    with pytest.raises(ModelError, match="got a bias from its method, which LlamaForCausalLM has"):
+        to_dense(llama.small, tmp_path / "exported")
+    assert not (tmp_path / "exported").exists()
