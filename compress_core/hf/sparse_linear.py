@@ -38,7 +38,9 @@ class SparseLinear(FactoredLinear):
         sparse_counts: int32 (out,), entries in each row.
     """
 
+    sparse_bits: Any
     sparse_columns: Any
+    sparse_counts: Any
 
     def __init__(
         self,

@@ -320,7 +320,7 @@ def test_the_trainer_trains_entries_and_biases(trust: bool, llama: Pair, tmp_pat
         use_cpu=True,
         disable_tqdm=True,
     )
-    Trainer(model=model, args=arguments, train_dataset=rows).train()  # type: ignore[arg-type]
+    Trainer(model=model, args=arguments, train_dataset=rows).train()
     model.eval()
     last = model.state_dict()
     for key in first:
