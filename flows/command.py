@@ -34,7 +34,8 @@ def run_command(settings: Settings, as_json: bool) -> Any:
     if isinstance(settings, SweepConfig):
         report = report_folder(settings, workspace.model.name)
         check_report(report)
-    read_texts(workspace, any(p.job.method.needs_calibration for p in pipelines))
+    needed = any(p.job.method.needs_calibration for p in pipelines) or settings.recovery is not None
+    read_texts(workspace, needed)
     from flows.run import current_workspace, run_flow
     from flows.sweep import sweep_flow
     from flows.target import target_flow

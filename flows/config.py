@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from compress_core.errors import ConfigError
+from compress_core.learn.recover_plan import Recovery
 from compress_core.types import Budget
 
 Option = bool | int | float | str
@@ -64,6 +65,17 @@ class Settings(BaseModel):
     options: dict[str, Option] = Field(
         default_factory=dict, description="option of the method, or of --allocate"
     )
+    recover: Literal["lora", "factors"] | None = Field(
+        None, description="train what is stored on, towards the dense model: how"
+    )
+    recover_steps: int = Field(400, ge=1, description="steps of that training")
+    recover_text: float = Field(
+        0.1, ge=0, le=1, description="weight of the text itself in its loss, beside the dense model"
+    )
+    recover_held_back: float = Field(
+        0.125, gt=0, le=0.5, description="share of calibration windows it only watches"
+    )
+    recover_seed: int | None = Field(None, ge=0, description="its seed; else --seed")
     calibration: str | None = Field(None, description="text to calibrate on: file or dataset id")
     calibration_field: str | None = Field(None, description="column that holds the text")
     samples: int = Field(256, ge=1, description="calibration windows")
@@ -93,6 +105,19 @@ class Settings(BaseModel):
         default_factory=list, description="stage to compute again even when cached"
     )
     trust_remote_code: bool = Field(False, description="let the model folder's own Python run")
+
+    @property
+    def recovery(self) -> Recovery | None:
+        """How the compressed model is trained on; None where it is not."""
+        if self.recover is None:
+            return None
+        return Recovery(
+            self.recover,
+            steps=self.recover_steps,
+            held_back=self.recover_held_back,
+            text=self.recover_text,
+            seed=self.seed if self.recover_seed is None else self.recover_seed,
+        )
 
     @field_validator("name")
     @classmethod
@@ -142,11 +167,12 @@ class RunConfig(Settings):
 
     @property
     def label(self) -> str:
-        """The method as people see it, with the allocator where one was asked for."""
+        """The method as people see it, with the allocator and the recovery that were asked for."""
         name, colon, options = self.method.partition(":")
-        if self.allocate is None or "@" in name:
-            return self.method
-        return f"{name}@{self.allocate}{colon}{options}"
+        if self.allocate is not None and "@" not in name:
+            name = f"{name}@{self.allocate}"
+        recovery = f"+{self.recover}" if self.recover else ""
+        return f"{name}{colon}{options}{recovery}"
 
     @property
     def share(self) -> float:

@@ -33,6 +33,7 @@ from tasks.materialise import materialise_group
 from tasks.model import DenseModel
 from tasks.probe import probe_groups
 from tasks.realise import Upstream, realise_groups
+from tasks.recover import recover_groups
 from tasks.sequential import sequential_groups
 from tasks.tokenise import Text, calibration_group, evaluation_group
 from tasks.units import Group, Outcome, Session, Unit
@@ -77,7 +78,7 @@ class Workspace:
 class Evaluation:
     """One evaluation unit and where its numbers belong."""
 
-    model: str  # "dense" or "compressed"
+    model: str  # "dense", "unrecovered" (what a recovery begins with) or "compressed"
     kind: str  # "text" or "task"
     label: str
     unit: Unit
@@ -127,6 +128,7 @@ def check_methods(settings: Settings, methods: list[str], kepts: list[float]) ->
         method = build_method(name, settings.options, settings.allocate)
         if method.needs_calibration and settings.calibration is None:
             raise ConfigError(f"method {name!r} needs calibration text: give --calibration FILE")
+    _check_recovery(settings)
     if settings.calibration is None and not settings.eval_text and not settings.tasks:
         raise ConfigError(
             "nothing to evaluate on: give --eval-text FILE, --tasks NAME or --calibration FILE "
@@ -137,6 +139,24 @@ def check_methods(settings: Settings, methods: list[str], kepts: list[float]) ->
         raise ConfigError("--target-perplexity needs text to measure it on: give --eval-text FILE")
     if settings.task_path is not None and not settings.tasks:
         raise ConfigError("--task-path without --tasks: say which tasks of that folder to run")
+
+
+def _check_recovery(settings: Settings) -> None:
+    """Refuses a recovery without text, with too little of it, and its settings without it."""
+    if settings.recovery is None:
+        given = [
+            "--" + name.replace("_", "-")
+            for name, field in Settings.model_fields.items()
+            if name.startswith("recover_") and getattr(settings, name) != field.default
+        ]
+        if given:
+            raise ConfigError(f"{given[0]} without --recover: say how, lora or factors")
+        return
+    if settings.calibration is None:
+        raise ConfigError(
+            f"--recover {settings.recover} trains on calibration text: give --calibration FILE"
+        )
+    settings.recovery.check(settings.samples)
 
 
 def open_workspace(settings: Settings) -> Workspace:
@@ -239,7 +259,8 @@ def build_pipeline(workspace: Workspace, config: RunConfig) -> Pipeline:
     method, models = job.method, workspace.models
     calibration, texts = workspace.texts
     collected, whitened, fisher = [], [], []
-    first = [calibration] if method.needs_calibration and calibration is not None else []
+    wanted = method.needs_calibration or config.recovery is not None
+    first = [calibration] if wanted and calibration is not None else []
     tokens = None
     if first:
         (tokens,) = first[0].units
@@ -263,12 +284,18 @@ def build_pipeline(workspace: Workspace, config: RunConfig) -> Pipeline:
     else:
         realised = realise_groups(job, upstream)
     factors = _by_name([group for group in realised if group.stage == "realise"])
-    materialised = materialise_group(job, factors)
-    (folder,) = materialised.units
-    evaluated, evaluations = _evaluation_groups(workspace, config, texts, folder)
+    written = [materialise_group(job, factors)]
+    (folder,) = written[0].units
+    folders = {"compressed": folder}
+    if config.recovery is not None:
+        assert tokens is not None
+        recovered, new = recover_groups(job, models, config.recovery, tokens, folder)
+        written += recovered
+        folders = {"unrecovered": folder, "compressed": new}
+    evaluated, evaluations = _evaluation_groups(workspace, config, texts, folders)
     groups = [*first, *texts.values(), *collected, *fisher, *whitened, *decomposed, *chosen]
-    groups += [*realised, materialised, *evaluated]
-    return Pipeline(config, job, groups, allocation, factors, folder, evaluations)
+    groups += [*realised, *written, *evaluated]
+    return Pipeline(config, job, groups, allocation, factors, folders["compressed"], evaluations)
 
 
 def _choose(
@@ -337,15 +364,16 @@ def _by_name(groups: list[Group]) -> dict[str, Unit]:
 
 
 def _evaluation_groups(
-    workspace: Workspace, config: RunConfig, texts: dict[str, Group], folder: Unit
+    workspace: Workspace, config: RunConfig, texts: dict[str, Group], folders: dict[str, Unit]
 ) -> tuple[list[Group], list[Evaluation]]:
     groups, evaluations = [], []
-    for which, compressed in (("dense", None), ("compressed", folder)):
+    for which, compressed in {"dense": None, **folders}.items():
         for label, text in texts.items():
             group = text_group(
                 workspace.models,
                 text.units[0],
                 compressed,
+                which=which,
                 batch_size=config.batch_size,
                 label=label,
                 expected_tokens=config.eval_windows * workspace.length,
@@ -357,6 +385,7 @@ def _evaluation_groups(
                 workspace.models,
                 spec,
                 compressed,
+                which=which,
                 batch_size=config.batch_size,
                 limit=config.task_limit,
             )

@@ -14,15 +14,20 @@ from pydantic import BaseModel
 
 from flows.prepare import Evaluation, Pipeline, Workspace
 from storage.disk import replace_file
+from tasks.learn import CURVES
+from tasks.recover import TENSOR
 from tasks.units import Outcome, Session
 
 
 def collect_metrics(
     evaluations: Sequence[Evaluation], session: Session
 ) -> dict[str, dict[str, Any]]:
-    """Metrics of the dense and the compressed model, the first text's on top."""
+    """Metrics of the dense and the compressed model, the first text's on top.
+
+    Where the compressed model was trained on there are those from before, as "unrecovered".
+    """
     metrics: dict[str, dict[str, Any]] = {
-        which: {"texts": {}, "tasks": {}} for which in ("dense", "compressed")
+        evaluation.model: {"texts": {}, "tasks": {}} for evaluation in evaluations
     }
     for evaluation in evaluations:
         values = dict(session.artifact(evaluation.unit).attrs)
@@ -56,6 +61,7 @@ def collect_result(
             "compressible_compressed": written["compressible"],
         },
         "bytes": {"dense": model.checkpoint.nbytes, "compressed": written["bytes"]},
+        "memory": written["memory"],
         "metrics": collect_metrics(pipeline.evaluations, session),
         "stages": [as_stage(outcome) for outcome in outcomes],
         "notes": list(workspace.notes),
@@ -66,6 +72,18 @@ def collect_result(
 def stored_of(pipeline: Pipeline, session: Session) -> dict[str, dict[str, Any]]:
     """Layer to the rank (None when dense), kept columns and numbers that it stores."""
     return {name: dict(session.artifact(unit).attrs) for name, unit in pipeline.realised.items()}
+
+
+def curves_of(pipeline: Pipeline, session: Session) -> dict[str, list[float]]:
+    """Stage and name, "recover/kl", to a value per step, of all that the run trained."""
+    found = {}
+    for unit in (unit for group in pipeline.groups for unit in group.units):
+        if unit.stage == "recover" or (unit.stage == "learn" and unit.name == CURVES):
+            artifact = session.artifact(unit)
+            for name in artifact.names:
+                if not name.startswith(TENSOR):
+                    found[f"{unit.stage}/{name}"] = artifact.array(name).tolist()
+    return found
 
 
 def as_stage(outcome: Outcome) -> dict[str, Any]:

@@ -18,7 +18,14 @@ from flows.config import RunConfig, write_yaml
 from flows.console import get_reporter
 from flows.output import CONFIG_FILE, check_output
 from flows.prepare import Pipeline, Workspace, build_pipeline, check_methods, open_workspace
-from flows.results import as_stage, collect_result, model_dir, save_run_record, stored_of
+from flows.results import (
+    as_stage,
+    collect_result,
+    curves_of,
+    model_dir,
+    save_run_record,
+    stored_of,
+)
 from tasks.materialise import publishing
 from tasks.register import register
 from tasks.stage import run_group
@@ -113,6 +120,7 @@ def finish(
             stored=stored_of(pipeline, session),
             result=result,
             config=config_text,
+            curves=curves_of(pipeline, session),
         ).result()
         seconds = perf_counter() - begun
         label = f"{registered['name']} version {registered['version']}"

@@ -54,13 +54,24 @@ def text_group(
     tokens: Unit,
     compressed: Unit | None,
     *,
+    which: str,
     batch_size: int,
     label: str,
     expected_tokens: int,
 ) -> Group:
-    """Perplexity of one model on one text; for a compressed one, KL to the dense one beside it."""
+    """Perplexity of one model on one text; for a compressed one, KL to the dense one beside it.
+
+    Args:
+        models: Loads the models.
+        tokens: The unit whose artifact holds the text's windows.
+        compressed: The unit whose folder is measured; None for the dense model.
+        which: What people call that model.
+        batch_size: Windows per forward.
+        label: What people call the text.
+        expected_tokens: For the plan.
+    """
     dense = models.dense
-    name = f"{'compressed' if compressed else 'dense'} on {label}"
+    name = f"{which} on {label}"
 
     def compute(work: Work) -> None:
         windows = get_tensor(work.artifact(tokens), "tokens")
@@ -92,6 +103,7 @@ def task_group(
     spec: TaskSpec,
     compressed: Unit | None,
     *,
+    which: str,
     batch_size: int,
     limit: int | None,
 ) -> Group:
@@ -115,7 +127,7 @@ def task_group(
         with work.draft(work.missing[0]) as draft:
             draft.attrs |= scores
 
-    name = f"{'compressed' if compressed else 'dense'} on task {spec.name}"
+    name = f"{which} on task {spec.name}"
     settings = {"task": spec.digest_parts(), "limit": limit, "tokenizer": dense.tokenizer_digest}
     return _group(name, dense, None, compressed, settings, TASK_CODE, compute)
 

@@ -3,10 +3,11 @@
 Pure functions without MLflow, so that they can be used and tested without loading it.
 """
 
+import math
 import re
 import shutil
 import socket
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
 from typing import TypeVar
@@ -20,6 +21,7 @@ VALUE_LENGTH = 6000  # of a parameter; a tag of a run may have 8000
 TAG_LENGTH = 5000  # of a tag of a version; the newest servers take 100000, older ones this
 NAMES_PER_CALL = 100
 METRICS_PER_CALL = 1000
+POINTS = 1000  # of one curve
 CLIPPED = " … (clipped)"
 PARTS = ".parts"
 PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
@@ -47,6 +49,19 @@ def pieces(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
     rest = list(items)
     for at in range(0, len(rest), size):
         yield rest[at : at + size]
+
+
+def thin(curve: Sequence[float], most: int = POINTS) -> list[tuple[int, float]]:
+    """Steps and values of a curve where it has any: evenly fewer if they are many, the last kept.
+
+    Args:
+        curve: A value per step, not-a-number or infinite where there is none.
+        most: Points that are left at most, two or more.
+    """
+    points = [(step, float(value)) for step, value in enumerate(curve) if math.isfinite(value)]
+    if len(points) <= most:
+        return points
+    return [points[i * (len(points) - 1) // (most - 1)] for i in range(most)]
 
 
 def split(tags: Mapping[str, str]) -> dict[str, str]:

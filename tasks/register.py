@@ -6,7 +6,7 @@ A side effect, so it is never cached.
 import csv
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -29,6 +29,7 @@ def register(
     stored: dict[str, dict[str, Any]],
     result: dict[str, Any],
     config: str,
+    curves: Mapping[str, Sequence[float]] | None = None,
 ) -> dict[str, Any]:
     """Logs parameters, metrics and artifacts, and registers the model folder.
 
@@ -39,6 +40,7 @@ def register(
         stored: Layer name to what it stores: rank, columns and numbers.
         result: The run's result so far.
         config: The resolved configuration, as YAML.
+        curves: Name to a value per step of what the run trained.
 
     Returns:
         ``{"name", "version", "run_id"}``.
@@ -59,6 +61,7 @@ def register(
                 "result.json": json.dumps(result, indent=1, ensure_ascii=False),
             },
             tags={"code_version": result["code_version"]},
+            curves=curves,
         )
     registered = tracking.register_model(
         home,

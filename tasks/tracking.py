@@ -8,7 +8,7 @@ import fcntl
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -27,6 +27,7 @@ from tasks.limits import (
     pieces,
     public,
     split,
+    thin,
     why_silent,
 )
 
@@ -108,10 +109,12 @@ def record_run(
     metrics: Mapping[str, float],
     artifacts: Mapping[str, Path | str],
     tags: Mapping[str, str],
+    curves: Mapping[str, Sequence[float]] | None = None,
 ) -> str:
     """Record one finished run, each kind of entry in as few calls as MLflow allows.
 
-    What is too long is clipped and marked; a metric that is no number is left out.
+    What is too long is clipped and marked; a metric that is no number is left out, and of a curve
+    with very many points some.
 
     Args:
         home: The data directory.
@@ -121,6 +124,8 @@ def record_run(
         metrics: Name to number.
         artifacts: Path inside the run to a file, a folder, or the text itself.
         tags: Name to text.
+        curves: Name to a value per step, not-a-number where a step has none; kept as the history
+            of a metric.
 
     Returns:
         The run's id.
@@ -141,6 +146,11 @@ def record_run(
                 client.log_batch(run_id, tags=[RunTag(fit_name(k), clip(str(v))) for k, v in some])
             numbers = [
                 Metric(fit_name(k), float(v), now, 0) for k, v in metrics.items() if is_number(v)
+            ]
+            numbers += [
+                Metric(fit_name(name), value, now, step)
+                for name, curve in (curves or {}).items()
+                for step, value in thin(curve)
             ]
             for group in pieces(numbers, METRICS_PER_CALL):
                 client.log_batch(run_id, metrics=group)

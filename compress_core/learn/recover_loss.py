@@ -1,0 +1,99 @@
+"""What recovery makes small: the distance to the dense model, and surprise at the text itself."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from compress_core.hf.layout import ModelLayout
+from compress_core.learn.loop import Training, require_finite
+from compress_core.learn.teacher import Teacher
+
+LOGIT_BYTES = 1 << 30
+"""Logits in float32 of the windows that are run at once; of a larger batch gradients are summed."""
+
+
+class Objective:
+    """(1 - text) KL(dense || model) + text × cross-entropy, in nats per token.
+
+    Args:
+        model: On ``training.device``, in evaluation mode.
+        layout: The dense model's layout.
+        teacher: The dense model's predictions.
+        training: Windows and device.
+        text: Weight of the cross-entropy.
+        batch: Windows in a step.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        layout: ModelLayout,
+        teacher: Teacher,
+        training: Training,
+        text: float,
+        batch: int,
+    ) -> None:
+        self.model, self.layout, self.teacher = model, layout, teacher
+        self.windows, self.device = training.windows, training.device
+        self.text = text
+        vocabulary = model.config.get_text_config().vocab_size
+        self.piece = min(batch, max(1, LOGIT_BYTES // (4 * vocabulary * self.windows.shape[1])))
+
+    def parts(self, picks: Tensor) -> tuple[Tensor, Tensor]:
+        """KL and cross-entropy of some windows, differentiable."""
+        tokens = self.windows[picks].to(self.device)
+        logits = self.model(input_ids=tokens, use_cache=False).logits
+        guesses = logits[:, :-1].float().flatten(0, 1)
+        return self.teacher.divergence(logits, picks), F.cross_entropy(
+            guesses, tokens[:, 1:].flatten()
+        )
+
+    @torch.no_grad()
+    def mean(self, picks: Tensor, step: int | None = None) -> float:
+        """Of windows, without gradients; infinite where it is not finite.
+
+        Args:
+            picks: The windows, int64 (n,).
+            step: Of the training, where it has to be finite.
+
+        Raises:
+            NumericsError: It is not.
+        """
+        total = 0.0
+        for piece in picks.split(self.piece):
+            kl, text = self.parts(piece)
+            loss = (1 - self.text) * kl + self.text * text
+            self._require_finite(loss, piece, step)
+            total += float(loss) * len(piece)
+        return total / len(picks) if total < torch.inf else torch.inf
+
+    def descend(self, picks: Tensor, step: int | None) -> dict[str, float]:
+        """Adds the gradient of a batch to the tensors that want one.
+
+        Args:
+            picks: The windows, int64 (batch,).
+            step: Of the training, where the loss has to be finite.
+
+        Returns:
+            "kl" and "text" of the batch.
+
+        Raises:
+            NumericsError: The loss is not finite.
+        """
+        measured = {"kl": 0.0, "text": 0.0}
+        for piece in picks.split(self.piece):
+            kl, text = self.parts(piece)
+            loss = (1 - self.text) * kl + self.text * text
+            self._require_finite(loss, piece, step)
+            share = len(piece) / len(picks)
+            (loss * share).backward()
+            measured["kl"] += share * float(kl.detach())
+            measured["text"] += share * float(text.detach())
+        return measured
+
+    def _require_finite(self, loss: Tensor, piece: Tensor, step: int | None) -> None:
+        if step is not None:
+            tokens = self.windows[piece].to(self.device)
+            require_finite(loss, "recovery", step, self.model, self.layout, tokens)

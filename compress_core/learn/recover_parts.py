@@ -1,0 +1,159 @@
+"""What recovery trains: the stored tensors of the compressed layers, whole or by a low-rank update.
+
+The model always runs with what would be stored, in the dtype it would be stored in; what is trained
+are leaves in float32, from which the stored tensors are made after every step. So the loss that is
+measured is that of the model that comes out, and an update is merged before it is ever used.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from compress_core.hf.factored import is_factored
+from compress_core.sparse import unpack
+
+LEAST_SIZE = 1e-3  # of a tensor that is all zeros, like a new bias
+IN_FACTOR = "factor_in"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A stored tensor of a compressed layer.
+
+    Attributes:
+        layer: The layer's name; of layers that share the tensor, the one that stores it.
+        part: What it is called there, in the model and in its files.
+        tensor: The parameter that the model runs with.
+        mask: Where its entries are in the weight, (out, in), if it is a sparse part's values.
+    """
+
+    layer: str
+    part: str
+    tensor: nn.Parameter
+    mask: Tensor | None = None
+
+    @property
+    def name(self) -> str:
+        """Layer and part."""
+        return f"{self.layer}.{self.part}"
+
+
+def stored_tensors(model: nn.Module) -> Iterator[Stored]:
+    """All numbers that compressed layers store, of any kind, those that are shared once."""
+    for name, module in model.named_modules():
+        if not is_factored(module):
+            continue
+        for part, tensor in module.named_parameters(recurse=False):
+            shared = part == IN_FACTOR and getattr(module, "shared_with", None) is not None
+            if shared or not tensor.numel():
+                continue
+            mask = _mask_of(module) if part == "sparse_values" else None
+            yield Stored(name, part, tensor, mask)
+
+
+def _mask_of(module: Any) -> Tensor:
+    return unpack(module.places(), module.out_features, module.in_features)
+
+
+class Part(Protocol):
+    """How a stored tensor follows from what is trained."""
+
+    stored: Stored
+    leaves: list[Tensor]  # float32; after `pull` with gradients
+    scales: list[float]  # a leaf's step for η = 1, which changes the tensor by its own size
+
+    def put(self) -> None:
+        """Makes the stored tensor of the leaves."""
+        ...
+
+    def pull(self) -> None:
+        """Turns the stored tensor's gradient into the leaves' gradients, and frees it."""
+        ...
+
+
+class Whole:
+    """Every number of the tensor is trained."""
+
+    def __init__(self, stored: Stored) -> None:
+        self.stored = stored
+        wide = torch.promote_types(stored.tensor.dtype, torch.float32)
+        self.leaves = [stored.tensor.detach().to(wide, copy=True)]
+        self.scales = [size_of(stored.tensor)]
+
+    @torch.no_grad()
+    def put(self) -> None:
+        """Rounds the leaf to the stored dtype."""
+        self.stored.tensor.copy_(self.leaves[0])
+
+    def pull(self) -> None:
+        """The gradient as it is, widened."""
+        self.leaves[0].grad = _take_gradient(self.stored.tensor, self.leaves[0].dtype)
+
+
+class LowRankUpdate:
+    """The tensor plus a product of low rank, which starts at zero.
+
+    The values of a sparse part get that product's entries at their places.
+
+    Args:
+        stored: The tensor: a matrix, or values with their mask.
+        rank: Of the product; no more than the tensor allows.
+        generator: Draws the product's right factor.
+    """
+
+    def __init__(self, stored: Stored, rank: int, generator: torch.Generator) -> None:
+        self.stored = stored
+        tensor = stored.tensor.detach()
+        rows, columns = (tensor if stored.mask is None else stored.mask).shape
+        rank = min(rank, rows, columns)
+        wide = torch.promote_types(tensor.dtype, torch.float32)
+        right = torch.randn(rank, columns, generator=generator) / math.sqrt(rank)
+        self.start = tensor.clone()
+        # The product is measured in the tensor's own size, so that a step of the left factor
+        # changes the tensor by the same share of it as a step of the whole tensor would.
+        self.size = size_of(tensor)
+        self.leaves = [
+            torch.zeros(rows, rank, dtype=wide, device=tensor.device),
+            right.to(tensor.device, wide),
+        ]
+        self.scales = [1.0, 1 / math.sqrt(rank)]
+
+    @torch.no_grad()
+    def put(self) -> None:
+        """Merges the update; an update of zero leaves every bit as it was."""
+        left, right = self.leaves
+        if not bool(left.any()):
+            self.stored.tensor.copy_(self.start)
+            return
+        update = (left @ right) * self.size
+        if self.stored.mask is not None:
+            update = update[self.stored.mask]
+        self.stored.tensor.copy_(self.start.to(update.dtype) + update)
+
+    def pull(self) -> None:
+        """The chain rule through the product."""
+        left, right = self.leaves
+        gradient = _take_gradient(self.stored.tensor, left.dtype)
+        if gradient is None:
+            return
+        if self.stored.mask is not None:
+            places = torch.zeros(
+                self.stored.mask.shape, dtype=gradient.dtype, device=gradient.device
+            )
+            gradient = places.masked_scatter_(self.stored.mask, gradient)
+        left.grad = (gradient @ right.T) * self.size
+        right.grad = (left.T @ gradient) * self.size
+
+
+def size_of(tensor: Tensor) -> float:
+    """Root mean square, with a floor for a tensor of zeros."""
+    return max(float(tensor.detach().double().square().mean().sqrt()), LEAST_SIZE)
+
+
+def _take_gradient(tensor: nn.Parameter, dtype: torch.dtype) -> Tensor | None:
+    gradient, tensor.grad = tensor.grad, None
+    return None if gradient is None else gradient.to(dtype)
