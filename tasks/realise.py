@@ -100,7 +100,8 @@ def realise_unit(
         layer.name,
         settings=settings,
         code=[
-            *(code_of(part) for part in (method.decompose, fitted) if part is not None),
+            *([] if method.prune else [code_of(method.decompose)]),
+            *([code_of(fitted)] if fitted is not None else []),
             *(["compress_core.learn.base.pick"] if method.learn else []),
         ],
         sources=sources,

@@ -58,6 +58,39 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         {"method": "duo_svd", "kept": 0.03},
         "kept=0.03 cannot hold one component of each of 21 layers; this model needs kept of at le",
     ),
+    "allocator of a method that prunes": (
+        {"method": "wanda", "allocate": "hull"},
+        "method 'wanda' keeps the same share of every layer: leave out the allocator 'hull'",
+    ),
+    "pruning without text": (
+        {"method": "sparsegpt", "calibration": None},
+        "method 'sparsegpt' needs calibration text: give --calibration FILE",
+    ),
+    "pattern that is none": (
+        {"method": "wanda", "option": "pattern=4:2"},
+        "pattern is 'unstructured' or N:M with N of every M entries kept, such as 2:4; got '4:2'",
+    ),
+    "pattern at another budget": (
+        {"method": "wanda:pattern=2:4"},
+        "pattern=2:4 keeps 0.5 of the layers, got kept=0.6: give --kept 0.5",
+    ),
+    "pattern and factors at another budget": (
+        {"method": "oats", "option": "pattern=2:4"},
+        "pattern=2:4 with its factors keeps 0.6355 of the layers, got kept=0.6: give --kept 0.6355",
+    ),
+    "pattern that does not divide": (
+        {"method": "wanda:pattern=1:5", "kept": 0.2},
+        "pattern=1:5 needs inputs that 5 divides; layer model.layers.0.self_attn.q_proj has 32",
+    ),
+    "adapter that takes everything": (
+        {"method": "slim", "kept": 0.1},
+        "kept=0.1 leaves layer model.layers.0.self_attn.q_proj (32x32) without a single entry "
+        "beside factors of rank 3; this model needs kept of at least 0.1885",
+    ),
+    "no entry at all": (
+        {"method": "wanda", "kept": 0.001},
+        "kept=0.001 leaves layer model.layers.0.self_attn.k_proj (16x32) without a single entry;",
+    ),
     "no budget": ({"kept": None}, "kept is missing: give one of --kept, --target-bytes and --targ"),
     "two budgets": (
         {"target_bytes": "1MB"},
@@ -94,7 +127,15 @@ def test_a_mistake_is_one_line_before_any_stage(
     assert not list(tmp_path.rglob("manifest.json"))
 
 
-@pytest.mark.parametrize("mistake", ["mrr above kept", "groups that do not divide", "no sweeps"])
+MISTAKES_OF_ANY_COMMAND = [
+    "mrr above kept",
+    "groups that do not divide",
+    "no sweeps",
+    "pattern that does not divide",
+]
+
+
+@pytest.mark.parametrize("mistake", MISTAKES_OF_ANY_COMMAND)
 def test_a_sweep_and_a_plan_refuse_what_a_run_refuses(
     mistake: str, inputs: pico.Inputs, refuse: Refuse, tmp_path: Path
 ) -> None:
