@@ -2,7 +2,9 @@
 
 import math
 
+from compress_core.decompose import ProjectOutputs
 from compress_core.errors import BudgetError
+from compress_core.methods import build_method
 from flows.config import RunConfig
 from flows.prepare import Workspace, make_job
 
@@ -11,6 +13,9 @@ MOST = 0.99  # the mildest share that a search tries
 
 def resolve_budget(workspace: Workspace, config: RunConfig) -> RunConfig:
     """The same run with bytes turned into a kept share; other budgets stay as they are.
+
+    For methods that store sparse entries a bit per dense number is set aside for their places:
+    no layer's take more.
 
     Raises:
         BudgetError: What is not compressed takes these bytes alone, or leaves the layers too few.
@@ -23,12 +28,17 @@ def resolve_budget(workspace: Workspace, config: RunConfig) -> RunConfig:
     compressible = sum(layer.dense_cost for layer in model.layout.layers)
     of_layers = sum(model.numbers(key) * model.checkpoint.torch_dtype(key).itemsize for key in keys)
     fixed = model.checkpoint.nbytes - of_layers
-    kept = min(1.0, (config.target_bytes - fixed) / (compressible * widest))
+    room = config.target_bytes - fixed
+    beside, places = "", 0
+    if room < compressible * widest and stores_entries(config):
+        places = sum(-(-layer.dense_cost // 8) for layer in model.layout.layers)
+        beside = f", places of sparse entries {places:,} at most"
+    kept = min(1.0, (room - places) / (compressible * widest))
     kept = math.floor(kept * 1e6) / 1e6
     if kept <= 0:
         raise BudgetError(
             f"--target-bytes {config.target_bytes:,} cannot be met: embeddings, norms and head, "
-            f"which are not compressed, take {fixed:,} bytes alone"
+            f"which are not compressed, take {fixed:,} bytes alone{beside}"
         )
     found = at_share(config, kept)
     try:
@@ -36,10 +46,20 @@ def resolve_budget(workspace: Workspace, config: RunConfig) -> RunConfig:
     except BudgetError as error:
         raise BudgetError(
             f"--target-bytes {config.target_bytes:,} cannot be met: embeddings, norms and head "
-            f"take {fixed:,} bytes, and {error}"
+            f"take {fixed:,} bytes{beside}, and {error}"
         ) from None
     workspace.notes.append(f"--target-bytes {config.target_bytes:,} is kept={kept:g} of the layers")
     return found
+
+
+def stores_entries(config: RunConfig) -> bool:
+    """Whether the method's layers may have sparse entries, whose places take bytes of their own.
+
+    A learner has only those that its decomposition offers; the plain truncation offers none.
+    """
+    method = build_method(config.method, config.options, config.allocate)
+    learned = method.learn is not None and not isinstance(method.decompose, ProjectOutputs)
+    return method.prune is not None or learned
 
 
 def at_share(config: RunConfig, kept: float) -> RunConfig:

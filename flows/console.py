@@ -96,12 +96,13 @@ class Reporter:
 
     def summary(self, result: Mapping[str, Any]) -> None:
         """What was kept, what it cost, where it is."""
-        parameters, size = result["parameters"], result["bytes"]
+        parameters, size, memory = result["parameters"], result["bytes"], result["memory"]
         share = parameters["compressible_compressed"] / parameters["compressible_dense"]
         self.say(
             f"kept         {share:.3f} of the layers: {parameters['compressed']:,} of "
             f"{parameters['dense']:,} parameters, {size['compressed'] / 1e6:,.1f} of "
-            f"{size['dense'] / 1e6:,.1f} MB"
+            f"{size['dense'] / 1e6:,.1f} MB on disk, {memory['compressed'] / 1e6:,.1f} of "
+            f"{memory['dense'] / 1e6:,.1f} MB in memory"
         )
         for label, compressed in result["metrics"]["compressed"]["texts"].items():
             dense = result["metrics"]["dense"]["texts"][label]
@@ -134,7 +135,8 @@ class Reporter:
             self.say(
                 f"dense: perplexity {dense['perplexity']:.4g} on {label} ({windows}), "
                 f"{first['parameters']['dense']:,} parameters, "
-                f"{first['bytes']['dense'] / 1e6:,.1f} MB"
+                f"{first['bytes']['dense'] / 1e6:,.1f} MB on disk, "
+                f"{first['memory']['dense'] / 1e6:,.1f} MB in memory"
             )
 
 
@@ -145,7 +147,8 @@ def sweep_table(results: Sequence[Mapping[str, Any]]) -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column("method", no_wrap=True)
     measures = [f"{measure} {label}" for measure in ("perplexity", "KL") for label in labels]
-    for column in ["kept", *measures, *tasks, "million parameters", "MB", "s", "reused"]:
+    sizes = ["million parameters", "MB on disk", "MB in memory"]
+    for column in ["kept", *measures, *tasks, *sizes, "s", "reused"]:
         table.add_column(column, justify="right", overflow="fold")
     for result in results:
         texts = result["metrics"]["compressed"]["texts"]
@@ -159,6 +162,7 @@ def sweep_table(results: Sequence[Mapping[str, Any]]) -> Table:
             *(_main_score(scores[task]) for task in tasks),
             f"{result['parameters']['compressed'] / 1e6:.2f}",
             f"{result['bytes']['compressed'] / 1e6:.1f}",
+            f"{result['memory']['compressed'] / 1e6:.1f}",
             f"{result['seconds']:.1f}",
             f"{cached}/{len(result['stages'])}",
         )

@@ -69,20 +69,24 @@ def markdown_table(results: Sequence[Mapping[str, Any]]) -> str:
             cells = [f"{text['perplexity']:.4g} ({text['kl']:.3f})" for text in texts]
             lines.append(f"| {method} | " + " | ".join(cells) + " |")
         lines.append("")
-    dense = f"{first['parameters']['dense']:,} ({first['bytes']['dense']:,})"
     lines += [
-        f"Stored parameters (bytes) of the whole model, indices counted; dense {dense}.",
+        "The whole model: parameters (MB on disk, MB in memory after a forward on the CPU); "
+        "indices of kept columns count as parameters, places of sparse entries do not; dense "
+        f"{_sizes(first, 'dense')}.",
         "",
         "| method | " + " | ".join(f"kept {kept:g}" for kept in budgets) + " |",
         "|---|" + "---|" * len(budgets),
     ]
     for method in methods:
         runs = [cell[method, kept] for kept in budgets]
-        sizes = [
-            f"{run['parameters']['compressed']:,} ({run['bytes']['compressed']:,})" for run in runs
-        ]
+        sizes = [_sizes(run, "compressed") for run in runs]
         lines.append(f"| {method} | " + " | ".join(sizes) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _sizes(run: Mapping[str, Any], which: str) -> str:
+    disk, memory = run["bytes"][which] / 1e6, run["memory"][which] / 1e6
+    return f"{run['parameters'][which]:,} ({disk:,.2f}, {memory:,.2f})"
 
 
 def _portable(result: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
+from compress_core.hf.checkpoint import Checkpoint
 from compress_core.hf.folder import FactoredWeights, write_folder
+from compress_core.hf.memory import expected_bytes
 from storage.artifact import Artifact
 from storage.disk import is_disk_full
 from storage.errors import StorageError, StoreFullError, StorePermissionError
@@ -24,6 +26,7 @@ from tasks.units import Cost, Group, Unit, Work
 FOLDER = "model"
 CODE = (
     "compress_core.hf.folder.write_folder",
+    "compress_core.hf.memory.expected_bytes",
     # What the modelling file that is written has and uses:
     "compress_core.hf.factored.FactoredLinear",
     "compress_core.hf.sparse_linear.SparseLinear",
@@ -77,6 +80,12 @@ def materialise_group(job: Job, realised: Mapping[str, Unit]) -> Group:
                 "parameters": summary.parameters,
                 "bytes": summary.nbytes,
                 "compressible": numbers,
+                "memory": {
+                    "dense": expected_bytes(model.checkpoint),
+                    "compressed": expected_bytes(
+                        Checkpoint(summary.folder, compressed=summary.layers > 0)
+                    ),
+                },
             }
 
     compressible = sum(layer.dense_cost for layer in layout.layers)

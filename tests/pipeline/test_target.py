@@ -53,6 +53,22 @@ def test_uniform_floors_every_layer_and_stays_below(
     assert least < bytes_in(walk.folder) <= target
 
 
+@pytest.mark.parametrize("method", ["wanda", "hassle_free"])
+@pytest.mark.parametrize("share", [0.5, 0.8])
+def test_places_of_sparse_entries_fit_too(
+    method: str, share: float, nbytes: int, inputs: pico.Inputs, warm_home: Path
+) -> None:
+    target = int(share * nbytes)
+    settings = inputs.settings(warm_home, method=method, kept=None, target_bytes=target)
+    walk = pico.walk(settings)
+    compressible = sum(layer.dense_cost for layer in walk.pipeline.job.model.layout.layers)
+    found = bytes_in(walk.folder)
+    assert target - compressible // 8 - 21 * COMPONENT < found <= target
+    assert any(
+        key.endswith(".sparse_values") for key in load_file(walk.folder / "model.safetensors")
+    )
+
+
 def test_kept_columns_and_their_indices_count(
     nbytes: int, inputs: pico.Inputs, warm_home: Path
 ) -> None:
