@@ -13,6 +13,7 @@ from compress_core.hf.loading import load_model
 from compress_core.hf.memory import bytes_in_memory, expected_bytes
 from compress_core.hf.sparse_linear import SparseLinear
 from tests.families import tiny_model, token_batch
+from tests.pipeline import pico
 from tests.pipeline.folders import make_pair, sparse_layers, varied_layers
 
 pytestmark = pytest.mark.usefixtures("code_cache")
@@ -69,3 +70,14 @@ def test_which_way_is_taken_follows_from_sizes_alone(
     has_mkl = torch.backends.mkl.is_available()
     assert layer.multiplies_sparse(torch.device("cpu")) == (sparse and has_mkl)
     assert not layer.multiplies_sparse(torch.device("cuda"))
+
+
+@pytest.mark.parametrize("method", ["svd_llm", "duo_svd", "wanda", "oats"])
+def test_a_run_says_what_its_model_holds(method: str, inputs: pico.Inputs, warm_home: Path) -> None:
+    walk = pico.walk(inputs.settings(warm_home, method=method, kept=0.4))
+    said = walk.session.artifact(walk.pipeline.folder).attrs["memory"]
+    for which, folder in (("dense", inputs.model), ("compressed", walk.folder)):
+        model = load_model(folder)
+        with torch.inference_mode():
+            model(torch.arange(8)[None])
+        assert said[which] == bytes_in_memory(model)
