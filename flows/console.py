@@ -3,7 +3,7 @@
 With ``--json`` all of it goes to stderr, so that stdout holds one JSON value and nothing else.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from time import perf_counter
@@ -53,6 +53,7 @@ class Reporter:
     def __init__(self, *, stderr: bool = False, quiet: bool = False) -> None:
         self.console = make_console(stderr=stderr, quiet=quiet)
         self._progress: Progress | None = None
+        self._name = ""
         self._outcomes: list[Outcome] = []
 
     def say(self, line: str) -> None:
@@ -70,6 +71,7 @@ class Reporter:
         The bar goes whatever happens; the line is for a stage that ended well.
         """
         self._outcomes = []
+        self._name = name
         started = perf_counter()
         if self.console.is_terminal:
             self._progress = _new_progress(self.console)
@@ -84,9 +86,11 @@ class Reporter:
         self.say(f"{name:<12} {_count(self._outcomes):<28} {perf_counter() - started:8.1f} s")
 
     def inside(self, label: str, done: int, total: int) -> None:
-        """Progress within the group in hand."""
+        """Progress within the group in hand; the bar moves on within the unit, too."""
         if self._progress is not None:
-            self._progress.update(self._task, inside=f"{label}  {done}/{total}")
+            label = label.removeprefix(self._name).strip()  # which the line begins with
+            within = len(self._outcomes) + min(1.0, done / max(1, total))
+            self._progress.update(self._task, completed=within, inside=f"{label}  {done}/{total}")
 
     def advance(self, outcomes: Sequence[Outcome]) -> None:
         """A group of the stage is done."""
@@ -104,18 +108,18 @@ class Reporter:
             f"{size['dense'] / 1e6:,.1f} MB on disk, {memory['compressed'] / 1e6:,.1f} of "
             f"{memory['dense'] / 1e6:,.1f} MB in memory"
         )
-        for label, compressed in result["metrics"]["compressed"]["texts"].items():
-            dense = result["metrics"]["dense"]["texts"][label]
+        models = list(result["metrics"].values())  # dense, before recovery if any, compressed
+        for label, compressed in models[-1]["texts"].items():
+            texts = [model["texts"][label] for model in models]
             self.say(
-                f"perplexity   {dense['perplexity']:.4g} → {compressed['perplexity']:.4g}, "
-                f"KL {compressed['kl']:.4g} nats/token on {label} "
+                f"perplexity   {_way(text['perplexity'] for text in texts)}, "
+                f"KL {_way(text['kl'] for text in texts[1:])} nats/token on {label} "
                 f"({compressed['windows']} windows of {compressed['length']} tokens)"
             )
-        for task, compressed in result["metrics"]["compressed"]["tasks"].items():
-            dense = result["metrics"]["dense"]["tasks"][task]
+        for task, compressed in models[-1]["tasks"].items():
             scores = ", ".join(
-                f"{metric} {dense[metric]:.4g} → {value:.4g}"
-                for metric, value in compressed.items()
+                f"{metric} {_way(model['tasks'][task][metric] for model in models)}"
+                for metric in compressed
                 if not metric.endswith("_stderr")
             )
             self.say(f"{task:<12} {scores}")
@@ -138,6 +142,11 @@ class Reporter:
                 f"{first['bytes']['dense'] / 1e6:,.1f} MB on disk, "
                 f"{first['memory']['dense'] / 1e6:,.1f} MB in memory"
             )
+
+
+def _way(values: Iterable[float]) -> str:
+    """Numbers that follow from one another."""
+    return " → ".join(f"{value:.4g}" for value in values)
 
 
 def sweep_table(results: Sequence[Mapping[str, Any]]) -> Table:

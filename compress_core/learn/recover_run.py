@@ -69,6 +69,7 @@ class RecoveryRun:
         self.optimizer = _optimizer(self.parts)
         self.state = TrainState(self._named(), self.optimizer)
         self._side: int | None = None
+        self._active: list[Part] = []  # of that side
 
     def _named(self) -> Mapping[str, Tensor]:
         kinds = {"leaf": self.leaves, "best": self.best, "number": self.numbers}
@@ -84,8 +85,10 @@ class RecoveryRun:
             start = self.objective.mean(self.held, number)
             self.numbers["start"].fill_(start)
             self.numbers["best"].fill_(start)
+        if not self._active:
+            return {}, "nothing on this side"
         if place < recovery.search:
-            return self._try(side, place % recovery.trial, number)
+            return self._try(side, place % recovery.trial)
         return self._train(side, place - recovery.search, number)
 
     def _turn_to(self, side: int) -> None:
@@ -93,13 +96,16 @@ class RecoveryRun:
         if side == self._side:
             return
         self._side = side
+        self._active = []
         for part in self.parts:
             last = part.stored.part == IN_FACTOR
             wanted = self.recovery.sides == 1 or last == bool(side)
             part.stored.tensor.requires_grad_(wanted)
             part.put()
+            if wanted:
+                self._active.append(part)
 
-    def _try(self, side: int, step: int, number: int) -> tuple[Mapping[str, float], str]:
+    def _try(self, side: int, step: int) -> tuple[Mapping[str, float], str]:
         losses = self.trials[side]
         rung = next_trial(losses)
         if rung is None:
@@ -134,14 +140,13 @@ class RecoveryRun:
         recovery = self.recovery
         picks = batch_of(step, len(self.trained), recovery.batch, recovery.seed)
         measured = self.objective.descend(self.trained[picks], number)
-        parts = [part for part in self.parts if part.stored.tensor.requires_grad]
-        for part in parts:
+        for part in self._active:
             part.pull()
         for group in self.optimizer.param_groups:
             group["lr"] = eta * group["scale"]
         self.optimizer.step()
         self.optimizer.zero_grad()
-        for part in parts:
+        for part in self._active:
             part.put()
         return {**measured, "step_size": eta}
 
