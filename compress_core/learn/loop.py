@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from compress_core.errors import NumericsError
+from compress_core.errors import ConfigError, NumericsError
 from compress_core.hf.layout import ModelLayout
 
 CHECKPOINTED_BYTES = 1 << 30
 """Activations of a batch above which blocks are run again in the backward pass, in bytes."""
+LEAST_WINDOWS = 8  # to train on
 
 
 class Checkpoints(Protocol):
@@ -165,6 +166,25 @@ def batch_of(step: int, samples: int, batch_size: int, seed: int) -> Tensor:
         position += len(part)
         left -= len(part)
     return torch.cat(found)
+
+
+def next_batch(step: int, training: Training) -> tuple[Tensor, Tensor]:
+    """Which windows a step sees, and their tokens (batch, length) on the device."""
+    windows = batch_of(step, len(training.windows), training.batch_size, training.seed)
+    return windows, training.windows[windows].to(training.device)
+
+
+def check_samples(samples: int) -> None:
+    """Refuses to train on next to nothing.
+
+    Raises:
+        ConfigError: Fewer calibration windows than that.
+    """
+    if samples < LEAST_WINDOWS:
+        raise ConfigError(
+            f"{samples} calibration windows are too few to train on: give --samples of at least "
+            f"{LEAST_WINDOWS}"
+        )
 
 
 def require_finite(

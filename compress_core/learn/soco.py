@@ -1,0 +1,330 @@
+"""SoCo's training (arXiv 2502.15092): a score on every singular value, in three phases.
+
+Layers are frozen spectra, W′ = U (Σ ⊙ S) Vᵀ, and d is added to their outputs; the scores S and d
+are trained on the whole model by KL to the dense one. Phase 1 presses the stored share down to the
+target. Phase 2 oscillates around it: there is pressure only while more than the target is stored,
+so that what was cut too far recovers. Phase 3 drives scores to nothing or to what stays, so that
+the cut costs nothing. What of this is reconstruction is said in ``methods.soco``.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from compress_core.allocate.base import check_one_component_each
+from compress_core.errors import ConfigError
+from compress_core.hf.layout import ModelLayout
+from compress_core.learn.base import Atoms, Learned
+from compress_core.learn.loop import (
+    Training,
+    TrainState,
+    check_samples,
+    next_batch,
+    require_finite,
+    run_steps,
+    saving_memory,
+)
+from compress_core.learn.spectrum import Spectra, choose, cut, install, overlap
+from compress_core.learn.teacher import Teacher
+from compress_core.types import LayerRef
+
+Map = Literal["softplus", "sigmoid", "relu"]
+Order = Literal["score", "sigma"]
+
+START = {"softplus": 0.5413248546129181, "sigmoid": 0.0, "relu": 1.0}  # where each map gives 1
+WIDE, NARROW = 0.1, 0.02  # of the gate around the threshold, until phase 3 and at its end
+SETTLED = 0.7  # part of phase 3 after which the gate is as narrow as it gets
+FIRST_PRESSURE, GROWTH = 0.1, 1.05
+NEAR = 0.03  # distance of the share from the target below which phase 1 presses less
+LAST_RATE = 0.1  # of the learning rates, at the end of their half cosine
+
+
+def score_map(kind: Map, raw: Tensor) -> Tensor:
+    """Scores of raw parameters: never negative, 1 at the start; only sigmoid's end (at 2)."""
+    if kind == "softplus":
+        return F.softplus(raw)
+    return 2 * torch.sigmoid(raw) if kind == "sigmoid" else F.relu(raw)
+
+
+@dataclass(frozen=True)
+class LearnSpectrum:
+    """The three phases.
+
+    Attributes:
+        phase1: Steps of rapid compression.
+        phase2: Steps of oscillation around the target.
+        phase3: Steps of polarisation.
+        batch: Windows in a step.
+        map: From raw parameters to scores.
+        threshold: Scores below it are dropped in the end.
+        rate: Learning rate of the raw scores (AdamW).
+        deviation: Learning rate of d, in units of a layer's output; 0 leaves d out.
+        polarise: Weight of phase 3's term.
+        gate_from: Phase from which a component below the threshold no longer contributes: 1, or 3
+            to let it until then.
+        order: "score": what survives is free; "sigma": in every layer the largest singular values
+            survive, as in all other methods, and only their number and scores are learned.
+    """
+
+    phase1: int = 120
+    phase2: int = 200
+    phase3: int = 80
+    batch: int = 4
+    map: Map = "softplus"
+    threshold: float = 0.5
+    rate: float = 0.02
+    deviation: float = 1e-3
+    polarise: float = 1.0
+    gate_from: int = 1
+    order: Order = "score"
+
+    def __post_init__(self) -> None:
+        if min(self.phase1, self.phase2, self.phase3) < 0 or self.phase1 < 1 or self.batch < 1:
+            raise ConfigError(
+                "soco needs phase1 >= 1, phase2 >= 0, phase3 >= 0 and batch >= 1; got "
+                f"{self.phase1}, {self.phase2}, {self.phase3} and {self.batch}"
+            )
+        if not (self.rate > 0 and self.deviation >= 0 and self.polarise >= 0):
+            raise ConfigError(
+                "soco needs rate > 0, deviation >= 0 and polarise >= 0; got "
+                f"{self.rate:g}, {self.deviation:g} and {self.polarise:g}"
+            )
+        if not 0 < self.threshold < 1 or self.gate_from not in (1, 3):
+            raise ConfigError(
+                "soco needs a threshold in (0, 1) and gate_from of 1 or 3; got "
+                f"{self.threshold:g} and {self.gate_from}"
+            )
+
+    @property
+    def steps(self) -> int:
+        """Steps of all phases."""
+        return self.phase1 + self.phase2 + self.phase3
+
+    @property
+    def reads_teacher(self) -> bool:
+        """KL to the dense model needs its logits."""
+        return True
+
+    def check(self, layers: Sequence[LayerRef], kept: float, samples: int) -> None:
+        """Refuses a budget below one component of every layer, and too little text.
+
+        Raises:
+            BudgetError, ConfigError: It cannot be.
+        """
+        check_one_component_each(layers, kept)
+        check_samples(samples)
+
+    def learn(
+        self,
+        model: Any,
+        layout: ModelLayout,
+        atoms: Callable[[LayerRef], Atoms],
+        kept: float,
+        teacher: Teacher | None,
+        training: Training,
+    ) -> Learned:
+        """Trains scores and deviation, then cuts at the exact budget.
+
+        Raises:
+            NumericsError: The loss is not finite; names the step and the layer.
+        """
+        assert teacher is not None
+        run = _Run(self, model, layout, atoms, kept, teacher, training)
+        tokens = min(self.batch, len(training.windows)) * training.windows.shape[1]
+        with saving_memory(model, layout, tokens):
+            curves = run_steps(self.steps, run.step, run.state, training)
+        return run.finish(curves)
+
+
+class GatedSpectra:
+    """Scores and deviations of all layers as two flat parameters, and how the gate stands.
+
+    Args:
+        settings: The learner's.
+        spectra: All components.
+        device: Where the parameters are.
+    """
+
+    def __init__(self, settings: LearnSpectrum, spectra: Spectra, device: str) -> None:
+        self.settings = settings
+        self.spectra = spectra
+        start = torch.full((spectra.starts[-1],), START[settings.map])
+        self.raw = nn.Parameter(start.to(device))
+        self.shift = nn.Parameter(torch.zeros(spectra.outs[-1], device=device))
+        self.dense = torch.zeros(len(spectra.layers), dtype=torch.bool)
+        self.blend, self.width = 0.0, WIDE
+
+    @property
+    def extras(self) -> bool:
+        """Whether a factored layer stores a deviation."""
+        return self.settings.deviation > 0
+
+    def scores(self, index: int) -> Tensor:
+        """Scores of a layer, (components,); those of a settled dense layer are 1."""
+        part = self.spectra.part(index)
+        if self.dense[index]:
+            return torch.ones(part.stop - part.start, device=self.raw.device)
+        scores = score_map(self.settings.map, self.raw[part])
+        return scores.sort(descending=True).values if self.settings.order == "sigma" else scores
+
+    def effective(self, index: int) -> Tensor:
+        """What a layer's components are multiplied by: scores behind the gate."""
+        scores = self.scores(index)
+        if self.blend == 0 or self.dense[index]:
+            return scores
+        return scores * (1 - self.blend + self.blend * self.gate(scores))
+
+    def gate(self, scores: Tensor) -> Tensor:
+        """Near 0 below the threshold, near 1 above it."""
+        return torch.sigmoid((scores - self.settings.threshold) / self.width)
+
+    def deviation(self, index: int) -> Tensor:
+        """What is added to a layer's outputs, (out,)."""
+        shift = self.shift[self.spectra.outputs(index)]
+        return torch.zeros_like(shift) if self.dense[index] else shift
+
+    def all_scores(self) -> Tensor:
+        """Scores of all layers in one line."""
+        return torch.cat([self.scores(index) for index in range(len(self.spectra.layers))])
+
+    def share(self, scores: Tensor) -> float:
+        """Share of the layers' numbers that would be stored now."""
+        return self.spectra.share(scores.detach().cpu() > self.settings.threshold, self.extras)
+
+    def settle(self) -> None:
+        """Layers of which more stays than pays are dense from here on."""
+        alive = self.all_scores().detach().cpu() > self.settings.threshold
+        for index, count in enumerate(self.spectra.counts(alive)):
+            extra = self.spectra.layers[index].out_features if self.extras else 0
+            self.dense[index] = count > self.spectra.most(index, extra)
+
+
+class _Run:
+    """One training: its parameters, and what a step does."""
+
+    def __init__(
+        self,
+        settings: LearnSpectrum,
+        model: Any,
+        layout: ModelLayout,
+        atoms: Callable[[LayerRef], Atoms],
+        kept: float,
+        teacher: Teacher,
+        training: Training,
+    ) -> None:
+        self.settings, self.model, self.layout = settings, model, layout
+        self.kept, self.teacher, self.training = kept, teacher, training
+        found = {layer.name: atoms(layer) for layer in layout.layers}
+        spectra = Spectra.of(layout.layers, [found[x.name].energy for x in layout.layers])
+        self.gated = GatedSpectra(settings, spectra, training.device)
+        install(model, spectra, found, self.gated.effective, self.gated.deviation)
+        self.costs = (spectra.costs / spectra.dense_cost).float().to(training.device)
+        self.parameters = [self.gated.raw] + ([self.gated.shift] if self.gated.extras else [])
+        self.rates = [settings.rate, settings.deviation]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": [parameter]} for parameter in self.parameters],
+            weight_decay=0.0,
+            betas=(0.9, 0.95),
+        )
+        self.pressure = torch.tensor(FIRST_PRESSURE, dtype=torch.float64)
+        remembered = {"pressure": self.pressure, "dense": self.gated.dense}
+        parameters = {"raw": self.gated.raw, "shift": self.gated.shift}
+        self.state = TrainState(parameters | remembered, self.optimizer)
+
+    def phase(self, step: int) -> int:
+        """1, 2 or 3."""
+        first = self.settings.phase1
+        return 1 + (step >= first) + (step >= first + self.settings.phase2)
+
+    def step(self, step: int) -> tuple[dict[str, float], str]:
+        """One step of the optimiser."""
+        phase, gated, training = self.phase(step), self.gated, self.training
+        self._set(step, phase)
+        windows, tokens = next_batch(step, training)
+        with torch.enable_grad():
+            logits = self.model(input_ids=tokens, use_cache=False).logits
+            kl = self.teacher.divergence(logits, windows)
+            require_finite(kl, "soco", step, self.model, self.layout, tokens)
+            scores = gated.all_scores()
+            share = gated.share(scores)
+            gate = gated.gate(scores)
+            pressing = self._pressing(phase, share)
+            loss = kl + pressing * (self.costs * gate).sum()
+            if phase == 3:
+                below = scores * (scores < self.settings.threshold)
+                weight = self.settings.polarise * float(self.pressure) * self._done(step)
+                loss = loss + weight * (self.costs * (gate * (1 - gate) + below)).sum()
+            self.optimizer.zero_grad()
+            loss.backward()
+        nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        if share > self.kept and (phase == 1 or share > self.kept + NEAR):
+            self.pressure.mul_(GROWTH)
+        value = float(kl.detach())
+        measured = {"kl": value, "kept": share, "phase": phase, **_described(scores, gate)}
+        return measured, f"phase {phase} KL {value:.3f} kept {share:.3f}"
+
+    def _pressing(self, phase: int, share: float) -> float:
+        """Weight of the share in the loss: none at or below the target."""
+        over = share - self.kept
+        if over <= 0:
+            return 0.0
+        return float(self.pressure) * (min(1.0, over / NEAR) if phase == 1 else 1.0)
+
+    def _done(self, step: int) -> float:
+        """How far phase 3 is, in [0, 1); negative before it."""
+        begin = self.settings.phase1 + self.settings.phase2
+        return (step - begin) / max(1, self.settings.phase3)
+
+    def _set(self, step: int, phase: int) -> None:
+        """What follows from the step alone: the gate and the learning rates."""
+        gated, settings = self.gated, self.settings
+        narrowing = min(1.0, max(0.0, self._done(step)) / SETTLED)
+        gated.width = WIDE + (NARROW - WIDE) * narrowing
+        gated.blend = 1.0 if settings.gate_from == 1 else narrowing
+        if phase == 3 and step == settings.phase1 + settings.phase2:
+            gated.settle()
+        falling = 0.5 * (1 + math.cos(math.pi * step / settings.steps))
+        rates = zip(self.optimizer.param_groups, self.rates, strict=False)
+        for group, rate in rates:
+            group["lr"] = rate * (LAST_RATE + (1 - LAST_RATE) * falling)
+
+    @torch.no_grad()
+    def finish(self, curves: dict[str, Tensor]) -> Learned:
+        """The exact cut, and what it found."""
+        gated = self.gated
+        if self.settings.phase3 == 0:
+            gated.settle()
+        scores = gated.all_scores()
+        share = gated.share(scores)
+        spectra, dense = gated.spectra, gated.dense.tolist()
+        places = cut(spectra, scores, self.kept, dense, gated.extras)
+        chosen = choose(spectra, places, scores, gated.shift if gated.extras else None)
+        scales = [c.scale.max() for c in chosen.values() if c.scale is not None and len(c.scale)]
+        report = {
+            "overlap with sigma order": overlap(places),
+            "largest score": float(max(scales, default=torch.tensor(1.0))),
+            "share before the cut": share,
+            "dense layers": float(sum(place is None for place in places)),
+        }
+        return Learned(chosen, curves, report)
+
+
+def _described(scores: Tensor, gate: Tensor) -> dict[str, float]:
+    """Scores of one step as numbers for the curves."""
+    with torch.no_grad():
+        levels = torch.tensor([0.1, 0.5, 0.9], device=scores.device)
+        low, middle, high = _sample(scores).quantile(levels).tolist()
+        undecided = ((gate > 0.1) & (gate < 0.9)).float().mean()
+    quantiles = {"score 10 %": low, "score 50 %": middle, "score 90 %": high}
+    return {**quantiles, "undecided": float(undecided)}
+
+
+def _sample(scores: Tensor, most: int = 1 << 20) -> Tensor:
+    """Evenly spaced ones of many: quantiles of more than 16 million torch refuses."""
+    return scores[:: max(1, len(scores) // most)]
