@@ -18,6 +18,7 @@ from compress_core.methods.hassle_free import hassle_free
 from compress_core.methods.oats import oats
 from compress_core.methods.saes_svd import saes_svd
 from compress_core.methods.slim import slim
+from compress_core.methods.soco import soco
 from compress_core.methods.sparsegpt import sparsegpt
 from compress_core.methods.svd import svd
 from compress_core.methods.svd_llm import svd_llm
@@ -40,6 +41,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "oats": oats,
     "slim": slim,
     "hassle_free": hassle_free,
+    "soco": soco,
 }
 
 OPTION = r":([^:=]+)=([^:]+(?::\d+)?)(?=:|$)"  # a value may be of the form 2:4

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from compress_core.decompose import LowRank
 from compress_core.options import one_of
-from compress_core.prune.alternate import truncate, unscaled
+from compress_core.prune.alternate import reciprocal, truncate
 from compress_core.prune.obs import SparseGPT, check_surgery
 from compress_core.prune.select import UNSTRUCTURED, read_pattern
 from compress_core.prune.wanda import Wanda, input_scale
@@ -41,18 +41,11 @@ class Adapter:
         read_pattern(self.pattern)
 
     def prune(self, weight: Tensor, share: Share, moments: Moments) -> LowRank:
-        """``share.nonzeros`` entries and an adapter of ``share.rank``.
-
-        Behind Wanda's mask the entries that stay are W less the adapter, so that they have no
-        error at all; SparseGPT's stay as it left them, for they make up for others.
-        """
+        """``share.nonzeros`` entries and an adapter of ``share.rank``."""
         scale = input_scale(moments)
         sparse = self._pruned(weight, share, moments)
-        adapter = LowRank(*truncate((weight - sparse.dense()) * scale, share.rank or 0))
-        found = unscaled(LowRank(adapter.u, adapter.v, sparse=sparse), scale)
-        if self.mask == "wanda":
-            sparse = Sparse.of(weight - found.u @ found.v, sparse.mask)
-        return LowRank(found.u, found.v, sparse=sparse)
+        u, v = truncate((weight - sparse.dense()) * scale, share.rank or 0)
+        return LowRank(u, v * reciprocal(scale), sparse=sparse)
 
     def _pruned(self, weight: Tensor, share: Share, moments: Moments) -> Sparse:
         entries = Share(0, share.nonzeros)

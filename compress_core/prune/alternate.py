@@ -147,14 +147,19 @@ def truncate(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 def unscaled(parts: LowRank, scale: Tensor) -> LowRank:
-    """Parts of W D as parts of W; inputs that are always zero get nothing.
+    """Parts of W D as parts of W.
 
     Args:
         parts: Factors and sparse entries of W D.
         scale: D's diagonal (in,), not negative.
     """
-    back = torch.where(scale > 0, 1 / scale, 0.0)
+    back = reciprocal(scale)
     assert parts.sparse is not None
     mask = parts.sparse.mask
     sparse = Sparse(mask, parts.sparse.values * back.expand(mask.shape)[mask])
     return LowRank(parts.u, parts.v * back, sparse=sparse)
+
+
+def reciprocal(scale: Tensor) -> Tensor:
+    """1 / scale (in,), and 0 for inputs that are always zero: they get nothing."""
+    return torch.where(scale > 0, 1 / scale, 0.0)

@@ -101,7 +101,7 @@ def test_the_folder_loads_in_both_ways_and_is_what_was_realised(
     metrics = walk.metrics()
     assert found[0].perplexity == pytest.approx(metrics["perplexity"], rel=1e-6)
     assert 1 < metrics["perplexity"] < 1e4 and 0 < metrics["kl"] < 10
-    dense = AutoModelForCausalLM.from_pretrained(walk.pipeline.config.model)
+    dense: Any = AutoModelForCausalLM.from_pretrained(walk.pipeline.config.model)
     with torch.no_grad():
         for layer in walk.pipeline.job.layers:
             low = get_factors(walk.session.artifact(walk.pipeline.realised[layer.name]))
