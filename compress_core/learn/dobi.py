@@ -1,0 +1,194 @@
+"""Dobi-SVD's training (arXiv 2502.02723): a smooth truncation point for every layer.
+
+Outputs are projected on their principal directions, A → A V T(γ) Vᵀ with T_i = ½ tanh(β(γ − i)) + ½,
+and one γ per layer is trained on the whole model by the language-model loss and the distance of the
+stored share from the target. What differs from the published code is said in ``methods.dobi_svd``.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from compress_core.allocate.base import check_one_component_each
+from compress_core.errors import ConfigError
+from compress_core.hf.layout import ModelLayout
+from compress_core.learn.base import Atoms, Learned
+from compress_core.learn.loop import (
+    Training,
+    TrainState,
+    check_samples,
+    next_batch,
+    require_finite,
+    run_steps,
+    saving_memory,
+)
+from compress_core.learn.spectrum import Spectra, choose, cut, install
+from compress_core.learn.teacher import Teacher
+from compress_core.types import LayerRef
+
+
+@dataclass(frozen=True)
+class LearnTruncation:
+    """One truncation point per layer.
+
+    Attributes:
+        steps: Of the optimiser.
+        batch: Windows in a step.
+        beta: Steepness of the truncation, per component.
+        rate: Learning rate of γ, as a part of a layer's number of components.
+        balance: Weight of the distance from the target, in nats for the whole of the layers.
+    """
+
+    steps: int = 400
+    batch: int = 4
+    beta: float = 10.0
+    rate: float = 0.002
+    balance: float = 150.0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch < 1:
+            raise ConfigError(
+                f"dobi_svd needs steps and batch of at least 1, got {self.steps} and {self.batch}"
+            )
+        if not (self.beta > 0 and self.rate > 0 and self.balance > 0):
+            raise ConfigError(
+                "dobi_svd needs beta, rate and balance above 0; got "
+                f"{self.beta:g}, {self.rate:g} and {self.balance:g}"
+            )
+
+    @property
+    def reads_teacher(self) -> bool:
+        """Its loss is the text's own."""
+        return False
+
+    def check(self, layers: Sequence[LayerRef], kept: float, samples: int) -> None:
+        """Refuses a budget below one component of every layer, and too little text.
+
+        Raises:
+            BudgetError, ConfigError: It cannot be.
+        """
+        check_one_component_each(layers, kept)
+        check_samples(samples)
+
+    def learn(
+        self,
+        model: Any,
+        layout: ModelLayout,
+        atoms: Callable[[LayerRef], Atoms],
+        kept: float,
+        teacher: Teacher | None,
+        training: Training,
+    ) -> Learned:
+        """Trains the truncation points, then rounds them to the exact budget.
+
+        Raises:
+            NumericsError: The loss is not finite; names the step and the layer.
+        """
+        run = _Run(self, model, layout, atoms, kept, training)
+        tokens = min(self.batch, len(training.windows)) * training.windows.shape[1]
+        with saving_memory(model, layout, tokens):
+            curves = run_steps(self.steps, run.step, run.state, training)
+        return run.finish(curves)
+
+
+class _Run:
+    """One training: its parameters, and what a step does."""
+
+    def __init__(
+        self,
+        settings: LearnTruncation,
+        model: Any,
+        layout: ModelLayout,
+        atoms: Callable[[LayerRef], Atoms],
+        kept: float,
+        training: Training,
+    ) -> None:
+        self.settings, self.model, self.layout = settings, model, layout
+        self.kept, self.training = kept, training
+        found = {layer.name: atoms(layer) for layer in layout.layers}
+        self.spectra = Spectra.of(layout.layers, [found[x.name].energy for x in layout.layers])
+        sizes = torch.tensor(self.spectra.starts).diff()
+        # γ in parts of a layer's components, so that one learning rate suits all widths.
+        start = [kept * x.dense_cost / x.atom_cost for x in layout.layers]
+        device = training.device
+        self.sizes = sizes.float().to(device)
+        self.costs = torch.tensor(
+            [x.atom_cost / self.spectra.dense_cost for x in layout.layers], device=device
+        )
+        self.most = torch.tensor(
+            [x.dense_cost / self.spectra.dense_cost for x in layout.layers], device=device
+        )
+        self.gamma = nn.Parameter(torch.tensor(start).to(device) / self.sizes)
+        self.none = {x.name: torch.zeros(x.out_features, device=device) for x in layout.layers}
+        install(model, self.spectra, found, self.truncation, self._no_deviation)
+        self.optimizer = torch.optim.AdamW([self.gamma], lr=settings.rate, weight_decay=0.0)
+        self.state = TrainState({"gamma": self.gamma}, self.optimizer)
+
+    def truncation(self, index: int) -> Tensor:
+        """T of a layer, (components,), in (0, 1)."""
+        size = self.spectra.part(index).stop - self.spectra.part(index).start
+        places = torch.arange(size, device=self.gamma.device) + 0.5
+        return 0.5 * torch.tanh(self.settings.beta * (self._ranks()[index] - places)) + 0.5
+
+    def _no_deviation(self, index: int) -> Tensor:
+        return self.none[self.spectra.layers[index].name]
+
+    def _ranks(self) -> Tensor:
+        return self.gamma * self.sizes
+
+    def share(self) -> Tensor:
+        """Share of the layers' numbers at the truncation points; beyond what pays it is dense."""
+        return torch.minimum(self._ranks() * self.costs, self.most).sum()
+
+    def step(self, step: int) -> tuple[dict[str, float], str]:
+        """One step of the optimiser."""
+        _, tokens = next_batch(step, self.training)
+        with torch.enable_grad():
+            logits = self.model(input_ids=tokens, use_cache=False).logits
+            loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), tokens[:, 1:].flatten())
+            require_finite(loss, "dobi_svd", step, self.model, self.layout, tokens)
+            share = self.share()
+            total = loss + self.settings.balance * (share - self.kept).abs()
+            self.optimizer.zero_grad()
+            total.backward()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.rate * (1 - 0.9 * step / self.settings.steps)
+        self.optimizer.step()
+        with torch.no_grad():
+            self.gamma.clamp_(min=1 / self.sizes)
+        measured = {"loss": float(loss.detach()), "kept": float(share.detach())}
+        return measured, f"loss {measured['loss']:.3f} kept {measured['kept']:.3f}"
+
+    @torch.no_grad()
+    def finish(self, curves: dict[str, Tensor]) -> Learned:
+        """Whole ranks: the same shift of every γ until the budget is met, dense where that pays."""
+        ranks = self._ranks().cpu()
+        dense = [float(rank) >= self.spectra.most(index, 0) + 1 for index, rank in enumerate(ranks)]
+        depth = torch.cat(
+            [
+                (rank - torch.arange(self.spectra.part(i).stop - self.spectra.part(i).start))
+                / self.sizes[i].cpu()
+                for i, rank in enumerate(ranks)
+            ]
+        )
+        places = cut(self.spectra, depth, self.kept, self._affordable(dense, ranks), False)
+        chosen = choose(self.spectra, places, torch.ones_like(depth), None)
+        report = {"share before the cut": float(self.share()), "dense layers": float(sum(dense))}
+        return Learned(chosen, curves, report)
+
+    def _affordable(self, dense: list[bool], ranks: Tensor) -> list[bool]:
+        """Dense layers that fit beside one component of every other, the most wanted first."""
+        wanted = sorted((i for i, d in enumerate(dense) if d), key=lambda i: -float(self.gamma[i]))
+        least = sum(layer.atom_cost for layer in self.spectra.layers)
+        left = self.kept * self.spectra.dense_cost - least
+        found = [False] * len(dense)
+        for index in wanted:
+            layer = self.spectra.layers[index]
+            if layer.dense_cost - layer.atom_cost <= left:
+                found[index] = True
+                left -= layer.dense_cost - layer.atom_cost
+        return found

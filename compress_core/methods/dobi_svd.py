@@ -1,0 +1,46 @@
+"""Dobi-SVD (arXiv 2502.02723): a truncation point per layer, trained through a smooth mask.
+
+From the paper: outputs, not weights, are truncated, A → A V T Vᵀ with T_i = ½ tanh(β(γ − i)) + ½ and
+β = 10; the loss is the language model's plus λ |share − target|, λ = 150; the weight becomes W V_k
+V_kᵀ with V the principal output directions over all samples, which is SVD-LLM's optimum.
+
+Deviations: V is fixed to those directions from the beginning, where the published code takes a
+differentiable SVD of every batch's outputs and needs a guarded backward pass for it; γ starts at
+the uniform rank and its learning rate is relative to a layer's width (5 per 4096 in the published
+settings); a layer whose γ passes the rank that pays is dense; the exact budget is met by one common
+shift of all γ.
+"""
+
+from compress_core.decompose import ProjectOutputs
+from compress_core.learn.dobi import LearnTruncation
+from compress_core.method import Method
+from compress_core.whiten import OutputError
+
+
+def dobi_svd(
+    steps: int = 400,
+    batch: int = 4,
+    beta: float = 10.0,
+    rate: float = 0.002,
+    balance: float = 150.0,
+) -> Method:
+    """Ranks found by gradient descent on one truncation point per layer.
+
+    Args:
+        steps: Of the optimiser.
+        batch: Windows in a step.
+        beta: Steepness of the truncation, per component; smaller ones see more of the spectrum.
+        rate: Learning rate of γ, as a part of a layer's number of components.
+        balance: Weight of the distance from the target share.
+
+    Raises:
+        ConfigError: A value is out of range.
+    """
+    return Method(
+        "dobi_svd",
+        "a learned truncation point per layer",
+        "2502.02723",
+        whiten=OutputError(),
+        decompose=ProjectOutputs(whole=True),
+        learn=LearnTruncation(steps, batch, beta, rate, balance),
+    )
