@@ -12,6 +12,8 @@ from compress_core.method import Method
 from compress_core.methods.ada_svd import ada_svd
 from compress_core.methods.asvd import asvd
 from compress_core.methods.basis_sharing import basis_sharing
+from compress_core.methods.cap import cap
+from compress_core.methods.dobi_svd import dobi_svd
 from compress_core.methods.duo_svd import duo_svd
 from compress_core.methods.fwsvd import fwsvd
 from compress_core.methods.hassle_free import hassle_free
@@ -41,7 +43,9 @@ METHODS: dict[str, Callable[..., Method]] = {
     "oats": oats,
     "slim": slim,
     "hassle_free": hassle_free,
+    "cap": cap,
     "soco": soco,
+    "dobi_svd": dobi_svd,
 }
 
 OPTION = r":([^:=]+)=([^:]+(?::\d+)?)(?=:|$)"  # a value may be of the form 2:4
