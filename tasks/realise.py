@@ -11,6 +11,7 @@ from compress_core.errors import CompressError, NumericsError
 from compress_core.learn.base import pick
 from compress_core.refine.base import DENSE, Moments
 from compress_core.refine.columns import index_cost
+from compress_core.sparse import Sparse
 from compress_core.types import LayerRef, Share, affordable
 from tasks.allocate import share_of, view_of
 from tasks.components import code_of, describe
@@ -147,8 +148,7 @@ class Realise:
         """What the layer stores; None where it stays dense."""
         method = self.job.method
         if not isinstance(self.allocation, Unit):
-            atoms = get_atoms(work.artifact(unit.inputs["decomposition"]))
-            return pick(atoms, get_chosen(work.artifact(unit.inputs["learned"])))
+            return self._picked(work, unit, layer)
         share = share_of(work.artifact(self.allocation), self.job.stack_of[layer.name])
         if share.rank is None:
             return None
@@ -161,6 +161,24 @@ class Realise:
             raise type(error)(f"layer {layer.name}: {error}") from error
         _require_finite(layer, factors)
         return factors
+
+    def _picked(self, work: Work, unit: Unit, layer: LayerRef) -> LowRank | None:
+        """What was learned to keep, fitted where the method refines."""
+        atoms = get_atoms(work.artifact(unit.inputs["decomposition"]))
+        factors = pick(atoms, get_chosen(work.artifact(unit.inputs["learned"])))
+        refiner = self.job.method.refine
+        if factors is None or refiner is None:
+            return factors
+        sparse = factors.sparse and Sparse(
+            factors.sparse.mask.to(self.job.model.device), self._wide(factors.sparse.values)
+        )
+        wide = LowRank(self._wide(factors.u), self._wide(factors.v), None, None, sparse)
+        try:
+            fitted = refiner.refine(self._weight(layer), wide, self._moments(work, unit))
+        except CompressError as error:
+            raise type(error)(f"layer {layer.name}: {error}") from error
+        _require_finite(layer, fitted)
+        return fitted
 
     def _cut(self, work: Work, unit: Unit, layer: LayerRef, share: Share) -> LowRank:
         source = work.artifact(unit.inputs["decomposition"])

@@ -1,0 +1,165 @@
+"""A policy of ours for CAP's budget: what each item's absence costs, from gradients.
+
+With m = 1 for everything the model is the dense one. The loss of leaving item i out is ½ h_i to
+second order, and h_i is taken as the empirical Fisher information of its mask: the square of
+∂J_w/∂m_i, averaged over single windows w. ∂J/∂m_i is uᵀ G v of a component (σ in v) and G_ij S_ij
+of an entry, with G the gradient of the loss with respect to the weight: one backward pass serves
+every item of every layer, so nothing is drawn and no item is left without a signal. Items are
+ranked by that per stored number.
+
+Memory: the model, activations of one window, one layer's gradient at a time, and a float32 number
+per item.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compress_core.errors import ConfigError, NumericsError
+from compress_core.hf.layout import ModelLayout
+from compress_core.learn.base import Atoms, Learned
+from compress_core.learn.loop import (
+    Training,
+    TrainState,
+    batch_of,
+    require_finite,
+    run_steps,
+    saving_memory,
+)
+from compress_core.learn.masks import METHOD, MaskTraining, check_masks
+from compress_core.learn.teacher import Teacher
+from compress_core.learn.worth import Init, token_loss
+from compress_core.types import LayerRef
+
+
+@dataclass(frozen=True)
+class GainPolicy:
+    """Ranks items by the Fisher information of their masks.
+
+    Attributes:
+        steps: Windows whose gradients are taken; each at most once.
+        init: What items are worth at first; decides among items without a gradient.
+    """
+
+    steps: int = 128
+    init: Init = "energy"
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ConfigError(f"cap needs steps above 0, got {self.steps}")
+
+    @property
+    def batch(self) -> int:
+        """One window: squares of single windows' gradients are averaged."""
+        return 1
+
+    @property
+    def reads_teacher(self) -> bool:
+        """The divergence from the dense model has no gradient at the dense model."""
+        return False
+
+    def check(self, layers: Sequence[LayerRef], kept: float, samples: int) -> None:
+        """Refuses what cannot be.
+
+        Raises:
+            BudgetError, ConfigError: Too small a budget, or too little text.
+        """
+        check_masks(layers, kept, samples)
+
+    def learn(
+        self,
+        model: Any,
+        layout: ModelLayout,
+        atoms: Callable[[LayerRef], Atoms],
+        kept: float,
+        teacher: Teacher | None,
+        training: Training,
+    ) -> Learned:
+        """See :class:`compress_core.learn.base.Learner`."""
+        del teacher
+        run = MaskTraining(model, layout, atoms, kept, training, self.init)
+        gains = _Gains(run)
+        steps = min(self.steps, len(run.windows))
+        with gains.hooked(), saving_memory(model, layout, run.windows.shape[1]):
+            curves = run_steps(steps, gains.step, gains.state, training)
+        return run.finish(gains.squares / run.items.costs, curves)
+
+
+class _Gains:
+    """Sums of squared gradients of masks."""
+
+    def __init__(self, run: MaskTraining) -> None:
+        self.run = run
+        self.squares = torch.zeros(len(run.items), dtype=torch.float32)
+        self.state = TrainState({"squares": self.squares})
+        self._step = 0
+
+    def step(self, number: int) -> tuple[Mapping[str, float], str]:
+        """One window's gradients."""
+        run, training = self.run, self.run.training
+        self._step = number
+        ids = run.windows[batch_of(number, len(run.windows), 1, training.seed)].to(training.device)
+        with torch.enable_grad():
+            loss = token_loss(run.model, ids)
+            require_finite(loss, METHOD, number, run.model, run.layout, ids)
+            loss.backward()
+        return {"loss": float(loss.detach()), "kept": 1.0}, f"cap loss {float(loss.detach()):.3f}"
+
+    @contextmanager
+    def hooked(self) -> Iterator[None]:
+        """While it is open, only layers' weights have gradients, and each is used and freed."""
+        flags = [(parameter, parameter.requires_grad) for parameter in self.run.model.parameters()]
+        handles = []
+        try:
+            for parameter, _ in flags:
+                parameter.requires_grad_(False)
+            parts = self.run.items.parts(self.squares)
+            for layer, sums in zip(self.run.items.layers, parts, strict=True):
+                weight = self.run.model.get_submodule(layer.name).weight.requires_grad_(True)
+                hook = self._adding(layer, *sums)
+                handles.append(weight.register_post_accumulate_grad_hook(hook))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            for parameter, flag in flags:
+                parameter.grad = None
+                parameter.requires_grad_(flag)
+
+    def _adding(
+        self, layer: LayerRef, components: Tensor, entries: Tensor
+    ) -> Callable[[Tensor], None]:
+        @torch.no_grad()
+        def hook(weight: Tensor) -> None:
+            assert weight.grad is not None
+            gradient, weight.grad = weight.grad.float(), None
+            if not bool(gradient.isfinite().all()):
+                raise NumericsError(
+                    f"cap: the gradient of layer {layer.name} is not finite at step {self._step}"
+                )
+            of_components, of_entries = mask_gradients(
+                self.run.items.atoms(layer), gradient.T if layer.transposed else gradient
+            )
+            components.add_(of_components.square().to(components.device))
+            entries.add_(of_entries.square().to(entries.device))
+
+        return hook
+
+
+def mask_gradients(atoms: Atoms, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """Derivatives of the loss by the masks of a layer's components and entries.
+
+    Args:
+        atoms: The layer's.
+        gradient: Of the loss with respect to its weight, (out, in).
+    """
+    device = gradient.device
+    of_components = ((atoms.ut.to(device) @ gradient) * atoms.v.to(device)).sum(dim=1)
+    if atoms.sparse is None:
+        return of_components, gradient.new_zeros(0)
+    at_entries = gradient[atoms.sparse.mask.to(device)]
+    return of_components, at_entries * atoms.sparse.values.to(device)

@@ -1,0 +1,135 @@
+"""A policy of ours for CAP's budget: one threshold per layer and part, learned by policy gradient.
+
+An item's score is log worth − z of its group, the groups being the components and the entries of
+every layer; the cut by score always spends the budget, so that z says only who gets more of it.
+z ~ N(mean, spread²); a step draws antithetic pairs mean ± spread · ε, measures the loss of each
+cut on the same windows, forward only, and moves against
+
+    g = Σ_k (J_k − mean of the others' J) ε_k / (samples · spread),
+
+advantages divided by their own deviation (losses of bad cuts are far off). With 2 × layers
+variables instead of one per entry, and all draws compared with one another, thirty steps do learn.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compress_core.errors import ConfigError
+from compress_core.hf.layout import ModelLayout
+from compress_core.learn.base import Atoms, Learned
+from compress_core.learn.keep import ranking
+from compress_core.learn.loop import Training, TrainState, batch_of, run_steps
+from compress_core.learn.masks import MaskTraining, check_masks, generator_of
+from compress_core.learn.teacher import Teacher
+from compress_core.learn.worth import Init
+from compress_core.types import LayerRef
+
+
+@dataclass(frozen=True)
+class GroupPolicy:
+    """A threshold for each layer's components and one for its entries.
+
+    Attributes:
+        steps: Of policy gradient.
+        batch: Windows in a step; each draw sees all of them.
+        eta: Step size, in natural logarithms of worth.
+        pairs: Antithetic pairs of draws in a step.
+        spread: Standard deviation of a draw.
+        init: What items are worth at first.
+    """
+
+    steps: int = 30
+    batch: int = 8
+    eta: float = 0.3
+    pairs: int = 4
+    spread: float = 0.3
+    init: Init = "energy"
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.batch, self.pairs) < 1 or min(self.eta, self.spread) <= 0:
+            raise ConfigError(f"cap needs steps and eta above 0, got {self.steps} and {self.eta:g}")
+
+    @property
+    def reads_teacher(self) -> bool:
+        """The loss is that of the text."""
+        return False
+
+    def check(self, layers: Sequence[LayerRef], kept: float, samples: int) -> None:
+        """Refuses what cannot be.
+
+        Raises:
+            BudgetError, ConfigError: Too small a budget, or too little text.
+        """
+        check_masks(layers, kept, samples)
+
+    def learn(
+        self,
+        model: Any,
+        layout: ModelLayout,
+        atoms: Callable[[LayerRef], Atoms],
+        kept: float,
+        teacher: Teacher | None,
+        training: Training,
+    ) -> Learned:
+        """See :class:`compress_core.learn.base.Learner`; never worse than where it began."""
+        del teacher
+        run = MaskTraining(model, layout, atoms, kept, training, self.init)
+        policy = _Policy(self, run)
+        with run.items.restored():
+            curves = run_steps(self.steps, policy.step, policy.state, training)
+        learned = run.finish(policy.score(policy.mean), curves)
+        if learned.report["loss after"] <= learned.report["loss before"]:
+            return learned
+        return run.finish(policy.score(torch.zeros_like(policy.mean)), curves)
+
+
+class _Policy:
+    """The mean of the thresholds."""
+
+    def __init__(self, options: GroupPolicy, run: MaskTraining) -> None:
+        self.options, self.run = options, run
+        self.mean = torch.zeros(2 * len(run.items.layers), dtype=torch.float64)
+        self.state = TrainState({"thresholds": self.mean})
+
+    def score(self, z: Tensor) -> Tensor:
+        """Of every item, at thresholds z (2 · layers,): components' and entries' in turn."""
+        found = self.run.worth.log()
+        for number, (components, entries) in enumerate(self.run.items.parts(found)):
+            components.sub_(float(z[2 * number]))
+            entries.sub_(float(z[2 * number + 1]))
+        return found
+
+    def step(self, number: int) -> tuple[Mapping[str, float], str]:
+        """One step of policy gradient."""
+        options, run = self.options, self.run
+        picks = batch_of(number, len(run.windows), options.batch, run.training.seed)
+        generator = generator_of(run.training.seed, number)
+        half = torch.randn(options.pairs, len(self.mean), generator=generator, dtype=torch.float64)
+        noise = torch.cat([half, -half])
+        losses = torch.stack(
+            [self._loss(self.mean + options.spread * e, run.windows[picks], number) for e in noise]
+        )
+        advantage = leave_one_out(losses)
+        scale = float(advantage.square().mean().sqrt())
+        if scale > 0:
+            slope = (advantage / scale) @ noise / (len(noise) * options.spread)
+            self.mean.sub_(options.eta * options.spread * slope)
+        loss = float(losses.mean())
+        kept = run.items.budget / run.items.total
+        measured = {"loss": loss, "baseline": loss, "kept": kept}
+        return measured, f"cap loss {loss:.3f} kept {kept:.3f}"
+
+    def _loss(self, z: Tensor, windows: Tensor, number: int) -> Tensor:
+        items = self.run.items
+        items.put_cut(*items.cut(ranking(self.score(z), self.run.worth)))
+        return self.run.loss(windows, number)
+
+
+def leave_one_out(losses: Tensor) -> Tensor:
+    """Each loss less the mean of the others, (draws,); zeros for a single draw."""
+    count = len(losses)
+    return (losses - losses.mean()) * (count / (count - 1) if count > 1 else 0.0)

@@ -1,0 +1,188 @@
+"""All that a model's layers can keep, as one long list of items with a price each.
+
+A layer's singular triples (price out + in) come first, then its sparse entries (price 1), row by
+row; layers follow one another in the layout's order.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compress_core.hf.layout import ModelLayout
+from compress_core.learn.base import Atoms, Chosen
+from compress_core.learn.keep import fill
+from compress_core.types import LayerRef, affordable
+
+HELD_BYTES = 1 << 30
+"""Atoms of all layers together up to which they are held; above, each is read when it is needed."""
+
+
+class Items:
+    """The items, where each layer's are, and the model that they make.
+
+    Args:
+        model: The whole dense model; its layers' weights are overwritten, and put back by
+            :meth:`restored`.
+        layout: Its layout.
+        atoms: Reads a layer's atoms.
+        kept: Of the compressible parameters.
+
+    Attributes:
+        costs: Of every item, int32 (items,).
+        budget: Whole numbers that may be stored.
+    """
+
+    def __init__(
+        self, model: Any, layout: ModelLayout, atoms: Callable[[LayerRef], Atoms], kept: float
+    ) -> None:
+        self.model = model
+        self.layers: Sequence[LayerRef] = layout.layers
+        self._read = atoms
+        self._held: dict[str, Atoms] = {}
+        self._bytes = 0
+        self.total = sum(layer.dense_cost for layer in self.layers)
+        self.budget = affordable(kept, self.total)
+        self.counts: list[tuple[int, int]] = []  # components and entries of each layer
+        for layer in self.layers:
+            found = self.atoms(layer)
+            entries = 0 if found.sparse is None else found.sparse.nonzeros
+            self.counts.append((len(found.ut), entries))
+        self.costs = torch.cat(
+            [
+                torch.tensor([layer.atom_cost, 1], dtype=torch.int32).repeat_interleave(
+                    torch.tensor(count)
+                )
+                for layer, count in zip(self.layers, self.counts, strict=True)
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.costs)
+
+    def atoms(self, layer: LayerRef) -> Atoms:
+        """A layer's atoms, from memory where there is room for them."""
+        if layer.name in self._held:
+            return self._held[layer.name]
+        found = self._read(layer)
+        size = 4 * (found.ut.numel() + found.v.numel() + layer.dense_cost)
+        if self._bytes + size <= HELD_BYTES:
+            self._held[layer.name] = found
+            self._bytes += size
+        return found
+
+    def parts(self, vector: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Views of a vector over items: of each layer, its components' and its entries'."""
+        sizes = [size for pair in self.counts for size in pair]
+        found = vector.split(sizes)
+        return list(zip(found[::2], found[1::2], strict=True))
+
+    def weight(self, layer: LayerRef) -> Tensor:
+        """The model's own weight of a layer, (out, in)."""
+        weight = self.model.get_submodule(layer.name).weight.detach()
+        return weight.T if layer.transposed else weight
+
+    @torch.no_grad()
+    def put(self, keep: Callable[[int], tuple[Tensor, Tensor]]) -> None:
+        """Overwrites the model's weights by what is kept, layer after layer.
+
+        Args:
+            keep: Of a layer's number: bool masks over its components and over its entries.
+        """
+        for number, layer in enumerate(self.layers):
+            weight = self.weight(layer)
+            weight.copy_(build(self.atoms(layer), *keep(number), weight.device))
+
+    @contextmanager
+    def restored(self) -> Iterator[None]:
+        """Puts the dense weights back at the end; the copies are on the CPU."""
+        dense = [self.weight(layer).to("cpu", copy=True) for layer in self.layers]
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for layer, weight in zip(self.layers, dense, strict=True):
+                    self.weight(layer).copy_(weight)
+
+    def cut(self, order: Tensor) -> tuple[Tensor, list[bool]]:
+        """What to keep of items in the order of how good they are: never above the budget.
+
+        Every layer keeps its best item. One whose items come to as much as its weight stays dense
+        instead, and what that saves is spent on others.
+
+        Returns:
+            A bool mask over items, and for each layer whether it stays dense.
+        """
+        if self.budget >= self.total:
+            return torch.ones(len(self), dtype=torch.bool), [True] * len(self.layers)
+        owner = self._owners()
+        first = torch.full((len(self.layers),), len(order), dtype=torch.int64)
+        places = torch.arange(len(order))
+        first.scatter_reduce_(0, owner[order], places, "amin")
+        first = order[first[first < len(order)]]  # a weight of zeros has no items
+        mask = torch.zeros(len(self), dtype=torch.bool)
+        mask[first] = True
+        room = self.budget - int(self.costs[first].sum())
+        dense = [False] * len(self.layers)
+        candidates = order[~mask[order]]
+        while True:
+            bought, room = fill(candidates, self.costs, room)
+            mask[bought] = True
+            saved = self._densify(mask, dense)
+            if not saved:
+                return mask, dense
+            room += saved
+            closed = torch.tensor(dense)[owner[candidates]]
+            candidates = candidates[~mask[candidates] & ~closed]
+
+    def _densify(self, mask: Tensor, dense: list[bool]) -> int:
+        """Marks layers whose items cost as much as the weight, and says what that saves."""
+        saved = 0
+        pairs = zip(self.layers, self.parts(mask), strict=True)
+        for number, (layer, (components, entries)) in enumerate(pairs):
+            cost = int(components.sum()) * layer.atom_cost + int(entries.sum())
+            if not dense[number] and cost >= layer.dense_cost:
+                dense[number] = True
+                saved += cost - layer.dense_cost
+        return saved
+
+    def _owners(self) -> Tensor:
+        """Which layer each item belongs to, int64 (items,)."""
+        sizes = torch.tensor([sum(pair) for pair in self.counts])
+        return torch.arange(len(self.layers)).repeat_interleave(sizes)
+
+    def put_cut(self, mask: Tensor, dense: Sequence[bool]) -> None:
+        """Overwrites the model's weights by a cut; a dense layer keeps all of its atoms."""
+        parts = self.parts(mask)
+
+        def keep(number: int) -> tuple[Tensor, Tensor]:
+            components, entries = parts[number]
+            if dense[number]:
+                return torch.ones_like(components), torch.ones_like(entries)
+            return components, entries
+
+        self.put(keep)
+
+    def chosen(self, mask: Tensor, dense: Sequence[bool]) -> dict[str, Chosen]:
+        """A cut in the words of every learner."""
+        found = {}
+        for number, layer in enumerate(self.layers):
+            components, entries = self.parts(mask)[number]
+            index = components.nonzero().flatten()
+            keeps = entries.clone() if bool(entries.any()) else None
+            found[layer.name] = (
+                Chosen(None) if dense[number] else Chosen(index, torch.ones(len(index)), keeps)
+            )
+        return found
+
+
+def build(atoms: Atoms, components: Tensor, entries: Tensor, device: torch.device | str) -> Tensor:
+    """The weight (out, in) that the kept ones of a layer's atoms make, float32."""
+    ut, v = atoms.ut[components].to(device), atoms.v[components].to(device)
+    weight = ut.T @ v
+    if atoms.sparse is not None and atoms.sparse.nonzeros:
+        values = (atoms.sparse.values * entries).to(device)
+        weight[atoms.sparse.mask.to(device)] += values
+    return weight
