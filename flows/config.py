@@ -70,7 +70,7 @@ class Settings(BaseModel):
     )
     recover_steps: int = Field(400, ge=1, description="steps of that training")
     recover_text: float = Field(
-        0.1, ge=0, le=1, description="weight of the text itself in its loss, beside the dense model"
+        0.2, ge=0, le=1, description="weight of the text itself in its loss, beside the dense model"
     )
     recover_held_back: float = Field(
         0.125, gt=0, le=0.5, description="share of calibration windows it only watches"

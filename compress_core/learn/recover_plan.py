@@ -37,9 +37,9 @@ class Recovery:
     how: How
     steps: int = 400
     held_back: float = 0.125
-    text: float = 0.1
+    text: float = 0.2
     seed: int = 0
-    batch: int = 8
+    batch: int = 4
     rank: int = 8
 
     def check(self, samples: int) -> None:

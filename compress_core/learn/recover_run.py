@@ -28,6 +28,7 @@ TRIAL_WARM_UP = 0.25  # share of a trial
 PATIENCE = 6  # checks without a better one after which the best state comes back
 CUTS = 4  # times that it comes back before the side ends
 DIVERGED = 1.5  # times the start's held-back loss, above which it comes back at once
+GAIN = 1e-6  # nats per token by which a state is better; less may be rounding
 BETAS = (0.9, 0.95)
 EPSILON = 1e-12  # gradients of large models are small, and steps do not depend on their size
 NUMBERS = ("start", "best", "eta", "waited", "cuts")
@@ -153,7 +154,7 @@ class RecoveryRun:
     def _check(self) -> float:
         """Measures the held-back loss, and keeps the state or goes back to the best one."""
         loss, numbers = self.objective.mean(self.held), self.numbers
-        if loss < numbers["best"]:
+        if loss < numbers["best"] - GAIN:
             numbers["best"].fill_(loss)
             numbers["waited"].zero_()
             for name, leaf in self.leaves.items():
