@@ -65,6 +65,8 @@ class Method:
         sharing: Which layers have an in-factor in common; None for none.
         prune: What makes a layer of its share where nothing is decomposed beforehand.
         learn: What chooses among the decomposition's atoms by training, in place of ``allocate``.
+        eight_bits: Whether components are stored in 8 bits. What is learned is then charged so, and
+            such a model cannot be trained on.
     """
 
     name: str
@@ -78,6 +80,7 @@ class Method:
     sharing: Sharing | None = None
     prune: Pruner | None = None
     learn: Learner | None = None
+    eight_bits: bool = False
 
     @property
     def reads_inputs(self) -> bool:

@@ -5,7 +5,7 @@ One number of a dense weight costs 1; a rank-one component of an (out, in) layer
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from compress_core.errors import BudgetError, ConfigError
@@ -47,6 +47,24 @@ class LayerRef:
     def paying_rank(self) -> int:
         """Largest rank whose factors cost less than the dense weight."""
         return (self.dense_cost - 1) // self.atom_cost
+
+
+@dataclass(frozen=True)
+class EightBitLayer(LayerRef):
+    """A layer whose components are stored in 8 bits (``compress_core.quantise``).
+
+    Its numbers are those of 16 bits that take the same room: two codes count as one.
+    """
+
+    @property
+    def atom_cost(self) -> int:
+        """Numbers that one component adds: those of the longer factor, and its scale."""
+        return max(self.out_features, self.in_features) + 1
+
+    @classmethod
+    def of(cls, layer: LayerRef) -> "EightBitLayer":
+        """The same layer, stored so."""
+        return cls(**{field.name: getattr(layer, field.name) for field in fields(layer)})
 
 
 @dataclass(frozen=True)

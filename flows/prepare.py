@@ -39,6 +39,11 @@ from tasks.tokenise import Text, calibration_group, evaluation_group
 from tasks.units import Group, Outcome, Session, Unit
 from tasks.whiten import whiten_groups
 
+EIGHT_BITS = (
+    "{method} is mixed quantisation: it stores factors in 8 bits, and two such numbers count as "
+    "one parameter; compare its rows only with those of methods that store 8-bit numbers"
+)
+
 
 @dataclass
 class Workspace:
@@ -128,6 +133,11 @@ def check_methods(settings: Settings, methods: list[str], kepts: list[float]) ->
         method = build_method(name, settings.options, settings.allocate)
         if method.needs_calibration and settings.calibration is None:
             raise ConfigError(f"method {name!r} needs calibration text: give --calibration FILE")
+        if method.eight_bits and settings.recovery is not None:
+            raise ConfigError(
+                f"--recover trains numbers and {name!r} stores its factors in 8 bits, whose codes "
+                "are fixed: leave one of the two out"
+            )
     _check_recovery(settings)
     if settings.calibration is None and not settings.eval_text and not settings.tasks:
         raise ConfigError(
@@ -257,6 +267,9 @@ def build_pipeline(workspace: Workspace, config: RunConfig) -> Pipeline:
     check_output(config, workspace.model.folder)
     job = make_job(workspace, config)
     method, models = job.method, workspace.models
+    note = EIGHT_BITS.format(method=config.label)
+    if method.eight_bits and note not in workspace.notes:
+        workspace.notes.append(note)
     calibration, texts = workspace.texts
     collected, whitened, fisher = [], [], []
     wanted = method.needs_calibration or config.recovery is not None

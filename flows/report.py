@@ -71,7 +71,8 @@ def markdown_table(results: Sequence[Mapping[str, Any]]) -> str:
         lines.append("")
     lines += [
         "The whole model: parameters (MB on disk, MB in memory after a forward on the CPU); "
-        "indices of kept columns count as parameters, places of sparse entries do not; dense "
+        "indices of kept columns count as parameters, places of sparse entries do not, numbers of "
+        "8 bits (mixed quantisation) as half a parameter; dense "
         f"{_sizes(first, 'dense')}.",
         "",
         "| method | " + " | ".join(f"kept {kept:g}" for kept in budgets) + " |",

@@ -4,8 +4,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from compress_core.decompose import LowRank
+from compress_core.decompose import LowRank, coded
 from compress_core.learn.base import Atoms, Chosen
+from compress_core.quantise import Codes
 from compress_core.refine.columns import SMALL_INDEX
 from compress_core.sparse import Sparse, pack, unpack
 from compress_core.stats import InputStats, PrefixStats
@@ -14,6 +15,7 @@ from storage.artifact import Artifact
 from storage.draft import Draft
 
 SPARSE_PLACES = ("sparse_bits", "sparse_columns", "sparse_counts")
+CODE_PARTS = ("scale", "codes_out", "codes_in", "rest_out", "rest_in")
 
 
 def put_tensor(draft: Draft, name: str, tensor: Tensor) -> None:
@@ -80,6 +82,11 @@ def _get_symmetric(artifact: Artifact, name: str, features: int) -> Tensor:
 
 def put_factors(draft: Draft, factors: LowRank, dtype: torch.dtype, *, own_v: bool = True) -> None:
     """Stores a layer's factors in ``dtype``; the in-factor only where it is the layer's ``own``."""
+    if factors.bias is not None:
+        put_tensor(draft, "bias", factors.bias.to(dtype))
+    if factors.codes is not None:
+        put_codes(draft, factors.codes, dtype)
+        return
     put_tensor(draft, "u", factors.u.to(dtype))
     if own_v:
         put_tensor(draft, "v", factors.v.to(dtype))
@@ -90,8 +97,19 @@ def put_factors(draft: Draft, factors: LowRank, dtype: torch.dtype, *, own_v: bo
         put_tensor(draft, "index", factors.index.to(torch.int16 if small else torch.int32))
     if factors.sparse is not None:
         put_sparse(draft, factors.sparse, dtype)
-    if factors.bias is not None:
-        put_tensor(draft, "bias", factors.bias.to(dtype))
+
+
+def put_codes(draft: Draft, codes: Codes, dtype: torch.dtype) -> None:
+    """Stores factors in 8 bits: codes as they are, scale and rest in ``dtype``."""
+    for name in CODE_PARTS:
+        if (part := getattr(codes, name)) is not None:
+            put_tensor(draft, name, part if part.dtype is torch.int8 else part.to(dtype))
+
+
+def get_codes(artifact: Artifact) -> Codes:
+    """Reads factors in 8 bits."""
+    parts = {x: get_tensor(artifact, x) for x in CODE_PARTS if x in artifact.names}
+    return Codes(**parts)
 
 
 def put_sparse(draft: Draft, sparse: Sparse, dtype: torch.dtype) -> None:
@@ -114,10 +132,12 @@ def get_sparse(artifact: Artifact) -> Sparse | None:
 
 def get_factors(artifact: Artifact, shared: Artifact | None = None) -> LowRank:
     """Reads a layer's factors; the in-factor from ``shared`` where that is given."""
+    bias = get_tensor(artifact, "bias") if "bias" in artifact.names else None
+    if "codes_out" in artifact.names:
+        return coded(get_codes(artifact), bias)
     u = get_tensor(artifact, "u")
     v = get_tensor(shared or artifact, "v")
     if not artifact.attrs["columns"]:
-        bias = get_tensor(artifact, "bias") if "bias" in artifact.names else None
         return LowRank(u, v, sparse=get_sparse(artifact), bias=bias)
     index = get_tensor(artifact, "index").to(torch.int64)
     return LowRank(u, v, get_tensor(artifact, "columns"), index)

@@ -30,6 +30,7 @@ CODE = (
     # What the modelling file that is written has and uses:
     "compress_core.hf.factored.FactoredLinear",
     "compress_core.hf.sparse_linear.SparseLinear",
+    "compress_core.hf.quantised_linear.QuantisedLinear",
     "compress_core.hf.factorise.factorise_from_config",
     "compress_core.hf.factorise.shared_factors",
     "compress_core.hf.factorise.require_factors",
@@ -62,6 +63,7 @@ def materialise_group(job: Job, realised: Mapping[str, Unit]) -> Group:
                     shared_with=None if owner == layer.name else owner,
                     sparse=found.sparse,
                     bias=found.bias,
+                    codes=found.codes,
                 )
             work.progress(done + 1, len(layout.layers))
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from compress_core.decompose import LowRank
+from compress_core.decompose import LowRank, in_eight_bits
 from compress_core.errors import CompressError, NumericsError
 from compress_core.learn.base import pick
 from compress_core.refine.base import DENSE, Moments
@@ -86,6 +86,8 @@ def realise_unit(
     else:
         inputs["learned"] = upstream.allocation[layer.name]
         settings["learned"] = True
+    if method.eight_bits:
+        settings["bits"] = 8
     fitted = method.refine or method.prune
     if fitted is not None:
         settings |= {"fit": describe(fitted), "transposed": layer.transposed}
@@ -104,6 +106,7 @@ def realise_unit(
             *([] if method.prune else [code_of(method.decompose)]),
             *([code_of(fitted)] if fitted is not None else []),
             *(["compress_core.learn.base.pick"] if method.learn else []),
+            *(["compress_core.decompose.in_eight_bits"] if method.eight_bits else []),
         ],
         sources=sources,
         inputs=inputs,
@@ -140,6 +143,8 @@ class Realise:
                     draft.attrs |= DENSE_ATTRS | {"numbers": layer.dense_cost}
                     continue
                 dtype = self.job.model.checkpoint.torch_dtype(self.job.model.weight_key(layer.name))
+                if self.job.method.eight_bits:
+                    factors = in_eight_bits(factors, dtype)
                 put_factors(draft, factors, dtype, own_v=own)
                 draft.attrs |= count(factors, own)
             work.progress(done + 1, len(work.missing))
@@ -220,9 +225,12 @@ def count(factors: LowRank, own: bool) -> dict[str, int]:
     """Rank, kept columns, sparse entries, and numbers stored.
 
     In-factors count where they are ``own``, the index of a column as a number, the place of a
-    sparse entry not at all, as in the papers: it is in the bytes.
+    sparse entry not at all, as in the papers: it is in the bytes. Of factors in 8 bits two codes
+    count as one number, and a scale as one.
     """
     numbers = factors.u.numel() + (factors.v.numel() if own else 0)
+    if factors.codes is not None:
+        numbers = factors.codes.numbers
     columns = 0 if factors.index is None else len(factors.index)
     entries = 0 if factors.sparse is None else factors.sparse.nonzeros
     numbers += entries + (0 if factors.bias is None else factors.bias.numel())

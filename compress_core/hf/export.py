@@ -6,6 +6,7 @@ anywhere and is as large as the dense model was.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -17,8 +18,10 @@ from compress_core.hf.factored import is_column_index, is_factored, product
 from compress_core.hf.factorise import factorise
 from compress_core.hf.folder import copy_companions
 from compress_core.hf.modelling import stock_class
+from compress_core.hf.quantised_linear import QuantisedLinear, quantised_product
 from compress_core.hf.shards import SHARD_BYTES, ShardWriter, new_folder, write_json
 from compress_core.hf.sparse_linear import SparseLinear
+from compress_core.quantise import CODES, Codes
 from compress_core.sparse import Sparse, unpack
 
 _OURS = ("quantization_config", "auto_map")
@@ -56,19 +59,21 @@ def to_dense(folder: Path, target: Path, max_shard_bytes: int = SHARD_BYTES) -> 
 class _StoredLayer:
     """Where a layer's tensors lie beside its out-factor.
 
-    `columns` has the keys of columns and column_index, `sparse` those of the values and of their
-    places, or none; `transposed` is whether the dense weight was (in, out).
+    `factor_in` has the in-factor's key, `columns` those of columns and column_index, `sparse` those
+    of the values and of their places, or none; `codes`, of a layer in 8 bits, part and key of all
+    but the scale; `transposed` is whether the dense weight was (in, out).
     """
 
-    factor_in: str
+    factor_in: tuple[str, ...]
     columns: tuple[str, ...]
     sparse: tuple[str, ...]
+    codes: tuple[tuple[str, str], ...]
     transposed: bool
 
     @property
     def others(self) -> tuple[str, ...]:
         """All keys but the out-factor's."""
-        return (self.factor_in, *self.columns, *self.sparse)
+        return (*self.factor_in, *self.columns, *self.sparse, *(key for _, key in self.codes))
 
 
 def _stored_layers(checkpoint: Checkpoint) -> dict[str, _StoredLayer]:
@@ -99,10 +104,13 @@ def _stored_layers(checkpoint: Checkpoint) -> dict[str, _StoredLayer]:
                 )
             kept = ("columns", "column_index") if module.column_count else ()
             sparse = ("sparse_values", *module.places()) if isinstance(module, SparseLinear) else ()
+            coded = _parts_in_8_bits(module)
+            owner = () if coded else (module.shared_with or name,)
             layers[key(name, "weight")] = _StoredLayer(
-                key(module.shared_with or name, "factor_in"),
+                tuple(key(layer, "factor_in") for layer in owner),
                 tuple(key(name, part) for part in kept),
                 tuple(key(name, part) for part in sparse),
+                tuple((part, key(name, part)) for part in coded),
                 module.transposed,
             )
     return layers
@@ -117,8 +125,20 @@ def _empty_model(folder: Path, architecture: str) -> transformers.PreTrainedMode
     return model
 
 
+def _parts_in_8_bits(module: Any) -> tuple[str, ...]:
+    """What a layer has in 8 bits, and what is left of its factors; nothing for other layers."""
+    if not isinstance(module, QuantisedLinear):
+        return ()
+    rests = (part for part in ("rest_out", "rest_in") if getattr(module, part) is not None)
+    return (*CODES, *rests)
+
+
 def _dense_weight(checkpoint: Checkpoint, key: str, layer: _StoredLayer) -> Tensor:
-    u, v = checkpoint.read(key), checkpoint.read(layer.factor_in)
+    if layer.codes:
+        parts = {part: checkpoint.read(where) for part, where in layer.codes}
+        weight = quantised_product(Codes(checkpoint.read(key), **parts))
+        return weight.T if layer.transposed else weight
+    u, v = checkpoint.read(key), checkpoint.read(*layer.factor_in)
     columns = index = None
     if layer.columns:
         columns, index = (checkpoint.read(part) for part in layer.columns)

@@ -59,15 +59,7 @@ class FactoredLinear(nn.Linear):
     ) -> None:
         # nn.Linear's own constructor would allocate and draw a dense weight only to discard it.
         nn.Module.__init__(self)
-        self.in_features = in_features
-        self.out_features = out_features
-        self.rank = rank
-        self.column_count = columns
-        self.transposed = transposed
-        self.layer_name = ""
-        self.shared_with: str | None = None
-        self.new_bias = False
-        self._order: tuple[torch.Tensor, int, torch.Tensor] | None = None
+        self._describe(in_features, out_features, rank, columns, transposed)
         # Not-a-number until loaded: a factor that was forgotten must not pass for a result.
         self.weight = _unset(out_features, rank, device=device, dtype=dtype)
         self.factor_in = _unset(rank, in_features - columns, device=device, dtype=dtype)
@@ -81,6 +73,20 @@ class FactoredLinear(nn.Linear):
         self.register_parameter(
             "bias", _unset(out_features, device=device, dtype=dtype) if bias else None
         )
+
+    def _describe(
+        self, in_features: int, out_features: int, rank: int, columns: int, transposed: bool
+    ) -> None:
+        """Set all that is no tensor."""
+        self.in_features = in_features
+        self.out_features = out_features
+        self.rank = rank
+        self.column_count = columns
+        self.transposed = transposed
+        self.layer_name = ""
+        self.shared_with: str | None = None
+        self.new_bias = False
+        self._order: tuple[torch.Tensor, int, torch.Tensor] | None = None
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Map (..., in) to (..., out) through rank numbers, and the kept inputs beside them."""
@@ -137,6 +143,8 @@ def is_factored(module: nn.Module) -> TypeGuard[FactoredLinear]:
     Copies in folders of format 1 know neither columns nor sharing, and lack those attributes.
     """
     name = type(module).__name__
+    if name == "QuantisedLinear":
+        return "codes_in" in module._buffers
     return name in ("FactoredLinear", "SparseLinear") and "factor_in" in module._parameters
 
 
@@ -199,17 +207,21 @@ def pays(
     columns: int = 0,
     nonzeros: int = 0,
     new_bias: bool = False,
+    bits: int = 16,
 ) -> bool:
     """Whether what a layer stores are fewer numbers than the dense weight.
 
     An index counts as one number, as two where it needs 32 bits; a sparse entry counts as one and
     its place as none, as in the papers. For layers that share an in-factor `out_features` is the
-    sum of theirs.
+    sum of theirs. Factors in 8 bits count as numbers of 16, with a scale per component; they have
+    no columns.
     """
     if min(rank, nonzeros) < 0 or not 0 <= columns < in_features:
         return False
     index = index_dtype(in_features).itemsize // 2
     stored = rank * (out_features + in_features - columns) + columns * (out_features + index)
+    if bits == 8:
+        stored = rank * (max(out_features, in_features) + 1)
     stored += nonzeros + (out_features if new_bias else 0)
     return stored < out_features * in_features
 

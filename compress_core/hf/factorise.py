@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 from compress_core.hf.factored import FactoredLinear, _unset, is_column_index, is_factored, pays
+from compress_core.hf.quantised_linear import BITS, QuantisedLinear
 from compress_core.hf.sparse_linear import SparseLinear
+from compress_core.quantise import CODES
 from compress_core.sparse import PLACES
 
 FORMAT_VERSION = 3
@@ -18,6 +20,7 @@ FORMAT_VERSION = 3
 Entry = Mapping[str, Any]
 
 _PARTS = ("weight", "factor_in", "columns", "column_index", "sparse_values", *PLACES)
+_PARTS_IN_8_BITS = ("rest_out", "rest_in", *CODES)
 
 
 def factorise(
@@ -32,7 +35,8 @@ def factorise(
         model: The model, or its base model together with `prefix`; may be on the meta device.
         modules: Layer name -> entry, names as in the whole causal model. An entry has "rank", with
             "columns", how many are kept, or "factor_in", the layer whose in-factor is used, or
-            "nonzeros", how many sparse entries there are; "bias" where the dense layer had none.
+            "nonzeros", how many sparse entries there are, or "bits", 8, for factors in 8 bits;
+            "bias" where the dense layer had none.
         prefix: What the names carry in front when `model` is the base model, like "model.". Layers
             outside the base model are then left out.
         format_version: Version of the checkpoint format that `modules` comes from.
@@ -104,10 +108,17 @@ def check_layers(entries: Mapping[str, Entry], sizes: Mapping[str, tuple[int, in
     for name, out_features in rows.items():
         entry = entries[name]
         columns, nonzeros = entry.get("columns", 0), entry.get("nonzeros", 0)
+        bits = entry.get("bits", 16)
         if columns and nonzeros:
             raise ValueError(f"layer {name!r} has both kept columns and sparse entries: one only")
+        if "bits" in entry and (bits != BITS or columns or nonzeros):
+            raise ValueError(
+                f"layer {name!r} has factors in {bits} bits: {BITS} it is, without columns and "
+                "sparse entries"
+            )
         new_bias = bool(entry.get("bias"))
-        if not pays(out_features, sizes[name][1], entry["rank"], columns, nonzeros, new_bias):
+        in_features, rank = sizes[name][1], entry["rank"]
+        if not pays(out_features, in_features, rank, columns, nonzeros, new_bias, bits):
             beside = f" and {columns} columns" if columns else ""
             beside += f" and {nonzeros} entries" if nonzeros else ""
             raise ValueError(
@@ -138,7 +149,7 @@ def stored_keys(model: nn.Module) -> Iterator[str]:
     for path, module in model.named_modules():
         if is_factored(module):
             bias = ("bias",) if getattr(module, "new_bias", False) else ()
-            for part in (*_PARTS, *bias):
+            for part in (*_PARTS, *_PARTS_IN_8_BITS, *bias):
                 key = f"{path}.{part}"
                 if getattr(module, part, None) is not None and key not in shared:
                     yield key
@@ -181,8 +192,8 @@ def _why_not(
         return "that layer is not in the list"
     if "factor_in" in owner:
         return "that layer has none of its own"
-    if {"columns", "nonzeros"} & (entry.keys() | owner.keys()):
-        return "a layer that keeps columns or has sparse entries shares no factor"
+    if {"columns", "nonzeros", "bits"} & (entry.keys() | owner.keys()):
+        return "a layer that keeps columns or has sparse entries or 8-bit codes shares no factor"
     want, has = (entry["rank"], in_features), (owner["rank"], owner_sizes[1])
     return None if want == has else f"that one is {has}, not {want}"
 
@@ -190,7 +201,9 @@ def _why_not(
 def _entry(settings: Entry) -> dict[str, Any]:
     """An entry with nothing in it that says nothing, so that equal ones are equal."""
     entry: dict[str, Any] = {"rank": int(settings["rank"])}
-    entry |= {key: int(settings[key]) for key in ("columns", "nonzeros") if settings.get(key)}
+    entry |= {
+        key: int(settings[key]) for key in ("columns", "nonzeros", "bits") if settings.get(key)
+    }
     if settings.get("factor_in"):
         entry["factor_in"] = settings["factor_in"]
     if settings.get("bias"):
@@ -206,6 +219,7 @@ def _settings(layer: FactoredLinear) -> Entry:
         "nonzeros": getattr(layer, "nonzeros", 0),
         "factor_in": getattr(layer, "shared_with", None),
         "bias": getattr(layer, "new_bias", False),
+        "bits": BITS if type(layer).__name__ == QuantisedLinear.__name__ else None,
     }
 
 
@@ -237,6 +251,8 @@ def _empty_like(dense: Any, entry: Entry) -> FactoredLinear:
     }
     if "nonzeros" in entry:
         layer: FactoredLinear = SparseLinear(*sizes, entry["nonzeros"], **options)
+    elif "bits" in entry:
+        layer = QuantisedLinear(*sizes, **options)
     else:
         layer = FactoredLinear(*sizes, columns=entry.get("columns", 0), **options)
     layer.bias = dense.bias

@@ -24,7 +24,9 @@ from compress_core.hf.modelling import (
     modelling_source,
     require_stock_class,
 )
+from compress_core.hf.quantised_linear import BITS
 from compress_core.hf.shards import SHARD_BYTES, ShardWriter, new_folder, write_json
+from compress_core.quantise import CODES, Codes
 from compress_core.sparse import PLACES, Sparse, pack
 
 _COMPANIONS = (
@@ -58,6 +60,7 @@ class FactoredWeights:
         shared_with: The name of the layer whose in-factor this one uses, or None for its own.
         sparse: Entries (out, in) that are added to the product; None, or one without any, for none.
         bias: What is added to the layer's bias, (out,), or None.
+        codes: What stands for u and v in 8 bits and is stored in their place, or None.
     """
 
     name: str
@@ -69,6 +72,7 @@ class FactoredWeights:
     shared_with: str | None = None
     sparse: Sparse | None = None
     bias: Tensor | None = None
+    codes: Codes | None = None
 
     @property
     def entry(self) -> dict[str, Any]:
@@ -80,10 +84,15 @@ class FactoredWeights:
             entry["factor_in"] = self.shared_with
         if self.sparse is not None and self.sparse.nonzeros:
             entry["nonzeros"] = self.sparse.nonzeros
+        if self.codes is not None:
+            entry["bits"] = BITS
         return entry
 
     def tensors(self, dtype: torch.dtype, in_features: int) -> Iterator[tuple[str, Tensor]]:
         """What is stored beside the bias, by the last part of its key, numbers in `dtype`."""
+        if self.codes is not None:
+            yield from _code_tensors(self.codes, dtype)
+            return
         yield "weight", self.u.to(dtype)
         if self.v is not None and self.shared_with is None:
             yield "factor_in", self.v.to(dtype)
@@ -192,19 +201,22 @@ def count_parameters(folder: Path) -> FolderCount:
     """Count what a model folder's safetensors hold, from their headers: what is stored, once.
 
     Indices of kept columns count as numbers like all others, places of sparse entries as bytes
-    only; tied tensors are stored once.
+    only, two 8-bit codes of factors as one number; tied tensors are stored once.
 
     Raises:
         ModelError: The folder has no complete set of weights.
     """
-    parameters = nbytes = 0
+    parameters = codes = nbytes = 0
     for file in weight_files(folder):
         for name, entry in tensor_headers(file).items():
-            if name.rpartition(".")[2] not in PLACES:
-                parameters += math.prod(entry["shape"])
+            part, size = name.rpartition(".")[2], math.prod(entry["shape"])
+            if part in CODES:
+                codes += size
+            elif part not in PLACES:
+                parameters += size
             start, end = entry["data_offsets"]
             nbytes += end - start
-    return FolderCount(parameters, nbytes)
+    return FolderCount(parameters + codes // 2, nbytes)
 
 
 def copy_companions(source: Path, target: Path) -> None:
@@ -249,6 +261,15 @@ def _checked_sizes(
     return out_features, in_features
 
 
+def _code_tensors(codes: Codes, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    yield "weight", codes.scale.to(dtype)
+    yield "codes_out", codes.codes_out
+    yield "codes_in", codes.codes_in
+    for part, rest in (("rest_out", codes.rest_out), ("rest_in", codes.rest_in)):
+        if rest is not None:
+            yield part, rest.to(dtype)
+
+
 def _check_columns(layer: FactoredWeights, columns: int, sizes: tuple[int, int]) -> None:
     if layer.columns is None and layer.column_index is None:
         return
@@ -269,5 +290,8 @@ def _check_added(layer: FactoredWeights, sizes: tuple[int, int]) -> None:
                 f"{layer.name} {sizes}: {count} values in a mask of {tuple(mask.shape)} with "
                 f"{int(mask.sum())} places do not fit"
             )
+    if layer.codes is not None and layer.codes.numbers != layer.u.shape[1] * (max(sizes) + 1):
+        found = tuple(layer.codes.codes_out.shape)
+        raise ModelError(f"{layer.name} {sizes}: codes of {found} do not fit")
     if layer.bias is not None and tuple(layer.bias.shape) != sizes[:1]:
         raise ModelError(f"{layer.name} {sizes}: a bias of {tuple(layer.bias.shape)} does not fit")

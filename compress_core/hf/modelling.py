@@ -14,7 +14,14 @@ from compress_core.errors import ModelError
 MODELLING_FILE = "modeling_eigenpress.py"
 
 # They need PyTorch and those before them.
-_SOURCES = ("../sparse.py", "factored.py", "sparse_linear.py", "factorise.py")
+_SOURCES = (
+    "../sparse.py",
+    "../quantise.py",
+    "factored.py",
+    "sparse_linear.py",
+    "quantised_linear.py",
+    "factorise.py",
+)
 
 # The classes bear the names of the stock ones, and count as such, because transformers chooses by
 # name and kind what keys to rename on loading (GPT-NeoX's head), what a pipeline takes, and more.

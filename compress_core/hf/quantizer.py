@@ -40,8 +40,8 @@ class EigenpressConfig(QuantizationConfigMixin):
     """The compressed layers of a checkpoint, as its config.json lists them.
 
     Attributes:
-        modules: Layer name -> {"rank": int}, with "columns", "nonzeros", "factor_in" or "bias"
-            where it has them.
+        modules: Layer name -> {"rank": int}, with "columns", "nonzeros", "factor_in", "bits" or
+            "bias" where it has them.
         format_version: Version of the checkpoint format.
     """
 
@@ -119,8 +119,8 @@ class EigenpressQuantizer(HfQuantizer):
 
     @property
     def is_qat_trainable(self) -> bool:
-        """Whether the Trainer may train the factors themselves: yes, they are plain parameters."""
-        return True
+        """Whether the Trainer may train the factors: yes, plain parameters, unless in 8 bits."""
+        return not any("bits" in entry for entry in self.quantization_config.modules.values())
 
     @property
     def is_compileable(self) -> bool:

@@ -1,6 +1,6 @@
 """Dobi-SVD's training (arXiv 2502.02723): a smooth truncation point for every layer.
 
-Outputs are projected on their principal directions, A → A V T(γ) Vᵀ with T_i = ½ tanh(β(γ − i)) + ½,
+Outputs are projected on their principal directions, A → A V T(γ) Vᵀ, T_i = ½ tanh(β(γ − i)) + ½,
 and one γ per layer is trained on the whole model by the language-model loss and the distance of the
 stored share from the target. What differs from the published code is said in ``methods.dobi_svd``.
 """
@@ -28,7 +28,7 @@ from compress_core.learn.loop import (
 )
 from compress_core.learn.spectrum import Spectra, choose, cut, install
 from compress_core.learn.teacher import Teacher
-from compress_core.types import LayerRef
+from compress_core.types import EightBitLayer, LayerRef
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,8 @@ class LearnTruncation:
         beta: Steepness of the truncation, per component.
         rate: Learning rate of γ, as a part of a layer's number of components.
         balance: Weight of the distance from the target, in nats for the whole of the layers.
+        eight_bits: Whether components are charged as stored in 8 bits. Training itself sees none
+            of that: what codes lose is far below what truncation does.
     """
 
     steps: int = 400
@@ -48,6 +50,7 @@ class LearnTruncation:
     beta: float = 10.0
     rate: float = 0.002
     balance: float = 150.0
+    eight_bits: bool = False
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch < 1:
@@ -71,8 +74,12 @@ class LearnTruncation:
         Raises:
             BudgetError, ConfigError: It cannot be.
         """
-        check_one_component_each(layers, kept)
+        check_one_component_each(self.charged(layers), kept)
         check_samples(samples)
+
+    def charged(self, layers: Sequence[LayerRef]) -> list[LayerRef]:
+        """The layers with the cost of a component as it will be stored."""
+        return [EightBitLayer.of(layer) if self.eight_bits else layer for layer in layers]
 
     def learn(
         self,
@@ -109,21 +116,22 @@ class _Run:
     ) -> None:
         self.settings, self.model, self.layout = settings, model, layout
         self.kept, self.training = kept, training
+        layers = settings.charged(layout.layers)
         found = {layer.name: atoms(layer) for layer in layout.layers}
-        self.spectra = Spectra.of(layout.layers, [found[x.name].energy for x in layout.layers])
+        self.spectra = Spectra.of(layers, [found[x.name].energy for x in layers])
         sizes = torch.tensor(self.spectra.starts).diff()
         # γ in parts of a layer's components, so that one learning rate suits all widths.
-        start = [kept * x.dense_cost / x.atom_cost for x in layout.layers]
+        start = [kept * x.dense_cost / x.atom_cost for x in layers]
         device = training.device
         self.sizes = sizes.float().to(device)
         self.costs = torch.tensor(
-            [x.atom_cost / self.spectra.dense_cost for x in layout.layers], device=device
+            [x.atom_cost / self.spectra.dense_cost for x in layers], device=device
         )
         self.most = torch.tensor(
-            [x.dense_cost / self.spectra.dense_cost for x in layout.layers], device=device
+            [x.dense_cost / self.spectra.dense_cost for x in layers], device=device
         )
         self.gamma = nn.Parameter(torch.tensor(start).to(device) / self.sizes)
-        self.none = {x.name: torch.zeros(x.out_features, device=device) for x in layout.layers}
+        self.none = {x.name: torch.zeros(x.out_features, device=device) for x in layers}
         install(model, self.spectra, found, self.truncation, self._no_deviation)
         self.optimizer = torch.optim.AdamW([self.gamma], lr=settings.rate, weight_decay=0.0)
         self.state = TrainState({"gamma": self.gamma}, self.optimizer)
