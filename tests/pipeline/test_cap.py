@@ -1,0 +1,115 @@
+"""CAP from the dense folder to one that loads: budget, what is reused, how a training goes on."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+import compress_core.hf  # noqa: F401  registers the format
+from compress_core.errors import BudgetError, ConfigError
+from compress_core.evaluate import perplexity_and_kl
+from tasks.convert import get_tensor
+from tasks.learn import CURVES
+from tasks.training import StoredCheckpoints
+from tests.pipeline import pico
+
+pytestmark = pytest.mark.usefixtures("code_cache")
+
+VARIANTS = [
+    "cap",
+    "cap:policy=group:steps=2:init=activation",
+    "cap:policy=gradient:scale=activations:lambda_scale=0.3",
+    "cap:policy=gradient:lambda_scale=0.1:refit=dense",
+    "cap:policy=gradient:lambda_scale=0.1:refit=prefix",
+]
+
+
+@pytest.fixture(scope="module", params=["llama", "gpt2"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> pico.Inputs:
+    folder = tmp_path_factory.mktemp(request.param)
+    return pico.make_inputs(folder, config={"llama": pico.llama, "gpt2": pico.gpt2}[request.param])
+
+
+def report_of(walk: pico.Walk) -> dict[str, Any]:
+    (unit,) = [u for u in walk.session.manifests if u.stage == "learn" and u.name == CURVES]
+    return dict(walk.session.artifact(unit).attrs["report"])
+
+
+def test_variants_from_end_to_end(model: pico.Inputs, tmp_path: Path) -> None:
+    kl = {}
+    for method in VARIANTS:
+        walk = pico.walk(model.settings(tmp_path, method=method, kept=0.5))
+        attrs = walk.session.artifact(walk.pipeline.folder).attrs
+        dense = sum(layer.dense_cost for layer in walk.pipeline.job.layers)
+        largest = max(layer.atom_cost for layer in walk.pipeline.job.layers)
+        assert 0.5 * dense - largest < attrs["compressible"] <= 0.5 * dense
+        unit = next(u for u in walk.session.manifests if u.name.startswith("evaluation on"))
+        tokens = get_tensor(walk.session.artifact(unit), "tokens")
+        for trust in (False, True):
+            loaded = AutoModelForCausalLM.from_pretrained(walk.folder, trust_remote_code=trust)
+            found = perplexity_and_kl(loaded.eval(), tokens, reference=None, batch_size=8)
+            assert found.perplexity == pytest.approx(walk.metrics()["perplexity"], rel=1e-5)
+        kl[method] = walk.metrics()["kl"]
+        assert 0 < kl[method] < 10
+        assert {"loss dense", "loss before", "loss after", "kept"} <= report_of(walk).keys()
+        assert pico.scratch_left(walk.session.store.root) == []
+    assert kl[VARIANTS[4]] < kl["cap"] and kl[VARIANTS[3]] < kl["cap"]
+
+
+def test_a_second_budget_decomposes_nothing_and_a_second_seed_only_trains(
+    model: pico.Inputs, tmp_path: Path
+) -> None:
+    def walk(**changes: Any) -> pico.Walk:
+        return pico.walk(model.settings(tmp_path, method="cap", **changes))
+
+    first = walk(kept=0.5)
+    assert "decompose" in first.computed and "collect" not in first.computed
+    second = walk(kept=0.4)
+    assert not {"tokenise", "decompose"} & second.computed.keys()
+    assert "learn" in second.computed
+    again = walk(kept=0.5)
+    assert again.computed == {} and again.digests == first.digests
+    seeded = walk(kept=0.5, seed=4)
+    assert "decompose" not in seeded.computed and "learn" in seeded.computed
+
+
+class Killed(Exception):
+    """Stands for a machine that goes away."""
+
+
+@pytest.mark.parametrize(
+    ("method", "step"), [(VARIANTS[0], 1), (VARIANTS[0], 2), (VARIANTS[1], 1), (VARIANTS[2], 5)]
+)
+def test_a_training_that_was_stopped_goes_on_to_the_same_model(
+    method: str, step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = pico.make_inputs(tmp_path / "inputs")
+    whole = pico.walk(inputs.settings(tmp_path / "whole", method=method, kept=0.5))
+    settings = inputs.settings(tmp_path / "halting", method=method, kept=0.5)
+    save = StoredCheckpoints.save
+
+    def halting(self: StoredCheckpoints, at: int, tensors: Any) -> None:
+        save(self, at, tensors)
+        if at == step:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StoredCheckpoints, "save", halting)
+        with pytest.raises(Killed):
+            pico.walk(settings)
+    rest = pico.walk(settings)
+    assert "decompose" not in rest.computed and "learn" in rest.computed
+    for (stage, name), digest in whole.digests.items():
+        if stage in ("learn", "realise"):
+            assert rest.digests[stage, name] == digest, name
+    assert pico.scratch_left(rest.session.store.root) == []
+
+
+def test_refusals(model: pico.Inputs, tmp_path: Path) -> None:
+    with pytest.raises(BudgetError, match="cannot hold one component"):
+        pico.build(model.settings(tmp_path, method="cap", kept=0.01))
+    with pytest.raises(ConfigError, match="give --samples of at least 2"):
+        pico.build(model.settings(tmp_path, method="cap", kept=0.5, samples=1))
+    with pytest.raises(ConfigError, match="needs calibration text"):
+        pico.build(model.settings(tmp_path, method="cap", kept=0.5, calibration=None))
