@@ -5,9 +5,10 @@ from typing import Any
 
 from flows import runtime
 from flows.budget import MOST, at_share, resolve_budget
+from flows.checks import check_methods
 from flows.config import RunConfig, Settings, SweepConfig
 from flows.console import Reporter, current_reporter
-from flows.prepare import build_pipeline, check_methods, open_workspace, read_texts
+from flows.prepare import build_pipeline, open_workspace, read_texts
 from flows.report import check_report, write_report
 from tasks.tracking import check_tracking
 

@@ -13,11 +13,12 @@ from compress_core.allocate import ALLOCATORS, allocator_options, build_allocato
 from compress_core.errors import ConfigError
 from compress_core.methods import METHODS, build_method
 from flows.budget import resolve_budget
+from flows.checks import check_methods
 from flows.config import RunConfig, Settings, SweepConfig, build_config, file_and_flags
 from flows.console import make_console
 from flows.home import open_home
 from flows.plan import Estimate, Planned, Planner, estimate
-from flows.prepare import build_pipeline, check_methods, open_workspace
+from flows.prepare import build_pipeline, open_workspace
 
 Print = Callable[[Any], None]
 

@@ -7,15 +7,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-import torch
-
-from compress_core.errors import ConfigError
 from compress_core.hf.checkpoint import resolve_model
 from compress_core.hf.layout import load_config
 from compress_core.hf.lm_eval_tasks import TaskSpec, find_tasks
 from compress_core.hf.text import clip_length
 from compress_core.methods import build_method
 from compress_core.types import Budget
+from flows.checks import choose_device
 from flows.config import RunConfig, Settings
 from flows.console import current_reporter
 from flows.home import open_home
@@ -100,73 +98,6 @@ class Pipeline:
     realised: dict[str, Unit]  # layer -> unit
     folder: Unit
     evaluations: list[Evaluation]
-
-
-def choose_device(wanted: str) -> str:
-    """A device that exists.
-
-    Raises:
-        ConfigError: The device asked for is not there.
-    """
-    if wanted == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        kind = torch.device(wanted).type
-        torch.empty(0, dtype=torch.float64, device=wanted)  # decompositions need float64
-    except (RuntimeError, AssertionError, ValueError, TypeError) as error:
-        line = str(error).splitlines()[0]
-        raise ConfigError(f"--device {wanted} cannot be used: {line}") from None
-    if kind == "meta":
-        raise ConfigError("--device meta computes nothing; use cpu or cuda")
-    return wanted
-
-
-def check_methods(settings: Settings, methods: list[str], kepts: list[float]) -> None:
-    """Builds every method and budget once, so that mistakes show at once.
-
-    Raises:
-        ConfigError: Unknown method or option, a budget out of range, missing calibration text.
-    """
-    for kept in kepts:
-        Budget(kept, settings.of)
-    for name in methods:
-        method = build_method(name, settings.options, settings.allocate)
-        if method.needs_calibration and settings.calibration is None:
-            raise ConfigError(f"method {name!r} needs calibration text: give --calibration FILE")
-        if method.eight_bits and settings.recovery is not None:
-            raise ConfigError(
-                f"--recover trains numbers and {name!r} stores its factors in 8 bits, whose codes "
-                "are fixed: leave one of the two out"
-            )
-    _check_recovery(settings)
-    if settings.calibration is None and not settings.eval_text and not settings.tasks:
-        raise ConfigError(
-            "nothing to evaluate on: give --eval-text FILE, --tasks NAME or --calibration FILE "
-            "(of which a tenth is then held back)"
-        )
-    searched = isinstance(settings, RunConfig) and settings.target_perplexity is not None
-    if searched and settings.calibration is None and not settings.eval_text:
-        raise ConfigError("--target-perplexity needs text to measure it on: give --eval-text FILE")
-    if settings.task_path is not None and not settings.tasks:
-        raise ConfigError("--task-path without --tasks: say which tasks of that folder to run")
-
-
-def _check_recovery(settings: Settings) -> None:
-    """Refuses a recovery without text, with too little of it, and its settings without it."""
-    if settings.recovery is None:
-        given = [
-            "--" + name.replace("_", "-")
-            for name, field in Settings.model_fields.items()
-            if name.startswith("recover_") and getattr(settings, name) != field.default
-        ]
-        if given:
-            raise ConfigError(f"{given[0]} without --recover: say how, lora or factors")
-        return
-    if settings.calibration is None:
-        raise ConfigError(
-            f"--recover {settings.recover} trains on calibration text: give --calibration FILE"
-        )
-    settings.recovery.check(settings.samples)
 
 
 def open_workspace(settings: Settings) -> Workspace:
@@ -345,6 +276,7 @@ def make_job(workspace: Workspace, config: RunConfig) -> Job:
         batch_size=config.batch_size,
         products=config.products,
         seed=config.seed,
+        learn_seed=config.seed if config.learn_seed is None else config.learn_seed,
     )
     if method.learn is not None:
         method.learn.check(job.layers, kept, job.samples)

@@ -14,10 +14,11 @@ from prefect import flow
 
 from compress_core.versions import library_versions
 from flows.budget import resolve_budget
+from flows.checks import check_methods
 from flows.config import RunConfig, write_yaml
 from flows.console import get_reporter
 from flows.output import CONFIG_FILE, check_output
-from flows.prepare import Pipeline, Workspace, build_pipeline, check_methods, open_workspace
+from flows.prepare import Pipeline, Workspace, build_pipeline, open_workspace
 from flows.results import (
     as_stage,
     collect_result,

@@ -4,9 +4,10 @@ from typing import Any
 
 from prefect import flow
 
+from flows.checks import check_methods
 from flows.config import SweepConfig
 from flows.console import get_reporter
-from flows.prepare import build_pipeline, check_methods, open_workspace
+from flows.prepare import build_pipeline, open_workspace
 from flows.run import current_workspace, run_flow
 
 

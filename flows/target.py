@@ -11,9 +11,10 @@ from prefect import flow
 
 from compress_core.errors import BudgetError, ConfigError
 from flows.budget import MOST, at_share
+from flows.checks import check_methods
 from flows.config import RunConfig
 from flows.console import get_reporter
-from flows.prepare import Pipeline, Workspace, build_pipeline, check_methods, open_workspace
+from flows.prepare import Pipeline, Workspace, build_pipeline, open_workspace
 from flows.run import current_workspace, new_session, run_flow, run_groups
 
 TOLERANCE = 0.005

@@ -26,6 +26,11 @@ COMMON: dict[str, tuple[list[str], Any]] = {
     "of": (["model"], "model"),
     "allocate": (["hull"], "hull"),
     "options": (["alpha=0.3", "epsilon=1e-4"], {"alpha": "0.3", "epsilon": "1e-4"}),
+    "recover": (["lora"], "lora"),
+    "recover_steps": (["30"], 30),
+    "recover_text": (["0.5"], 0.5),
+    "recover_held_back": (["0.25"], 0.25),
+    "recover_seed": (["5"], 5),
     "calibration": (["words.txt"], "words.txt"),
     "calibration_field": (["body"], "body"),
     "samples": (["7"], 7),
@@ -310,3 +315,27 @@ def test_options_of_file_and_flags_are_merged_for_every_command(tmp_path: Path) 
     file.write_text("kept: 0.5\noptions: {alpha: 1.0}\n")
     merged = file_and_flags({"kept": 0.6, "options": {"epsilon": "1e-4"}}, file)
     assert merged == {"kept": 0.6, "options": {"alpha": 1.0, "epsilon": "1e-4"}}
+
+
+@pytest.mark.parametrize(
+    ("given", "label"),
+    [
+        ({"method": "svd_llm"}, "svd_llm"),
+        ({"method": "svd_llm", "recover": "factors"}, "svd_llm+factors"),
+        ({"method": "asvd:alpha=0.3", "recover": "lora"}, "asvd:alpha=0.3+lora"),
+        (
+            {"method": "asvd:alpha=0.3", "allocate": "hull", "recover": "lora"},
+            "asvd@hull:alpha=0.3+lora",
+        ),
+    ],
+)
+def test_a_label_tells_rows_of_a_table_apart(given: dict[str, Any], label: str) -> None:
+    assert RunConfig(model="m", kept=0.5, **given).label == label
+
+
+def test_the_seed_of_a_recovery_is_the_runs_unless_it_has_its_own() -> None:
+    config = RunConfig(model="m", kept=0.5, seed=7, recover="lora")
+    assert config.recovery is not None and config.recovery.seed == 7
+    own = config.model_copy(update={"recover_seed": 8})
+    assert own.recovery is not None and own.recovery.seed == 8
+    assert RunConfig(model="m", kept=0.5).recovery is None

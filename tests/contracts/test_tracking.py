@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,23 @@ def test_more_and_longer_than_mlflow_takes_at_once(home: Path) -> None:
     assert data.params["long"].endswith(limits.CLIPPED)
     assert data.tags["long"].endswith(limits.CLIPPED)
     assert data.params["odd _name_"] == "1"
+
+
+def test_curves_become_histories_of_metrics(home: Path) -> None:
+    nan = float("nan")
+    long = [float(step) for step in range(2500)]
+    curves = {"recover/kl": [3.0, nan, 2.0, float("inf"), 1.5], "learn/kept": long, "none": [nan]}
+    run_id = record(home, curves=curves)
+    with tracking._speaking(home) as client:
+        short = client.get_metric_history(run_id, "recover/kl")
+        kept = client.get_metric_history(run_id, "learn/kept")
+        data = client.get_run(run_id).data
+    assert [(point.step, point.value) for point in short] == [(0, 3.0), (2, 2.0), (4, 1.5)]
+    assert len(kept) == limits.POINTS
+    assert [point.step for point in kept] == [int(point.value) for point in kept]
+    assert (kept[0].step, kept[-1].step) == (0, 2499)
+    assert max(b.step - a.step for a, b in pairwise(kept)) <= 3
+    assert data.metrics == {"perplexity": 7.5, "recover/kl": 1.5, "learn/kept": 2499.0}
 
 
 def test_a_run_that_cannot_be_finished_is_marked(home: Path, tmp_path: Path) -> None:

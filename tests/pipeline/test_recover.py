@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file
 
 from compress_core.errors import ConfigError
+from flows.checks import check_methods
 from flows.config import RunConfig
 from flows.plan import Planner
 from flows.plan_command import plan_as_run_or_sweep
-from flows.prepare import check_methods
 from tasks import tracking
 from tasks.materialise import FOLDER
 from tests.pipeline import pico
