@@ -111,10 +111,11 @@ def check_layers(entries: Mapping[str, Entry], sizes: Mapping[str, tuple[int, in
         bits = entry.get("bits", 16)
         if columns and nonzeros:
             raise ValueError(f"layer {name!r} has both kept columns and sparse entries: one only")
-        if "bits" in entry and (bits != BITS or columns or nonzeros):
+        if "bits" in entry and bits != BITS:
+            raise ValueError(f"layer {name!r} has factors in {bits} bits: this code reads {BITS}")
+        if "bits" in entry and (columns or nonzeros):
             raise ValueError(
-                f"layer {name!r} has factors in {bits} bits: {BITS} it is, without columns and "
-                "sparse entries"
+                f"layer {name!r} has 8-bit factors beside columns or entries: one only"
             )
         new_bias = bool(entry.get("bias"))
         in_features, rank = sizes[name][1], entry["rank"]

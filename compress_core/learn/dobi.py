@@ -102,6 +102,18 @@ class LearnTruncation:
         return run.finish(curves)
 
 
+def truncation(rank: Tensor, size: int, beta: float) -> Tensor:
+    """The smooth mask (size,): near 1 for the first components, ½ between them and the rest.
+
+    Args:
+        rank: γ as a number of components, a scalar; whole numbers keep that many.
+        size: Components of the layer.
+        beta: Steepness, per component.
+    """
+    places = torch.arange(size, device=rank.device) + 0.5
+    return 0.5 * torch.tanh(beta * (rank - places)) + 0.5
+
+
 class _Run:
     """One training: its parameters, and what a step does."""
 
@@ -139,8 +151,7 @@ class _Run:
     def truncation(self, index: int) -> Tensor:
         """T of a layer, (components,), in (0, 1)."""
         size = self.spectra.part(index).stop - self.spectra.part(index).start
-        places = torch.arange(size, device=self.gamma.device) + 0.5
-        return 0.5 * torch.tanh(self.settings.beta * (self._ranks()[index] - places)) + 0.5
+        return truncation(self._ranks()[index], size, self.settings.beta)
 
     def _no_deviation(self, index: int) -> Tensor:
         return self.none[self.spectra.layers[index].name]

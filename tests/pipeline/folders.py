@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from compress_core.hf.checkpoint import Checkpoint
 from compress_core.hf.factorise import factorise
 from compress_core.hf.folder import FactoredWeights, FolderSummary, write_folder
+from compress_core.quantise import quantise
 from compress_core.sparse import Sparse, pack
 from tests.families import linear_names
 
@@ -109,6 +110,25 @@ def sparse_layers(model: Any, seed: int = 0) -> list[FactoredWeights]:
     return layers
 
 
+def eight_bit_layers(model: Any, seed: int = 0) -> list[FactoredWeights]:
+    """Random factors in 8 bits for every linear layer, every fourth with a bias; one in 16 bits."""
+    generator = torch.Generator().manual_seed(seed)
+    layers = []
+    for i, name in enumerate(linear_names(model)):
+        rows, inputs = _sizes(model.get_submodule(name))
+        rank = min(rows, inputs) - 1 if i % 2 else 5  # the largest that pays, and a small one
+        u = torch.randn(rows, rank, generator=generator)
+        v = torch.randn(rank, inputs, generator=generator) * (rank * inputs) ** -0.5
+        codes = None if i == 1 else quantise(u, v, model.dtype)
+        if codes is None:
+            u, v = u[:, :5].to(model.dtype), v[:5].to(model.dtype)
+        else:
+            u, v = codes.factors(torch.float64)
+        bias = torch.randn(rows, generator=generator).to(model.dtype) if i % 4 == 0 else None
+        layers.append(FactoredWeights(name, "", u, v, bias=bias, codes=codes))
+    return layers
+
+
 def in_memory_layers(model: Any, layers: Iterable[FactoredWeights]) -> Any:
     """A copy of the model with what the layers hold in place of the weights."""
     model, layers = copy.deepcopy(model), list(layers)
@@ -124,6 +144,10 @@ def in_memory_layers(model: Any, layers: Iterable[FactoredWeights]) -> Any:
             if layer.bias is not None:
                 old = 0 if "bias" in entries[layer.name] else module.bias.float()
                 module.bias.copy_(layer.bias.float() + old)
+            if layer.codes is not None:
+                for part, tensor in layer.tensors(model.dtype, module.in_features):
+                    getattr(module, part).copy_(tensor)
+                continue
             module.weight.copy_(layer.u)
             if layer.v is not None:
                 module.factor_in.copy_(layer.v)

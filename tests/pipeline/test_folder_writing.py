@@ -17,6 +17,7 @@ from compress_core.hf.checkpoint import Checkpoint
 from compress_core.hf.export import to_dense
 from compress_core.hf.folder import FactoredWeights, FolderSummary, write_folder
 from compress_core.hf.modelling import modelling_source, stock_class
+from compress_core.quantise import quantise
 from compress_core.sparse import Sparse
 from tests.families import tiny_model
 from tests.pipeline.folders import (
@@ -81,6 +82,12 @@ def sharing(owner: str, rank: int = 4, **more: object) -> FactoredWeights:
     return q_proj(rank, block=1, shared_with=owner, **{"v": None, **more})
 
 
+def coded(rank: int, rows: int = 16) -> FactoredWeights:
+    """The first block's k_proj with its factors in 8 bits."""
+    u, v = torch.ones(rows, rank), torch.ones(rank, 32)
+    return replace(k_proj(rank), u=u, v=v, codes=quantise(u, v, torch.float32))
+
+
 def sharing_and_keeping() -> FactoredWeights:
     columns, index = torch.zeros(32, 1), torch.tensor([3])
     return sharing(Q_PROJ, v=torch.zeros(4, 31), columns=columns, column_index=index)
@@ -98,6 +105,10 @@ def sharing_and_keeping() -> FactoredWeights:
         ([replace(keeping([1]), sparse=some_entries(8))], "both kept columns and sparse"),
         ([q_proj(4), sharing(Q_PROJ, sparse=some_entries(8, rows=32))], "shares no factor"),
         ([k_proj(11)], "would not be smaller"),  # 11 * 48 > 16 * 32
+        ([coded(16)], "rank 16: .*would not be smaller"),  # 16 * 33 > 16 * 32
+        ([replace(coded(4), u=torch.zeros(16, 5), v=torch.zeros(5, 32))], "codes .* do not fit"),
+        ([replace(coded(4), sparse=some_entries(8))], "8-bit factors beside .*: one only"),
+        ([q_proj(4), sharing(Q_PROJ, codes=coded(4, 32).codes)], "8-bit codes shares no factor"),
         ([k_proj(4, rows=32)], "do not make up the weight"),
         ([k_proj(4, key="model.layers.1.self_attn.k_proj.weight")], "is not the key of its weight"),
         ([k_proj(4), k_proj(4)], "given twice"),
