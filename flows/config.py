@@ -76,6 +76,9 @@ class Settings(BaseModel):
         0.125, gt=0, le=0.5, description="share of calibration windows it only watches"
     )
     recover_seed: int | None = Field(None, ge=0, description="its seed; else --seed")
+    learn_seed: int | None = Field(
+        None, ge=0, description="seed of a method's own training; else --seed"
+    )
     calibration: str | None = Field(None, description="text to calibrate on: file or dataset id")
     calibration_field: str | None = Field(None, description="column that holds the text")
     samples: int = Field(256, ge=1, description="calibration windows")

@@ -26,6 +26,7 @@ class Job:
         batch_size: Windows per forward; never part of a key.
         products: Dtype of one batch's statistics.
         seed: Of the shuffle of stack-of-batch calibration.
+        learn_seed: Of a method's own training.
     """
 
     model: DenseModel
@@ -36,6 +37,7 @@ class Job:
     batch_size: int
     products: str
     seed: int
+    learn_seed: int = 0
 
     @cached_property
     def stacks(self) -> dict[str, Stack]:

@@ -67,7 +67,7 @@ def _unit(
         settings={
             **describe(learner),
             "kept": job.kept,
-            "seed": job.seed,
+            "seed": job.learn_seed,
             "dtype": model.layout.dtype,
             "of": name,
         },

@@ -59,7 +59,7 @@ def training_of(job: Job, work: Work, calibration: Unit, batch_size: int, steps:
         windows=get_tensor(work.artifact(calibration), "tokens"),
         device=job.model.device,
         batch_size=batch_size,
-        seed=job.seed,
+        seed=job.learn_seed,
         checkpoints=StoredCheckpoints(work.session.store, work.keys[work.group.units[-1]], steps),
         progress=work.progress,
     )

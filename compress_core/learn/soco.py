@@ -29,7 +29,7 @@ from compress_core.learn.loop import (
     run_steps,
     saving_memory,
 )
-from compress_core.learn.spectrum import Spectra, choose, cut, install, overlap
+from compress_core.learn.spectrum import Spectra, affordable_dense, choose, cut, install, overlap
 from compress_core.learn.teacher import Teacher
 from compress_core.types import LayerRef
 
@@ -39,8 +39,8 @@ Order = Literal["score", "sigma"]
 START = {"softplus": 0.5413248546129181, "sigmoid": 0.0, "relu": 1.0}  # where each map gives 1
 WIDE, NARROW = 0.1, 0.02  # of the gate around the threshold, until phase 3 and at its end
 SETTLED = 0.7  # part of phase 3 after which the gate is as narrow as it gets
-FIRST_PRESSURE, GROWTH = 0.1, 1.05
-NEAR = 0.03  # distance of the share from the target below which phase 1 presses less
+FIRST_PRESSURE, RAMP = 0.1, 400.0  # weight of the share, and how much it grows over phase 1
+NEAR = 0.1  # distance of the share from the target below which phase 1 presses less
 LAST_RATE = 0.1  # of the learning rates, at the end of their half cosine
 
 
@@ -180,8 +180,9 @@ class GatedSpectra:
         return scores * (1 - self.blend + self.blend * self.gate(scores))
 
     def gate(self, scores: Tensor) -> Tensor:
-        """Near 0 below the threshold, near 1 above it."""
-        return torch.sigmoid((scores - self.settings.threshold) / self.width)
+        """Near 0 below the threshold, near 1 above it, and exactly 1 at a score of 1."""
+        at_one = 1 / (1 + math.exp((self.settings.threshold - 1) / self.width))
+        return torch.sigmoid((scores - self.settings.threshold) / self.width) / at_one
 
     def deviation(self, index: int) -> Tensor:
         """What is added to a layer's outputs, (out,)."""
@@ -196,12 +197,16 @@ class GatedSpectra:
         """Share of the layers' numbers that would be stored now."""
         return self.spectra.share(scores.detach().cpu() > self.settings.threshold, self.extras)
 
-    def settle(self) -> None:
-        """Layers of which more stays than pays are dense from here on."""
+    def settle(self, kept: float) -> None:
+        """Layers of which more stays than pays are dense from here on, as far as they fit."""
         alive = self.all_scores().detach().cpu() > self.settings.threshold
+        beyond = []
         for index, count in enumerate(self.spectra.counts(alive)):
-            extra = self.spectra.layers[index].out_features if self.extras else 0
-            self.dense[index] = count > self.spectra.most(index, extra)
+            layer = self.spectra.layers[index]
+            most = self.spectra.most(index, layer.out_features if self.extras else 0)
+            beyond.append((count - most) / max(1, most))
+        dense = affordable_dense(self.spectra, beyond, kept, self.extras)
+        self.dense.copy_(torch.tensor(dense))
 
 
 class _Run:
@@ -232,7 +237,8 @@ class _Run:
             betas=(0.9, 0.95),
         )
         self.pressure = torch.tensor(FIRST_PRESSURE, dtype=torch.float64)
-        remembered = {"pressure": self.pressure, "dense": self.gated.dense}
+        self.free = torch.tensor(False)  # whether nothing pressed in the step before
+        remembered = {"pressure": self.pressure, "dense": self.gated.dense, "free": self.free}
         parameters = {"raw": self.gated.raw, "shift": self.gated.shift}
         self.state = TrainState(parameters | remembered, self.optimizer)
 
@@ -261,13 +267,21 @@ class _Run:
                 loss = loss + weight * (self.costs * (gate * (1 - gate) + below)).sum()
             self.optimizer.zero_grad()
             loss.backward()
+        self._release(pressing == 0)
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
         if share > self.kept and (phase == 1 or share > self.kept + NEAR):
-            self.pressure.mul_(GROWTH)
+            self.pressure.mul_(RAMP ** (1 / self.settings.phase1))
         value = float(kl.detach())
         measured = {"kl": value, "kept": share, "phase": phase, **_described(scores, gate)}
         return measured, f"phase {phase} KL {value:.3f} kept {share:.3f}"
+
+    def _release(self, released: bool) -> None:
+        """Forgets the momentum of the pressure when it goes, or the share would fall on."""
+        moments = self.optimizer.state.get(self.gated.raw)
+        if moments and released and not bool(self.free):
+            moments["exp_avg"].zero_()
+        self.free.fill_(released)
 
     def _pressing(self, phase: int, share: float) -> float:
         """Weight of the share in the loss: none at or below the target."""
@@ -288,7 +302,7 @@ class _Run:
         gated.width = WIDE + (NARROW - WIDE) * narrowing
         gated.blend = 1.0 if settings.gate_from == 1 else narrowing
         if phase == 3 and step == settings.phase1 + settings.phase2:
-            gated.settle()
+            gated.settle(self.kept)
         falling = 0.5 * (1 + math.cos(math.pi * step / settings.steps))
         rates = zip(self.optimizer.param_groups, self.rates, strict=False)
         for group, rate in rates:
@@ -299,7 +313,7 @@ class _Run:
         """The exact cut, and what it found."""
         gated = self.gated
         if self.settings.phase3 == 0:
-            gated.settle()
+            gated.settle(self.kept)
         scores = gated.all_scores()
         share = gated.share(scores)
         spectra, dense = gated.spectra, gated.dense.tolist()
@@ -321,7 +335,7 @@ def _described(scores: Tensor, gate: Tensor) -> dict[str, float]:
         levels = torch.tensor([0.1, 0.5, 0.9], device=scores.device)
         low, middle, high = _sample(scores).quantile(levels).tolist()
         undecided = ((gate > 0.1) & (gate < 0.9)).float().mean()
-    quantiles = {"score 10 %": low, "score 50 %": middle, "score 90 %": high}
+    quantiles = {"score_10": low, "score_50": middle, "score_90": high}
     return {**quantiles, "undecided": float(undecided)}
 
 

@@ -149,6 +149,29 @@ def install(
         model.set_submodule(layer.name, spectral)
 
 
+def affordable_dense(
+    spectra: Spectra, wanted: Sequence[float], kept: float, extras: bool
+) -> list[bool]:
+    """Which layers stay dense: those that want it, the most wanted first, within the budget.
+
+    Args:
+        spectra: All components.
+        wanted: Of each layer, how much it is wanted; not at all up to 0.
+        kept: In (0, 1], of the layers' numbers.
+        extras: As in :meth:`Spectra.share`.
+    """
+    extra = [layer.out_features if extras else 0 for layer in spectra.layers]
+    least = [layer.atom_cost + more for layer, more in zip(spectra.layers, extra, strict=True)]
+    left = affordable(kept, spectra.dense_cost) - sum(least)
+    found = [False] * len(wanted)
+    for index in sorted(range(len(wanted)), key=lambda i: -wanted[i]):
+        more = spectra.layers[index].dense_cost - least[index]
+        if wanted[index] > 0 and more <= left:
+            found[index] = True
+            left -= more
+    return found
+
+
 def cut(
     spectra: Spectra, scores: Tensor, kept: float, dense: Sequence[bool], extras: bool
 ) -> list[Tensor | None]:

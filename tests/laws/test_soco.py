@@ -1,0 +1,230 @@
+"""What SoCo's training promises: the dense model at the start, the budget at the end."""
+
+import dataclasses
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from compress_core.errors import BudgetError, ConfigError, NumericsError
+from compress_core.learn.base import Learned
+from compress_core.learn.soco import GatedSpectra, LearnSpectrum, score_map
+from compress_core.learn.spectrum import Spectra, choose, cut, install, overlap
+from compress_core.types import LayerRef, affordable
+from tests.families import tiny_model, token_batch
+from tests.learning import Lesson, Memory, lesson
+
+SHORT = LearnSpectrum(phase1=14, phase2=12, phase3=6, batch=4, rate=0.15)
+KEPT = 0.6
+
+
+def gated_model(school: Lesson, settings: LearnSpectrum, dtype: torch.dtype = torch.float32):
+    layers = school.layout.layers
+    spectra = Spectra.of(layers, [school.atoms[x.name].energy for x in layers])
+    gated = GatedSpectra(settings, spectra, "cpu")
+    model = school.model().to(dtype)
+    install(model, spectra, school.atoms, gated.effective, gated.deviation)
+    return model, gated, spectra
+
+
+@pytest.mark.parametrize("family", ["llama", "llama_bias", "gpt2", "gpt_neox", "opt"])
+@pytest.mark.parametrize("kind", ["softplus", "sigmoid", "relu"])
+def test_scores_of_one_and_no_deviation_are_the_dense_model(family: str, kind: str) -> None:
+    school = lesson(family)
+    model, gated, _ = gated_model(school, LearnSpectrum(map=kind))  # type: ignore[arg-type]
+    assert torch.allclose(gated.all_scores(), torch.ones(1), atol=1e-6)
+    tokens = token_batch(9)
+    with torch.no_grad():
+        dense = school.model()(input_ids=tokens).logits
+        assert torch.allclose(model(input_ids=tokens).logits, dense, atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", ["softplus", "sigmoid", "relu"])
+def test_scores_are_never_negative_and_rise_with_their_parameters(kind: str) -> None:
+    raw = torch.linspace(-6, 6, 201, dtype=torch.float64)
+    scores = score_map(kind, raw)  # type: ignore[arg-type]
+    assert bool((scores >= 0).all()) and bool((scores.diff() >= 0).all())
+    assert float(scores.max()) > 1.9  # survivors can make up for what is gone
+
+
+def test_only_scores_and_deviation_are_trained() -> None:
+    school = lesson()
+    model, gated, spectra = gated_model(school, LearnSpectrum())
+    assert not any(p.requires_grad for p in model.parameters())
+    assert gated.raw.numel() == sum(min(x.out_features, x.in_features) for x in spectra.layers)
+    assert gated.shift.numel() == sum(x.out_features for x in spectra.layers)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("deviation", [1e-3, 0.0])
+def test_what_is_exported_is_the_trained_gated_model_cut_at_the_budget(
+    family: str, deviation: float
+) -> None:
+    school = lesson(family)
+    learner = dataclasses.replace(SHORT, deviation=deviation)
+    learned = school.learn(learner, KEPT)
+    budget = affordable(KEPT, school.dense_cost)
+    widest = max(layer.atom_cost for layer in school.layout.layers)
+    assert budget - widest < school.cost(learned) <= budget
+    model, gated, spectra = gated_model(school, learner)
+    masks = [learned.chosen[x.name] for x in spectra.layers]
+    with torch.no_grad():
+        for index, chosen in enumerate(masks):
+            if chosen.index is None:
+                gated.dense[index] = True
+                continue
+            scores = torch.full((len(school.atoms[spectra.layers[index].name].ut),), -40.0)
+            assert chosen.scale is not None
+            scores[chosen.index] = chosen.scale + torch.log(-torch.expm1(-chosen.scale))
+            gated.raw[spectra.part(index)] = scores  # softplus turned round
+            if chosen.bias is not None:
+                gated.shift[spectra.outputs(index)] = chosen.bias
+        tokens = token_batch(3)
+        trained = model(input_ids=tokens).logits
+        exported = school.compressed(learned.chosen)(input_ids=tokens).logits
+    assert torch.allclose(exported, trained, atol=1e-4)
+    assert (deviation == 0) == all(c.bias is None for c in masks if c.index is not None)
+
+
+def test_the_share_comes_down_to_the_target_and_swings_around_it() -> None:
+    school = lesson()
+    learner = dataclasses.replace(SHORT, phase1=60, phase2=60, phase3=10, rate=0.04)
+    learned = school.learn(learner, KEPT)
+    share = learned.curves["kept"]
+    phases = learned.curves["phase"]
+    assert float(share[0]) == 1.0
+    swing = share[phases == 2] - KEPT
+    assert bool((swing > 0).any()) and bool((swing <= 0).any())
+    crossings = int((swing[1:].sign() != swing[:-1].sign()).sum())
+    assert crossings >= 3
+    assert float(swing[5:].abs().max()) < 0.02
+    assert float(learned.curves["undecided"][-1]) < float(learned.curves["undecided"].nanmean())
+
+
+def test_kl_is_what_the_teacher_says_and_zero_at_the_first_step() -> None:
+    curves = lesson().learn(SHORT, KEPT).curves
+    assert float(curves["kl"][0]) == pytest.approx(0.0, abs=1e-5)
+    assert bool(curves["kl"].isfinite().all()) and len(curves["kl"]) == SHORT.steps
+
+
+@pytest.mark.parametrize("stop", [1, 13, 14, 15, 26, 27, 31])
+def test_a_stopped_training_goes_on_with_the_same_numbers(stop: int) -> None:
+    school = lesson()
+    whole, parts = school.learn(SHORT, KEPT), school.learn(SHORT, KEPT, Memory(stop))
+    assert _same(whole, parts)
+
+
+def test_another_seed_sees_the_windows_in_another_order() -> None:
+    school = lesson()
+    assert not _same(school.learn(SHORT, KEPT), school.learn(SHORT, KEPT, seed=1))
+
+
+@pytest.mark.parametrize("phases", [(20, 0, 6), (14, 12, 0), (1, 0, 0)])
+def test_any_phase_can_be_left_out(phases: tuple[int, int, int]) -> None:
+    first, second, third = phases
+    school = lesson()
+    learner = dataclasses.replace(SHORT, phase1=first, phase2=second, phase3=third)
+    learned = school.learn(learner, 0.5)
+    assert school.cost(learned) <= affordable(0.5, school.dense_cost)
+
+
+def test_in_sigma_order_the_largest_singular_values_survive() -> None:
+    school = lesson()
+    by_sigma = school.learn(dataclasses.replace(SHORT, order="sigma"), KEPT)
+    by_score = school.learn(SHORT, KEPT)
+    assert by_sigma.report["overlap with sigma order"] == 1.0
+    assert by_score.report["overlap with sigma order"] < 1.0
+
+
+def test_a_loss_that_is_not_finite_names_step_and_layer() -> None:
+    school = lesson()
+    name = school.layout.layers[3].name
+    atoms = {**school.atoms, name: dataclasses.replace(school.atoms[name])}
+    atoms[name].v[0, 0] = torch.nan
+    broken = dataclasses.replace(school, atoms=atoms)
+    try:
+        with pytest.raises(NumericsError, match=rf"step 0.*{name}|{name}.*step 0"):
+            broken.learn(SHORT, KEPT)
+    finally:
+        lesson.cache_clear()  # the tensor was the cached one's
+
+
+def test_what_cannot_be_is_refused_before_anything_runs() -> None:
+    layers = lesson().layout.layers
+    with pytest.raises(BudgetError, match=r"needs kept of at least"):
+        SHORT.check(layers, 0.01, 8)
+    with pytest.raises(ConfigError, match=r"7 calibration windows are too few"):
+        SHORT.check(layers, 0.5, 7)
+    for changes in ({"phase1": 0}, {"phase2": -1}, {"rate": 0.0}, {"threshold": 1.0}):
+        with pytest.raises(ConfigError, match="soco needs"):
+            dataclasses.replace(SHORT, **changes)
+    with pytest.raises(ConfigError, match="gate_from"):
+        LearnSpectrum(gate_from=2)
+
+
+SIZES = [(6, 9), (9, 6), (8, 8), (3, 20)]
+LAYERS = [LayerRef(f"l{i}", i, m, n, f"l{i}") for i, (m, n) in enumerate(SIZES)]
+SPECTRA = Spectra.of(LAYERS, [torch.linspace(5, 1, min(s)).double() for s in SIZES])
+
+
+@settings(deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    kept=st.floats(0.45, 1.0),
+    extras=st.booleans(),
+    levels=st.integers(1, 30),
+)
+def test_the_cut_fills_the_budget_with_the_highest_scores(
+    seed: int, kept: float, extras: bool, levels: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randint(levels, (SPECTRA.starts[-1],), generator=generator) / levels
+    places = cut(SPECTRA, scores, kept, [False] * 4, extras)
+    chosen = choose(SPECTRA, places, scores, torch.zeros(SPECTRA.outs[-1]) if extras else None)
+    spent = sum(chosen[layer.name].cost(layer) for layer in LAYERS)
+    budget = affordable(kept, SPECTRA.dense_cost)
+    assert spent <= budget
+    for index, layer in enumerate(LAYERS):
+        stay, own = places[index], scores[SPECTRA.part(index)]
+        assert stay is not None and len(stay) >= 1
+        most = SPECTRA.most(index, layer.out_features if extras else 0)
+        assert len(stay) <= most
+        if len(stay) < most:  # nothing more of it fits
+            assert budget - spent < max(x.atom_cost for x in LAYERS)
+        gone = torch.ones(len(own), dtype=torch.bool)
+        gone[stay] = False
+        assert not gone.any() or float(own[gone].max()) <= float(own[stay].min())
+
+
+def test_a_dense_layer_is_paid_for_and_one_too_many_is_refused() -> None:
+    scores = torch.ones(SPECTRA.starts[-1])
+    places = cut(SPECTRA, scores, 0.8, [True, False, False, False], False)
+    assert places[0] is None
+    with pytest.raises(BudgetError, match="exceeded"):
+        cut(SPECTRA, scores, 0.5, [True, True, True, False], False)
+
+
+def test_overlap_counts_components_that_sigma_order_would_keep() -> None:
+    assert overlap([torch.tensor([0, 1, 5]), None, torch.tensor([2])]) == pytest.approx(2 / 4)
+
+
+def _same(one: Learned, other: Learned) -> bool:
+    def equal(a: Tensor | None, b: Tensor | None) -> bool:
+        return a is b if a is None or b is None else torch.equal(a, b)
+
+    pairs = [(one.chosen[name], other.chosen[name]) for name in one.chosen]
+    parts = ("index", "scale", "bias")
+    same = all(equal(getattr(a, p), getattr(b, p)) for a, b in pairs for p in parts)
+    return same and all(
+        torch.equal(one.curves[name].nan_to_num(), other.curves[name].nan_to_num())
+        for name in one.curves
+    )
+
+
+def test_the_dense_model_is_left_alone_between_lessons() -> None:
+    assert torch.equal(
+        tiny_model("llama").get_submodule("model.layers.0.mlp.up_proj").weight,
+        lesson().model().get_submodule("model.layers.0.mlp.up_proj").weight,
+    )

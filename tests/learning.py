@@ -1,0 +1,124 @@
+"""A tiny model with all that a learner is given, made in memory."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compress_core.decompose import Decomposer, ProjectOutputs
+from compress_core.hf.checkpoint import Checkpoint
+from compress_core.hf.layout import ModelLayout, inspect_model
+from compress_core.learn.base import Atoms, Chosen, Learned, Learner, pick
+from compress_core.learn.loop import Training
+from compress_core.learn.teacher import Teacher, teach
+from compress_core.types import LayerRef
+from compress_core.whiten import Plain
+from tests.families import tiny_model, token_batch
+
+
+class Stopped(Exception):
+    """What kills a training in a test."""
+
+
+class Memory:
+    """Checkpoints in memory; stops the training at a step if asked to."""
+
+    def __init__(self, stop: int | None = None) -> None:
+        self.saved: dict[str, Tensor] | None = None
+        self.stop = stop
+
+    def load(self) -> dict[str, Tensor] | None:
+        return None if self.saved is None else {n: t.clone() for n, t in self.saved.items()}
+
+    def save(self, step: int, tensors: Mapping[str, Tensor]) -> None:
+        self.saved = {name: tensor.clone() for name, tensor in tensors.items()}
+
+    def progress(self, done: int, total: int, detail: str) -> None:
+        if done == self.stop:
+            self.stop = None
+            raise Stopped
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """The model, its layers' atoms, the text, and what the dense model says of it."""
+
+    family: str
+    layout: ModelLayout
+    atoms: dict[str, Atoms]
+    windows: Tensor
+    teacher: Teacher
+
+    def model(self) -> Any:
+        """A fresh copy of the dense model."""
+        return tiny_model(self.family)
+
+    def learn(
+        self, learner: Learner, kept: float, memory: Memory | None = None, seed: int = 0
+    ) -> Learned:
+        """Trains, again and again where it is stopped."""
+        memory = memory or Memory()
+        training = Training(
+            self.windows, "cpu", learner.batch, seed, checkpoints=memory, progress=memory.progress
+        )
+        while True:
+            try:
+                return learner.learn(
+                    self.model(), self.layout, self.read, kept, self.teacher, training
+                )
+            except Stopped:
+                continue
+
+    def read(self, layer: LayerRef) -> Atoms:
+        """A layer's atoms."""
+        return self.atoms[layer.name]
+
+    def cost(self, learned: Learned) -> int:
+        """Numbers stored for all layers."""
+        return sum(learned.chosen[layer.name].cost(layer) for layer in self.layout.layers)
+
+    @property
+    def dense_cost(self) -> int:
+        """Numbers of all dense weights."""
+        return sum(layer.dense_cost for layer in self.layout.layers)
+
+    def compressed(self, chosen: Mapping[str, Chosen]) -> Any:
+        """The dense model with the weights and biases that were chosen."""
+        model = self.model()
+        for layer in self.layout.layers:
+            factors = pick(self.atoms[layer.name], chosen[layer.name])
+            if factors is None:
+                continue
+            module = model.get_submodule(layer.name)
+            weight = factors.dense()
+            module.weight.data = weight.T.contiguous() if layer.transposed else weight
+            if factors.bias is not None:
+                bias = factors.bias if module.bias is None else module.bias + factors.bias
+                module.bias = torch.nn.Parameter(bias.detach())
+        return model
+
+
+@cache
+def lesson(family: str = "llama", decomposer: Decomposer | None = None, samples: int = 8) -> Lesson:
+    """Random weights, random text; decomposed without statistics."""
+    model = tiny_model(family)
+    with TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        layout = inspect_model(Checkpoint(Path(folder)))
+    decomposer = decomposer or ProjectOutputs(whole=True)
+    atoms = {}
+    for layer in layout.layers:
+        weight = model.get_submodule(layer.name).weight.detach()
+        weight = weight.T if layer.transposed else weight
+        found = decomposer.prepare(weight, Plain(), min(weight.shape))
+        ut, v = found.arrays["ut"], found.arrays["v"]
+        energy = (found.loss[:-1] - found.loss[1:])[: len(ut)]
+        atoms[layer.name] = Atoms(ut, v, energy, found.sparse)
+    windows = token_batch(5, samples, 16)
+    teacher = teach(model, windows, 24, batch_size=4, device="cpu")
+    return Lesson(family, layout, atoms, windows, teacher)
