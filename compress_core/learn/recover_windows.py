@@ -28,7 +28,8 @@ def split_windows(windows: Tensor, share: float, seed: int) -> tuple[Tensor, Ten
     """Windows to train on and windows held back, as ascending int64 indices.
 
     Windows are drawn at random places of a text and may overlap; what overlaps a window that is
-    held back is not trained on, as it would tell nothing new about it.
+    held back is not trained on, as it would tell nothing new about it. Where that would cost more
+    than half of the others, which only a short text does, fewer are held back.
 
     Args:
         windows: Token ids (samples, length).
@@ -38,19 +39,27 @@ def split_windows(windows: Tensor, share: float, seed: int) -> tuple[Tensor, Ten
     Raises:
         ConfigError: Too few are left.
     """
-    samples = len(windows)
-    held = held_back(samples, share)
+    samples, held = len(windows), held_back(len(windows), share)
     order = torch.randperm(samples, generator=torch.Generator().manual_seed(seed))
-    watched = order[:held].sort().values
-    seen = torch.cat([_runs(windows[i]) for i in watched.tolist()])
-    rest = order[held:].sort().values
-    apart = [i for i in rest.tolist() if not bool(torch.isin(_runs(windows[i]), seen).any())]
+    runs = [_runs(window) for window in windows]
+    while True:
+        apart = _apart(runs, order[:held].tolist())
+        if 2 * len(apart) >= samples - held or held == LEAST:
+            break
+        held = max(LEAST, held // 2)
     if len(apart) < LEAST:
         raise ConfigError(
             f"{samples - held - len(apart)} of {samples} calibration windows overlap the {held} "
             "that recovery holds back, and too few are left: give longer text, or fewer windows"
         )
-    return torch.tensor(apart), watched
+    return torch.tensor(apart), order[:held].sort().values
+
+
+def _apart(runs: list[Tensor], held: list[int]) -> list[int]:
+    """The windows that have no run of tokens in common with those held back."""
+    seen = torch.cat([runs[i] for i in held])
+    rest = (i for i in range(len(runs)) if i not in held)
+    return [i for i in rest if not bool(torch.isin(runs[i], seen).any())]
 
 
 def _runs(window: Tensor) -> Tensor:

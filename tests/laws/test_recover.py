@@ -233,6 +233,14 @@ def test_what_overlaps_a_held_back_window_is_not_trained_on() -> None:
         assert set(trained) == set(range(6)) - set(held) - lost
 
 
+def test_fewer_are_held_back_of_a_short_text() -> None:
+    windows = torch.stack([torch.arange(i, i + 100) for i in range(0, 1600, 50)])
+    trained, held = (found.tolist() for found in split_windows(windows, 0.5, 0))
+    assert 2 <= len(held) < 16
+    assert 2 * len(trained) >= 32 - len(held)
+    assert all(abs(one - other) > 1 for one in trained for other in held)
+
+
 def test_too_few_windows_are_refused_before_anything_is_done(case: Case) -> None:
     with pytest.raises(ConfigError, match="holds 2 of 3 calibration windows back"):
         Recovery("factors").check(3)
