@@ -8,7 +8,9 @@ from typing import Any
 
 from compress_core.errors import ConfigError
 from tasks.materialise import cannot_write
-from tasks.plots import plot_sweep
+from tasks.plots import plot_sweep, plot_training
+
+MOST_CURVES = 8  # in one picture
 
 
 def write_report(folder: Path, results: Sequence[Mapping[str, Any]]) -> None:
@@ -45,6 +47,8 @@ def _write(folder: Path, results: Sequence[Mapping[str, Any]]) -> None:
     (folder / "table.md").write_text(markdown_table(results), encoding="utf-8")
     if "perplexity" in results[0]["metrics"]["compressed"]:
         plot_sweep(results, folder / "perplexity.png")
+    if trained := [result for result in results if "kept" in result.get("curves", {})]:
+        plot_training(trained[:MOST_CURVES], folder / "training.png")
 
 
 def markdown_table(results: Sequence[Mapping[str, Any]]) -> str:
@@ -82,7 +86,22 @@ def markdown_table(results: Sequence[Mapping[str, Any]]) -> str:
         runs = [cell[method, kept] for kept in budgets]
         sizes = [_sizes(run, "compressed") for run in runs]
         lines.append(f"| {method} | " + " | ".join(sizes) + " |")
+    lines += _learned(results)
     return "\n".join(lines) + "\n"
+
+
+def _learned(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What trainings said of themselves, a line per run; nothing where nothing was trained."""
+    rows = [
+        f"| {run['method']} | {run['kept']:g} | "
+        + ", ".join(f"{name} {value:.4g}" for name, value in run["learned"].items())
+        + " |"
+        for run in results
+        if run.get("learned")
+    ]
+    return (
+        ["", "What was learned.", "", "| method | kept | |", "|---|---|---|", *rows] if rows else []
+    )
 
 
 def _sizes(run: Mapping[str, Any], which: str) -> str:
@@ -92,5 +111,5 @@ def _sizes(run: Mapping[str, Any], which: str) -> str:
 
 def _portable(result: Mapping[str, Any]) -> dict[str, Any]:
     """The result without what is true of one machine or one moment only."""
-    local = ("model_dir", "stages", "seconds", "registered", "run_id")
+    local = ("curves", "model_dir", "stages", "seconds", "registered", "run_id")
     return {name: value for name, value in result.items() if name not in local}

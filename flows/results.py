@@ -66,7 +66,22 @@ def collect_result(
         "stages": [as_stage(outcome) for outcome in outcomes],
         "notes": list(workspace.notes),
         "code_version": code_version(),
+        **learned_of(pipeline, session),
     }
+
+
+def learned_of(pipeline: Pipeline, session: Session) -> dict[str, Any]:
+    """Of a method that trains: what it found ("learned"), and the course of kl and kept."""
+    for unit in (unit for group in pipeline.groups for unit in group.units):
+        if unit.stage == "learn" and unit.name == CURVES:
+            artifact = session.artifact(unit)
+            curves = {
+                name: [float(f"{value:.4g}") for value in artifact.array(name)]
+                for name in ("kl", "kept")
+                if name in artifact.names
+            }
+            return {"learned": dict(artifact.attrs["report"]), "curves": curves}
+    return {}
 
 
 def stored_of(pipeline: Pipeline, session: Session) -> dict[str, dict[str, Any]]:

@@ -88,3 +88,29 @@ def plot_sweep(results: Sequence[Mapping[str, Any]], file: Path) -> None:
         axes.legend(frameon=False)
     axes.set_title(f"{dense['model']} on {next(iter(dense['metrics']['dense']['texts']))}")
     figure.savefig(file, dpi=120)
+
+
+def plot_training(results: Sequence[Mapping[str, Any]], file: Path) -> None:
+    """The stored share against steps, its target dotted, and below it the divergence.
+
+    Args:
+        results: Results of runs with "curves", of which "kept" is one.
+        file: PNG to write.
+    """
+    figure = Figure(figsize=(7.5, 6.0), layout="constrained")
+    FigureCanvasAgg(figure)
+    above, below = figure.subplots(2, 1, sharex=True)
+    for number, result in enumerate(results):
+        color, curves = f"C{number % 10}", result["curves"]
+        above.plot(curves["kept"], color=color, label=f"{result['method']} {result['kept']:g}")
+        above.axhline(result["kept"], color=color, linestyle=":", linewidth=0.8)
+        if "kl" in curves:
+            below.plot(curves["kl"], color=color, linewidth=0.8)
+    above.set_ylabel("stored share")
+    below.set_ylabel("KL, nats per token")
+    below.set_xlabel("step")
+    below.set_yscale("symlog", linthresh=1e-2)
+    for axes in (above, below):
+        axes.grid(alpha=0.3)
+    figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize="small")
+    figure.savefig(file, dpi=120)

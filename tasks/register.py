@@ -16,7 +16,7 @@ from prefect.cache_policies import NO_CACHE
 
 from tasks import tracking
 from tasks.model import DenseModel
-from tasks.plots import plot_allocation
+from tasks.plots import plot_allocation, plot_training
 
 KEY_LENGTH = 20  # characters of a key in a tag: unique, and `store why` takes any prefix
 
@@ -48,6 +48,10 @@ def register(
     with TemporaryDirectory() as folder:
         picture = Path(folder) / "allocation.png"
         plot_allocation(model.layout.layers, stored, picture)
+        pictures: dict[str, Path] = {}
+        if "kept" in result.get("curves", {}):
+            pictures["training.png"] = Path(folder) / "training.png"
+            plot_training([result], pictures["training.png"])
         run_id = tracking.record_run(
             home,
             experiment="eigenpress",
@@ -59,6 +63,7 @@ def register(
                 "allocation.csv": allocation_table(model, stored),
                 "allocation.png": picture,
                 "result.json": json.dumps(result, indent=1, ensure_ascii=False),
+                **pictures,
             },
             tags={"code_version": result["code_version"]},
             curves=curves,
@@ -107,7 +112,9 @@ def _metrics(result: Mapping[str, Any]) -> dict[str, float]:
         for name in ("perplexity", "kl"):
             if name in values:
                 metrics[f"{which}/{name}"] = values[name]
-    for group in ("parameters", "bytes"):
+    for name, value in result.get("learned", {}).items():
+        metrics[f"learned/{name}"] = float(value)
+    for group in ("parameters", "bytes", "memory"):
         for name, value in result[group].items():
             metrics[f"{group}/{name}"] = float(value)
     for stage in result["stages"]:
