@@ -94,7 +94,7 @@ class Lesson:
             factors = pick(self.atoms[layer.name], chosen[layer.name])
             if factors is None:
                 continue
-            module = model.get_submodule(layer.name)
+            module: Any = model.get_submodule(layer.name)
             weight = factors.dense()
             module.weight.data = weight.T.contiguous() if layer.transposed else weight
             if factors.bias is not None:

@@ -13,7 +13,7 @@ from compress_core.learn.base import Learned
 from compress_core.learn.soco import GatedSpectra, LearnSpectrum, score_map
 from compress_core.learn.spectrum import Spectra, choose, cut, install, overlap
 from compress_core.types import LayerRef, affordable
-from tests.families import tiny_model, token_batch
+from tests.families import token_batch
 from tests.learning import Lesson, Memory, lesson
 
 SHORT = LearnSpectrum(phase1=14, phase2=12, phase3=6, batch=4, rate=0.15)
@@ -141,14 +141,10 @@ def test_in_sigma_order_the_largest_singular_values_survive() -> None:
 def test_a_loss_that_is_not_finite_names_step_and_layer() -> None:
     school = lesson()
     name = school.layout.layers[3].name
-    atoms = {**school.atoms, name: dataclasses.replace(school.atoms[name])}
-    atoms[name].v[0, 0] = torch.nan
-    broken = dataclasses.replace(school, atoms=atoms)
-    try:
-        with pytest.raises(NumericsError, match=rf"step 0.*{name}|{name}.*step 0"):
-            broken.learn(SHORT, KEPT)
-    finally:
-        lesson.cache_clear()  # the tensor was the cached one's
+    bad = torch.full_like(school.atoms[name].v, torch.nan)
+    atoms = {**school.atoms, name: dataclasses.replace(school.atoms[name], v=bad)}
+    with pytest.raises(NumericsError, match=rf"step 0.*{name}"):
+        dataclasses.replace(school, atoms=atoms).learn(SHORT, KEPT)
 
 
 def test_what_cannot_be_is_refused_before_anything_runs() -> None:
@@ -220,11 +216,4 @@ def _same(one: Learned, other: Learned) -> bool:
     return same and all(
         torch.equal(one.curves[name].nan_to_num(), other.curves[name].nan_to_num())
         for name in one.curves
-    )
-
-
-def test_the_dense_model_is_left_alone_between_lessons() -> None:
-    assert torch.equal(
-        tiny_model("llama").get_submodule("model.layers.0.mlp.up_proj").weight,
-        lesson().model().get_submodule("model.layers.0.mlp.up_proj").weight,
     )
