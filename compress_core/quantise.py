@@ -84,7 +84,7 @@ def quantise(u: torch.Tensor, v: torch.Tensor, dtype: torch.dtype) -> Codes:
 
 def widen_codes(codes: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Codes as what they stand for, in a floating dtype, exactly."""
-    return codes.to(dtype) / CODE_UNIT
+    return codes.to(dtype).div_(CODE_UNIT)
 
 
 def _reach(vectors: torch.Tensor, dim: int) -> torch.Tensor:

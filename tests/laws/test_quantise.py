@@ -43,7 +43,7 @@ def test_a_code_is_off_by_at_most_half_a_step(
     assert bool((off_u[:small] <= step * (1 + 1e-9)).all())
     assert bool((off_v[:, :small] <= step * (1 + 3 * eps) + 1e-12).all())
     for rest in (off_u[small:], off_v[:, small:]):
-        assert bool((rest <= eps).all())
+        assert bool((rest <= eps + 1e-15).all())
 
 
 @given(shape=SHAPES, seed=st.integers(0, 1000))
