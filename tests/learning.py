@@ -113,7 +113,8 @@ def lesson(family: str = "llama", decomposer: Decomposer | None = None, samples:
     decomposer = decomposer or ProjectOutputs(whole=True)
     atoms = {}
     for layer in layout.layers:
-        weight = model.get_submodule(layer.name).weight.detach()
+        dense: Any = model.get_submodule(layer.name)
+        weight = dense.weight.detach()
         weight = weight.T if layer.transposed else weight
         found = decomposer.prepare(weight, Plain(), min(weight.shape))
         ut, v = found.arrays["ut"], found.arrays["v"]

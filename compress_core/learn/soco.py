@@ -10,16 +10,16 @@ the cut costs nothing. What of this is reconstruction is said in ``methods.soco`
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compress_core.allocate.base import check_one_component_each
 from compress_core.errors import ConfigError
 from compress_core.hf.layout import ModelLayout
 from compress_core.learn.base import Atoms, Learned
+from compress_core.learn.gated import WIDE, GatedSpectra, Map, Order
 from compress_core.learn.loop import (
     Training,
     TrainState,
@@ -29,26 +29,15 @@ from compress_core.learn.loop import (
     run_steps,
     saving_memory,
 )
-from compress_core.learn.spectrum import Spectra, affordable_dense, choose, cut, install, overlap
+from compress_core.learn.spectrum import Spectra, choose, cut, install, overlap
 from compress_core.learn.teacher import Teacher
 from compress_core.types import LayerRef
 
-Map = Literal["softplus", "sigmoid", "relu"]
-Order = Literal["score", "sigma"]
-
-START = {"softplus": 0.5413248546129181, "sigmoid": 0.0, "relu": 1.0}  # where each map gives 1
-WIDE, NARROW = 0.1, 0.02  # of the gate around the threshold, until phase 3 and at its end
+NARROW = 0.02  # width of the gate at the end of phase 3
 SETTLED = 0.7  # part of phase 3 after which the gate is as narrow as it gets
 FIRST_PRESSURE, RAMP = 0.1, 400.0  # weight of the share, and how much it grows over phase 1
 NEAR = 0.1  # distance of the share from the target below which phase 1 presses less
 LAST_RATE = 0.1  # of the learning rates, at the end of their half cosine
-
-
-def score_map(kind: Map, raw: Tensor) -> Tensor:
-    """Scores of raw parameters: never negative, 1 at the start; only sigmoid's end (at 2)."""
-    if kind == "softplus":
-        return F.softplus(raw)
-    return 2 * torch.sigmoid(raw) if kind == "sigmoid" else F.relu(raw)
 
 
 @dataclass(frozen=True)
@@ -141,74 +130,6 @@ class LearnSpectrum:
         return run.finish(curves)
 
 
-class GatedSpectra:
-    """Scores and deviations of all layers as two flat parameters, and how the gate stands.
-
-    Args:
-        settings: The learner's.
-        spectra: All components.
-        device: Where the parameters are.
-    """
-
-    def __init__(self, settings: LearnSpectrum, spectra: Spectra, device: str) -> None:
-        self.settings = settings
-        self.spectra = spectra
-        start = torch.full((spectra.starts[-1],), START[settings.map])
-        self.raw = nn.Parameter(start.to(device))
-        self.shift = nn.Parameter(torch.zeros(spectra.outs[-1], device=device))
-        self.dense = torch.zeros(len(spectra.layers), dtype=torch.bool)
-        self.blend, self.width = 0.0, WIDE
-
-    @property
-    def extras(self) -> bool:
-        """Whether a factored layer stores a deviation."""
-        return self.settings.deviation > 0
-
-    def scores(self, index: int) -> Tensor:
-        """Scores of a layer, (components,); those of a settled dense layer are 1."""
-        part = self.spectra.part(index)
-        if self.dense[index]:
-            return torch.ones(part.stop - part.start, device=self.raw.device)
-        scores = score_map(self.settings.map, self.raw[part])
-        return scores.sort(descending=True).values if self.settings.order == "sigma" else scores
-
-    def effective(self, index: int) -> Tensor:
-        """What a layer's components are multiplied by: scores behind the gate."""
-        scores = self.scores(index)
-        if self.blend == 0 or self.dense[index]:
-            return scores
-        return scores * (1 - self.blend + self.blend * self.gate(scores))
-
-    def gate(self, scores: Tensor) -> Tensor:
-        """Near 0 below the threshold, near 1 above it, and exactly 1 at a score of 1."""
-        at_one = 1 / (1 + math.exp((self.settings.threshold - 1) / self.width))
-        return torch.sigmoid((scores - self.settings.threshold) / self.width) / at_one
-
-    def deviation(self, index: int) -> Tensor:
-        """What is added to a layer's outputs, (out,)."""
-        shift = self.shift[self.spectra.outputs(index)]
-        return torch.zeros_like(shift) if self.dense[index] else shift
-
-    def all_scores(self) -> Tensor:
-        """Scores of all layers in one line."""
-        return torch.cat([self.scores(index) for index in range(len(self.spectra.layers))])
-
-    def share(self, scores: Tensor) -> float:
-        """Share of the layers' numbers that would be stored now."""
-        return self.spectra.share(scores.detach().cpu() > self.settings.threshold, self.extras)
-
-    def settle(self, kept: float) -> None:
-        """Layers of which more stays than pays are dense from here on, as far as they fit."""
-        alive = self.all_scores().detach().cpu() > self.settings.threshold
-        beyond = []
-        for index, count in enumerate(self.spectra.counts(alive)):
-            layer = self.spectra.layers[index]
-            most = self.spectra.most(index, layer.out_features if self.extras else 0)
-            beyond.append((count - most) / max(1, most))
-        dense = affordable_dense(self.spectra, beyond, kept, self.extras)
-        self.dense.copy_(torch.tensor(dense))
-
-
 class _Run:
     """One training: its parameters, and what a step does."""
 
@@ -226,7 +147,14 @@ class _Run:
         self.kept, self.teacher, self.training = kept, teacher, training
         found = {layer.name: atoms(layer) for layer in layout.layers}
         spectra = Spectra.of(layout.layers, [found[x.name].energy for x in layout.layers])
-        self.gated = GatedSpectra(settings, spectra, training.device)
+        self.gated = GatedSpectra(
+            spectra,
+            settings.map,
+            settings.threshold,
+            settings.order,
+            settings.deviation > 0,
+            training.device,
+        )
         install(model, spectra, found, self.gated.effective, self.gated.deviation)
         self.costs = (spectra.costs / spectra.dense_cost).float().to(training.device)
         self.parameters = [self.gated.raw] + ([self.gated.shift] if self.gated.extras else [])

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from compress_core.errors import BudgetError, ConfigError, NumericsError
 from compress_core.learn.base import Learned
-from compress_core.learn.soco import GatedSpectra, LearnSpectrum, score_map
+from compress_core.learn.gated import GatedSpectra, score_map
+from compress_core.learn.soco import LearnSpectrum
 from compress_core.learn.spectrum import Spectra, choose, cut, install, overlap
 from compress_core.types import LayerRef, affordable
 from tests.families import token_batch
@@ -23,7 +24,8 @@ KEPT = 0.6
 def gated_model(school: Lesson, settings: LearnSpectrum, dtype: torch.dtype = torch.float32):
     layers = school.layout.layers
     spectra = Spectra.of(layers, [school.atoms[x.name].energy for x in layers])
-    gated = GatedSpectra(settings, spectra, "cpu")
+    extras = settings.deviation > 0
+    gated = GatedSpectra(spectra, settings.map, settings.threshold, settings.order, extras, "cpu")
     model = school.model().to(dtype)
     install(model, spectra, school.atoms, gated.effective, gated.deviation)
     return model, gated, spectra
