@@ -10,9 +10,10 @@ the uniform rank and its learning rate is relative to a layer's width (5 per 409
 settings); a layer whose γ passes the rank that pays is dense; the exact budget is met by one common
 shift of all γ.
 
-Small models: at β = 10 the mask is so steep that γ feels one component and hardly leaves the uniform
-rank. ``beta=1:rate=0.004`` moves it. Perplexity at kept 0.6, 60 windows, seed 3: stories260K 106.7
-at the defaults, 93.8 at β = 1, 87.1 with that rate too; babyllama-1m 5.99, 5.76 and 5.52.
+Small models: at β = 10 the mask is so steep that γ feels one component and hardly leaves the
+uniform rank. ``beta=1:rate=0.004`` moves it. Perplexity at kept 0.6, 60 windows, seed 3:
+stories260K 106.7 at the defaults, 93.8 at β = 1, 87.1 with that rate too; babyllama-1m 5.99, 5.76
+and 5.52.
 
 ``remap=true`` is the paper's remapping, which is mixed quantisation: its rows are to be compared
 only with those of other methods that store 8-bit numbers. All of a layer's shorter factor and as
@@ -44,7 +45,7 @@ def dobi_svd(
         steps: Of the optimiser.
         batch: Windows in a step.
         beta: Steepness of the truncation, per component; smaller ones see more of the spectrum (1
-            with a rate of 0.004 does better on models of this repository's size).
+            with a rate of 0.004 does better on models of a few million parameters).
         rate: Learning rate of γ, as a part of a layer's number of components.
         balance: Weight of the distance from the target share.
         remap: Mixed quantisation: stores factors in 8 bits, so that a component costs max(m, n) + 1
