@@ -45,7 +45,7 @@ def dobi_svd(
         steps: Of the optimiser.
         batch: Windows in a step.
         beta: Steepness of the truncation, per component; smaller ones see more of the spectrum (1
-            with a rate of 0.004 does better on models of a few million parameters).
+            with a rate of 0.004 does better on models of about a million parameters).
         rate: Learning rate of γ, as a part of a layer's number of components.
         balance: Weight of the distance from the target share.
         remap: Mixed quantisation: stores factors in 8 bits, so that a component costs max(m, n) + 1
