@@ -68,9 +68,7 @@ def markdown_table(results: Sequence[Mapping[str, Any]]) -> str:
             "|---|" + "---|" * len(budgets),
         ]
         for method in methods:
-            measured = [cell[method, kept]["metrics"]["compressed"]["texts"] for kept in budgets]
-            texts = [by_label[label] for by_label in measured]
-            cells = [f"{text['perplexity']:.4g} ({text['kl']:.3f})" for text in texts]
+            cells = [_measured(cell[method, kept]["metrics"], label) for kept in budgets]
             lines.append(f"| {method} | " + " | ".join(cells) + " |")
         lines.append("")
     lines += [
@@ -88,6 +86,15 @@ def markdown_table(results: Sequence[Mapping[str, Any]]) -> str:
         lines.append(f"| {method} | " + " | ".join(sizes) + " |")
     lines += _learned(results)
     return "\n".join(lines) + "\n"
+
+
+def _measured(metrics: Mapping[str, Any], label: str) -> str:
+    """Perplexity and KL on a text; with what a recovery began with before it."""
+    text = metrics["compressed"]["texts"][label]
+    found = f"{text['perplexity']:.4g} ({text['kl']:.3f})"
+    if "unrecovered" in metrics:
+        found = f"{metrics['unrecovered']['texts'][label]['perplexity']:.4g} → {found}"
+    return found
 
 
 def _learned(results: Sequence[Mapping[str, Any]]) -> list[str]:
