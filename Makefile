@@ -49,8 +49,8 @@ golden: $(STAMP) ## write the methods' golden values again (say why in the commi
 	$(BIN)/python -m tests.golden.make
 
 results: $(STAMP) ## the README's tables and plots; needs the real models beside the repository
-	for model in stories260K babyllama-1m wiki-llama-5m wiki-llama-5m-sequential wiki-llama-5m-duo; do \
-		$(BIN)/eigenpress sweep --config docs/results/$$model.yaml --report docs/results/$$model || exit; done
+	for config in docs/results/*.yaml; do \
+		$(BIN)/eigenpress sweep --config $$config --report $${config%.yaml} || exit; done
 
 clean: ## remove .venv and every tool's cache; your data directory is not touched
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .import_linter_cache
