@@ -14,7 +14,7 @@ from tasks.components import code_of, describe
 from tasks.convert import get_atoms, put_chosen, put_tensor
 from tasks.evaluate import Models
 from tasks.job import Job
-from tasks.training import StoredCheckpoints, read_teacher, teacher_group, training_of
+from tasks.training import clear_checkpoints, read_teacher, teacher_group, training_of
 from tasks.units import Cost, Group, Unit, Work
 
 CURVES = "curves"
@@ -43,7 +43,8 @@ def learn_groups(
     names = [*decomposed, CURVES]
     units = {name: _unit(job, name, calibration, teacher, decomposed) for name in names}
     compute = _Learn(job, models, calibration, teacher, decomposed)
-    groups.append(Group("learn", job.method.name, list(units.values()), compute))
+    after = clear_checkpoints(learner.steps)
+    groups.append(Group("learn", job.method.name, list(units.values()), compute, after))
     return groups, {name: units[name] for name in decomposed}
 
 
@@ -118,8 +119,6 @@ class _Learn:
         )
         for unit in work.missing:
             self._keep(work, unit, learned)
-        assert isinstance(training.checkpoints, StoredCheckpoints)
-        training.checkpoints.clear()
 
     def _keep(self, work: Work, unit: Unit, learned: Learned) -> None:
         with work.draft(unit) as draft:

@@ -17,7 +17,7 @@ from tasks.convert import get_tensor, put_tensor
 from tasks.evaluate import Models
 from tasks.job import Job
 from tasks.materialise import FOLDER
-from tasks.training import StoredCheckpoints, read_teacher, teacher_group, training_of
+from tasks.training import clear_checkpoints, read_teacher, teacher_group, training_of
 from tasks.units import Cost, Group, Unit, Work
 
 TENSOR = "tensor."  # what the arrays of trained tensors are called, beside those of the curves
@@ -47,8 +47,9 @@ def recover_groups(
     trained = _unit(job, recovery, calibration, teacher, materialised)
     compute = _Recover(job, recovery, calibration, teacher, materialised)
     written = _folder_group(job, trained, materialised)
-    groups = [taught, Group("recover", recovery.how, [trained], compute), written]
-    return groups, written.units[0]
+    after = clear_checkpoints(recovery.all_steps)
+    training = Group("recover", recovery.how, [trained], compute, after)
+    return [taught, training, written], written.units[0]
 
 
 def _unit(
@@ -59,7 +60,7 @@ def _unit(
     return Unit(
         "recover",
         recovery.how,
-        settings={"recovery": describe(recovery), "dtype": model.layout.dtype},
+        settings={**describe(recovery), "dtype": model.layout.dtype},
         code=[
             "compress_core.learn.recover.recover",
             "compress_core.hf.loading.load_model",
@@ -102,8 +103,6 @@ class _Recover:
             model, job.model.layout, recovery, read_teacher(work, self.teacher), training
         )
         _keep(work, found)
-        assert isinstance(training.checkpoints, StoredCheckpoints)
-        training.checkpoints.clear()
 
 
 def _keep(work: Work, found: Recovered) -> None:

@@ -1,18 +1,19 @@
 """What a training stage needs around the core's loop: the teacher, checkpoints, the windows."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
 
 from compress_core.learn.loop import Training
 from compress_core.learn.teacher import Teacher, teach
+from storage.keys import recipe_key
 from storage.store import Store
 from tasks.convert import get_tensor, put_tensor
 from tasks.evaluate import Models
 from tasks.job import Job
 from tasks.scratch import SCRATCH, discard, keep, load, names_of
-from tasks.units import Cost, Group, Unit, Work
+from tasks.units import Cost, Group, Session, Unit, Work
 
 TOP = 256  # tokens of the dense model's distribution that are kept at each position
 
@@ -54,15 +55,28 @@ def read_teacher(work: Work, unit: Unit) -> Teacher:
 
 
 def training_of(job: Job, work: Work, calibration: Unit, batch_size: int, steps: int) -> Training:
-    """What the core's loop is given for the first missing unit of a group."""
+    """What the core's loop is given; its states are found by the last unit of the group."""
+    recipe = work.session.recipe(work.group.units[-1])
     return Training(
         windows=get_tensor(work.artifact(calibration), "tokens"),
         device=job.model.device,
         batch_size=batch_size,
         seed=job.learn_seed,
-        checkpoints=StoredCheckpoints(work.session.store, work.keys[work.group.units[-1]], steps),
+        checkpoints=StoredCheckpoints(work.session.store, recipe_key(recipe), steps),
         progress=work.progress,
     )
+
+
+def clear_checkpoints(steps: int) -> Callable[[Session, Mapping[str, Any]], None]:
+    """What a training's group does when all its units are there.
+
+    A process may have been killed between the end of a training and the removal of its states.
+    """
+
+    def after(session: Session, recipe: Mapping[str, Any]) -> None:
+        StoredCheckpoints(session.store, recipe_key(recipe), steps).clear()
+
+    return after
 
 
 class StoredCheckpoints:
@@ -89,6 +103,7 @@ class StoredCheckpoints:
             found = load(self.store, self._recipe(step), *names)
             if found is not None:
                 self._last = step
+                self._discard_below(step)
                 return dict(zip(names, found, strict=True))
         return None
 
@@ -101,9 +116,14 @@ class StoredCheckpoints:
 
     def clear(self) -> None:
         """Removes what is left when the training is done."""
-        if self._last is not None:
-            discard(self.store, self._recipe(self._last))
-            self._last = None
+        self._discard_below(self.steps + 1)
+        self._last = None
+
+    def _discard_below(self, step: int) -> None:
+        """Removes every state from before a step; a process that was killed may have left two."""
+        for earlier in range(1, step):
+            if names_of(self.store, self._recipe(earlier)) is not None:
+                discard(self.store, self._recipe(earlier))
 
     def _recipe(self, step: int) -> dict[str, Any]:
         settings = {"training of": self.key, "step": step}

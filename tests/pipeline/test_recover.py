@@ -112,7 +112,7 @@ def test_every_kind_of_layer_is_trained(
     ("unit", "when"),
     [
         ("training at step 4", "before"),
-        ("training at step 9", "after"),
+        ("training at step 18", "after"),
         ("factors", "before"),
         ("factors", "after"),
     ],
