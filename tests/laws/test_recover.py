@@ -169,7 +169,8 @@ class Breaking:
     """Checkpoints in memory; the process "dies" as one is saved."""
 
     def __init__(self, dies_at: int) -> None:
-        self.dies_at, self.saves, self.kept = dies_at, 0, None
+        self.dies_at, self.saves = dies_at, 0
+        self.kept: dict[str, Tensor] | None = None
 
     def load(self) -> Any:
         return self.kept
