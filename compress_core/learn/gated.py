@@ -1,19 +1,19 @@
-"""Scores on whole spectra, with a gate around the threshold below which a component is dropped."""
+"""Scores on whole spectra, with a gate at the threshold below which a component is dropped."""
 
-import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compress_core.learn.spectrum import Spectra, affordable_dense
+from compress_core.learn.spectrum import Spectra, affordable_dense, cut
 
 Map = Literal["softplus", "sigmoid", "relu"]
 Order = Literal["score", "sigma"]
 
 START = {"softplus": 0.5413248546129181, "sigmoid": 0.0, "relu": 1.0}  # where each map gives 1
-WIDE = 0.1  # of the gate, at the beginning
+WIDTH = 0.1  # of the gate that gradients see
 
 
 def score_map(kind: Map, raw: Tensor) -> Tensor:
@@ -38,8 +38,9 @@ class GatedSpectra:
         raw: (components,), the trained parameters behind the scores.
         shift: (outputs,), the deviations.
         dense: (layers,) bool, which layers stay dense as they were.
-        blend: From 0 (every component contributes) to 1 (dropped ones do not).
-        width: Of the gate around the threshold.
+        stays: (components,) bool, what stays once that is settled.
+        settled: Whether it is.
+        open: Whether dropped components contribute all the same.
     """
 
     def __init__(
@@ -57,7 +58,9 @@ class GatedSpectra:
         self.raw = nn.Parameter(start.to(device))
         self.shift = nn.Parameter(torch.zeros(spectra.outs[-1], device=device))
         self.dense = torch.zeros(len(spectra.layers), dtype=torch.bool)
-        self.blend, self.width = 0.0, WIDE
+        self.stays = torch.ones(spectra.starts[-1], dtype=torch.bool, device=device)
+        self.settled = torch.tensor(False)
+        self.open = False
 
     def scores(self, index: int) -> Tensor:
         """Scores of a layer, (components,); those of a settled dense layer are 1."""
@@ -68,16 +71,25 @@ class GatedSpectra:
         return scores.sort(descending=True).values if self.order == "sigma" else scores
 
     def effective(self, index: int) -> Tensor:
-        """What a layer's components are multiplied by: scores behind the gate."""
+        """What a layer's components are multiplied by: scores behind the gate.
+
+        The gate is hard, so that the model is the one that would be stored; gradients see a
+        sigmoid in its place, so that a dropped component can come back.
+        """
         scores = self.scores(index)
-        if self.blend == 0 or self.dense[index]:
+        if self.dense[index]:
             return scores
-        return scores * (1 - self.blend + self.blend * self.gate(scores))
+        if self.settled:
+            return scores * self.stays[self.spectra.part(index)]
+        if self.open:
+            return scores
+        soft = self.gate(scores)
+        hard = (scores > self.threshold).to(soft)
+        return scores * (hard + soft - soft.detach())
 
     def gate(self, scores: Tensor) -> Tensor:
-        """Near 0 below the threshold, near 1 above it, and exactly 1 at a score of 1."""
-        at_one = 1 / (1 + math.exp((self.threshold - 1) / self.width))
-        return torch.sigmoid((scores - self.threshold) / self.width) / at_one
+        """Near 0 below the threshold, near 1 above it."""
+        return torch.sigmoid((scores - self.threshold) / WIDTH)
 
     def deviation(self, index: int) -> Tensor:
         """What is added to a layer's outputs, (out,)."""
@@ -90,15 +102,42 @@ class GatedSpectra:
 
     def share(self, scores: Tensor) -> float:
         """Share of the layers' numbers that would be stored now."""
-        return self.spectra.share(scores.detach().cpu() > self.threshold, self.extras)
+        alive = self._stays() if self.settled else scores.detach().cpu() > self.threshold
+        return self.spectra.share(alive, self.extras)
 
     def settle(self, kept: float) -> None:
-        """Layers of which more stays than pays are dense from here on, as far as they fit."""
-        alive = self.all_scores().detach().cpu() > self.threshold
+        """Decides what stays, at the exact budget; layers of which more stays than pays are dense.
+
+        Raises:
+            BudgetError: As :func:`cut`.
+        """
+        scores = self.all_scores().detach()
         beyond = []
-        for index, count in enumerate(self.spectra.counts(alive)):
+        for index, count in enumerate(self.spectra.counts(scores.cpu() > self.threshold)):
             layer = self.spectra.layers[index]
             most = self.spectra.most(index, layer.out_features if self.extras else 0)
             beyond.append((count - most) / max(1, most))
         dense = affordable_dense(self.spectra, beyond, kept, self.extras)
         self.dense.copy_(torch.tensor(dense))
+        places = cut(self.spectra, scores, kept, dense, self.extras)
+        self.stays.zero_()
+        for index, stay in enumerate(places):
+            if stay is not None:
+                self.stays[self.spectra.starts[index] + stay.to(self.stays.device)] = True
+        self.settled.fill_(True)
+
+    def _stays(self) -> Tensor:
+        """What stays, with all components of dense layers."""
+        stays = self.stays.cpu().clone()
+        for index in range(len(self.spectra.layers)):
+            if self.dense[index]:
+                stays[self.spectra.part(index)] = True
+        return stays
+
+    def places(self) -> Sequence[Tensor | None]:
+        """Each layer's components that stay, ascending; None where it is dense."""
+        stays = self.stays.cpu()
+        return [
+            None if self.dense[i] else stays[self.spectra.part(i)].nonzero().flatten()
+            for i in range(len(self.spectra.layers))
+        ]

@@ -3,8 +3,9 @@
 Layers are frozen spectra, W′ = U (Σ ⊙ S) Vᵀ, and d is added to their outputs; the scores S and d
 are trained on the whole model by KL to the dense one. Phase 1 presses the stored share down to the
 target. Phase 2 oscillates around it: there is pressure only while more than the target is stored,
-so that what was cut too far recovers. Phase 3 drives scores to nothing or to what stays, so that
-the cut costs nothing. What of this is reconstruction is said in ``methods.soco``.
+so that what was cut too far recovers. Phase 3 drives scores away from the threshold, then drops for
+good what is below it, at the exact budget, and trains what stays on, so that the cut costs nothing.
+What of this is reconstruction is said in ``methods.soco``.
 """
 
 import math
@@ -19,7 +20,7 @@ from compress_core.allocate.base import check_one_component_each
 from compress_core.errors import ConfigError
 from compress_core.hf.layout import ModelLayout
 from compress_core.learn.base import Atoms, Learned
-from compress_core.learn.gated import WIDE, GatedSpectra, Map, Order
+from compress_core.learn.gated import GatedSpectra, Map, Order
 from compress_core.learn.loop import (
     Training,
     TrainState,
@@ -29,14 +30,14 @@ from compress_core.learn.loop import (
     run_steps,
     saving_memory,
 )
-from compress_core.learn.spectrum import Spectra, choose, cut, install, overlap
+from compress_core.learn.spectrum import Spectra, choose, install, overlap
 from compress_core.learn.teacher import Teacher
 from compress_core.types import LayerRef
 
-NARROW = 0.02  # width of the gate at the end of phase 3
-SETTLED = 0.7  # part of phase 3 after which the gate is as narrow as it gets
-FIRST_PRESSURE, RAMP = 0.1, 400.0  # weight of the share, and how much it grows over phase 1
+FIRST_PRESSURE, RAMP = 0.1, 1e4  # weight of the share, and how much it grows over phase 1
+UP, DOWN = 1.02, 0.97  # how it follows the share after that
 NEAR = 0.1  # distance of the share from the target below which phase 1 presses less
+SETTLING = 0.5  # part of phase 3 after which what stays is settled
 LAST_RATE = 0.1  # of the learning rates, at the end of their half cosine
 
 
@@ -54,19 +55,19 @@ class LearnSpectrum:
         rate: Learning rate of the raw scores (AdamW).
         deviation: Learning rate of d, in units of a layer's output; 0 leaves d out.
         polarise: Weight of phase 3's term.
-        gate_from: Phase from which a component below the threshold no longer contributes: 1, or 3
-            to let it until then.
+        gate_from: Phase from which a component below the threshold does not contribute: 1, or 3 to
+            let it until then.
         order: "score": what survives is free; "sigma": in every layer the largest singular values
             survive, as in all other methods, and only their number and scores are learned.
     """
 
-    phase1: int = 120
-    phase2: int = 200
-    phase3: int = 80
+    phase1: int = 80
+    phase2: int = 220
+    phase3: int = 100
     batch: int = 4
     map: Map = "softplus"
     threshold: float = 0.5
-    rate: float = 0.02
+    rate: float = 0.05
     deviation: float = 1e-3
     polarise: float = 1.0
     gate_from: int = 1
@@ -165,8 +166,10 @@ class _Run:
             betas=(0.9, 0.95),
         )
         self.pressure = torch.tensor(FIRST_PRESSURE, dtype=torch.float64)
-        self.free = torch.tensor(False)  # whether nothing pressed in the step before
-        remembered = {"pressure": self.pressure, "dense": self.gated.dense, "free": self.free}
+        self.free = torch.tensor(False)  # whether the target has been met once
+        gated = self.gated
+        decided = {"dense": gated.dense, "stays": gated.stays, "settled": gated.settled}
+        remembered = {**decided, "pressure": self.pressure, "free": self.free}
         parameters = {"raw": self.gated.raw, "shift": self.gated.shift}
         self.state = TrainState(parameters | remembered, self.optimizer)
 
@@ -178,6 +181,7 @@ class _Run:
     def step(self, step: int) -> tuple[dict[str, float], str]:
         """One step of the optimiser."""
         phase, gated, training = self.phase(step), self.gated, self.training
+        settings = self.settings
         self._set(step, phase)
         windows, tokens = next_batch(step, training)
         with torch.enable_grad():
@@ -189,32 +193,41 @@ class _Run:
             gate = gated.gate(scores)
             pressing = self._pressing(phase, share)
             loss = kl + pressing * (self.costs * gate).sum()
-            if phase == 3:
-                below = scores * (scores < self.settings.threshold)
-                weight = self.settings.polarise * float(self.pressure) * self._done(step)
-                loss = loss + weight * (self.costs * (gate * (1 - gate) + below)).sum()
+            if phase == 3 and not gated.settled:
+                weight = settings.polarise * float(kl.detach()) * self._done(step)
+                below = scores * (scores < settings.threshold)
+                loss = loss + weight * (gate * (1 - gate) + below).mean()
             self.optimizer.zero_grad()
             loss.backward()
         self._release(pressing == 0)
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
-        if share > self.kept and (phase == 1 or share > self.kept + NEAR):
-            self.pressure.mul_(RAMP ** (1 / self.settings.phase1))
+        self._adapt(phase, share)
         value = float(kl.detach())
         measured = {"kl": value, "kept": share, "phase": phase, **_described(scores, gate)}
+        if gated.settled:
+            measured["undecided"] = 0.0
         return measured, f"phase {phase} KL {value:.3f} kept {share:.3f}"
 
+    def _adapt(self, phase: int, share: float) -> None:
+        """The pressure grows while too much is stored, and eases while too little is."""
+        over = share > self.kept
+        if (phase == 1 and over) or share > self.kept + NEAR:
+            self.pressure.mul_(RAMP ** (1 / self.settings.phase1))
+        elif phase > 1:
+            self.pressure.mul_(UP if over else DOWN)
+
     def _release(self, released: bool) -> None:
-        """Forgets the momentum of the pressure when it goes, or the share would fall on."""
+        """Forgets momentum when the target is first met, or the share would fall on."""
         moments = self.optimizer.state.get(self.gated.raw)
         if moments and released and not bool(self.free):
             moments["exp_avg"].zero_()
-        self.free.fill_(released)
+            self.free.fill_(True)
 
     def _pressing(self, phase: int, share: float) -> float:
         """Weight of the share in the loss: none at or below the target."""
         over = share - self.kept
-        if over <= 0:
+        if over <= 0 or self.gated.settled:
             return 0.0
         return float(self.pressure) * (min(1.0, over / NEAR) if phase == 1 else 1.0)
 
@@ -226,10 +239,8 @@ class _Run:
     def _set(self, step: int, phase: int) -> None:
         """What follows from the step alone: the gate and the learning rates."""
         gated, settings = self.gated, self.settings
-        narrowing = min(1.0, max(0.0, self._done(step)) / SETTLED)
-        gated.width = WIDE + (NARROW - WIDE) * narrowing
-        gated.blend = 1.0 if settings.gate_from == 1 else narrowing
-        if phase == 3 and step == settings.phase1 + settings.phase2:
+        gated.open = settings.gate_from == 3 and phase < 3
+        if phase == 3 and not gated.settled and self._done(step) >= SETTLING:
             gated.settle(self.kept)
         falling = 0.5 * (1 + math.cos(math.pi * step / settings.steps))
         rates = zip(self.optimizer.param_groups, self.rates, strict=False)
@@ -240,18 +251,14 @@ class _Run:
     def finish(self, curves: dict[str, Tensor]) -> Learned:
         """The exact cut, and what it found."""
         gated = self.gated
-        if self.settings.phase3 == 0:
+        if not gated.settled:
             gated.settle(self.kept)
-        scores = gated.all_scores()
-        share = gated.share(scores)
-        spectra, dense = gated.spectra, gated.dense.tolist()
-        places = cut(spectra, scores, self.kept, dense, gated.extras)
+        spectra, places, scores = gated.spectra, gated.places(), gated.all_scores()
         chosen = choose(spectra, places, scores, gated.shift if gated.extras else None)
         scales = [c.scale.max() for c in chosen.values() if c.scale is not None and len(c.scale)]
         report = {
             "overlap with sigma order": overlap(places),
             "largest score": float(max(scales, default=torch.tensor(1.0))),
-            "share before the cut": share,
             "dense layers": float(sum(place is None for place in places)),
         }
         return Learned(chosen, curves, report)

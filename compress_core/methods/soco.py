@@ -6,13 +6,14 @@ term d; the whole model is trained at once; KL to the dense model, a compression
 loss; rapid compression, oscillation around the target, polarisation, each a preset number of steps.
 
 The full text was not reachable. Ours are: S starts at 1 (the dense model); d is a bias of out
-numbers, counted; the compression loss counts a component as a sigmoid of its score around the
-threshold, and a layer of more components than pay as dense in the target's count only (in the loss
-it would have no gradient); a dropped component is gated out of the forward pass from the beginning
-(``gate_from=1``; with 3 it contributes until polarisation, which some models do not survive); the
-pressure's weight grows until the target is reached; a layer that would store more than its dense
-weight when phase 3 begins stays dense as it was; steps, rates and thresholds. Where logits were
-needed again and again the 256 most likely tokens of the dense model stand for all.
+numbers, counted; a component below the threshold is gated out of the forward pass, so that the KL
+is that of the model which would be stored, while its gradient passes a sigmoid and can bring it
+back (``gate_from=3`` lets dropped components contribute until phase 3); the compression loss counts
+components by that sigmoid, and a layer of more components than pay as dense in the target's count
+only (in the loss it would have no gradient); the pressure's weight grows until the target is met,
+then follows the share; half-way through phase 3 what stays is settled at the exact budget, where a
+layer of more components than pay stays dense as it was, and only survivors are trained on; steps,
+rates and thresholds. The 256 most likely tokens of the dense model stand for all of its logits.
 
 ``basis=weight`` is the plain SVD as the abstract reads; ``basis=whitened`` are the components of
 SVD-LLM, each of which costs exactly its energy in output error.
@@ -27,13 +28,13 @@ from compress_core.whiten import OutputError, Unweighted
 
 def soco(
     basis: str = "weight",
-    phase1: int = 120,
-    phase2: int = 200,
-    phase3: int = 80,
+    phase1: int = 80,
+    phase2: int = 220,
+    phase3: int = 100,
     batch: int = 4,
     map: str = "softplus",
     threshold: float = 0.5,
-    rate: float = 0.02,
+    rate: float = 0.05,
     deviation: float = 1e-3,
     polarise: float = 1.0,
     gate_from: int = 1,
