@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from compress_core.errors import ConfigError
 from compress_core.hf.loading import load_model
-from compress_core.learn.base import Atoms, Learned
+from compress_core.learn.base import Assignment, Atoms, Learned
 from compress_core.types import LayerRef
 from tasks.components import code_of, describe
 from tasks.convert import get_atoms, put_chosen, put_tensor
@@ -109,13 +109,9 @@ class _Learn:
             return get_atoms(work.artifact(self.decomposed[layer.name]))
 
         training = training_of(job, work, self.calibration, learner.batch, learner.steps)
+        teacher = None if self.teacher is None else read_teacher(work, self.teacher)
         learned = learner.learn(
-            model,
-            job.model.layout,
-            atoms,
-            job.kept,
-            None if self.teacher is None else read_teacher(work, self.teacher),
-            training,
+            Assignment(model, job.model.layout, atoms, job.kept, teacher, training)
         )
         for unit in work.missing:
             self._keep(work, unit, learned)

@@ -13,7 +13,7 @@ from torch import Tensor
 from compress_core.decompose import Decomposer, ProjectOutputs
 from compress_core.hf.checkpoint import Checkpoint
 from compress_core.hf.layout import ModelLayout, inspect_model
-from compress_core.learn.base import Atoms, Chosen, Learned, Learner, pick
+from compress_core.learn.base import Assignment, Atoms, Chosen, Learned, Learner, pick
 from compress_core.learn.loop import Training
 from compress_core.learn.teacher import Teacher, teach
 from compress_core.types import LayerRef
@@ -69,7 +69,7 @@ class Lesson:
         while True:
             try:
                 return learner.learn(
-                    self.model(), self.layout, self.read, kept, self.teacher, training
+                    Assignment(self.model(), self.layout, self.read, kept, self.teacher, training)
                 )
             except Stopped:
                 continue

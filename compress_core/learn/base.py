@@ -87,6 +87,28 @@ class Learned:
     report: Mapping[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Assignment:
+    """What a learner is given.
+
+    Attributes:
+        model: The whole dense model in evaluation mode on ``training.device``; the learner's own
+            copy, which it may change.
+        layout: Its layout.
+        atoms: Reads a layer's atoms, on the CPU.
+        kept: In (0, 1], of the compressible parameters.
+        teacher: The dense model's logits on the same windows, if the learner ``reads_teacher``.
+        training: Windows, seed, and where checkpoints go.
+    """
+
+    model: Any
+    layout: ModelLayout
+    atoms: Callable[[LayerRef], Atoms]
+    kept: float
+    teacher: Teacher | None
+    training: Training
+
+
 class Learner(Protocol):
     """Trains on the whole model under one budget."""
 
@@ -113,25 +135,8 @@ class Learner(Protocol):
         """
         ...
 
-    def learn(
-        self,
-        model: Any,
-        layout: ModelLayout,
-        atoms: Callable[[LayerRef], Atoms],
-        kept: float,
-        teacher: Teacher | None,
-        training: Training,
-    ) -> Learned:
+    def learn(self, given: Assignment) -> Learned:
         """Chooses; never spends more than the budget.
-
-        Args:
-            model: The whole dense model in evaluation mode on ``training.device``; the learner's
-                own copy, which it may change.
-            layout: Its layout.
-            atoms: Reads a layer's atoms, on the CPU.
-            kept: In (0, 1], of the compressible parameters.
-            teacher: The dense model's logits on the same windows, if it ``reads_teacher``.
-            training: Windows, seed, and where checkpoints go.
 
         Raises:
             NumericsError: A loss that is not finite; names the step and the layer.

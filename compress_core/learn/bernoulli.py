@@ -15,20 +15,17 @@ probabilities, so what was worth most at first decides nearly everything: ``grou
 are policies of ours that learn more.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from compress_core.errors import ConfigError
-from compress_core.hf.layout import ModelLayout
-from compress_core.learn.base import Atoms, Learned
+from compress_core.learn.base import Assignment, Learned
 from compress_core.learn.keep import probabilities, project, spent
-from compress_core.learn.loop import Training, TrainState, batch_of, run_steps
+from compress_core.learn.loop import TrainState, batch_of, run_steps
 from compress_core.learn.masks import MaskTraining, check_masks, generator_of
-from compress_core.learn.teacher import Teacher
 from compress_core.learn.worth import Init
 from compress_core.types import LayerRef
 
@@ -73,21 +70,12 @@ class EntryPolicy:
         """
         check_masks(layers, kept, samples)
 
-    def learn(
-        self,
-        model: Any,
-        layout: ModelLayout,
-        atoms: Callable[[LayerRef], Atoms],
-        kept: float,
-        teacher: Teacher | None,
-        training: Training,
-    ) -> Learned:
+    def learn(self, given: Assignment) -> Learned:
         """See :class:`compress_core.learn.base.Learner`."""
-        del teacher
-        run = MaskTraining(model, layout, atoms, kept, training, self.init)
+        run = MaskTraining(given, self.init)
         policy = _Policy(self, run)
         with run.items.restored():
-            curves = run_steps(self.steps, policy.step, policy.state, training)
+            curves = run_steps(self.steps, policy.step, policy.state, given.training)
         return run.finish(policy.s, curves)
 
 

@@ -5,9 +5,8 @@ and one γ per layer is trained on the whole model by the language-model loss an
 stored share from the target. What differs from the published code is said in ``methods.dobi_svd``.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +14,8 @@ from torch.nn import functional as F
 
 from compress_core.allocate.base import check_one_component_each
 from compress_core.errors import ConfigError
-from compress_core.hf.layout import ModelLayout
-from compress_core.learn.base import Atoms, Learned
+from compress_core.learn.base import Assignment, Learned
 from compress_core.learn.loop import (
-    Training,
     TrainState,
     check_samples,
     next_batch,
@@ -27,7 +24,6 @@ from compress_core.learn.loop import (
     saving_memory,
 )
 from compress_core.learn.spectrum import Spectra, choose, cut, install
-from compress_core.learn.teacher import Teacher
 from compress_core.types import EightBitLayer, LayerRef
 
 
@@ -81,23 +77,16 @@ class LearnTruncation:
         """The layers with the cost of a component as it will be stored."""
         return [EightBitLayer.of(layer) if self.eight_bits else layer for layer in layers]
 
-    def learn(
-        self,
-        model: Any,
-        layout: ModelLayout,
-        atoms: Callable[[LayerRef], Atoms],
-        kept: float,
-        teacher: Teacher | None,
-        training: Training,
-    ) -> Learned:
+    def learn(self, given: Assignment) -> Learned:
         """Trains the truncation points, then rounds them to the exact budget.
 
         Raises:
             NumericsError: The loss is not finite; names the step and the layer.
         """
-        run = _Run(self, model, layout, atoms, kept, training)
+        run = _Run(self, given)
+        training = given.training
         tokens = min(self.batch, len(training.windows)) * training.windows.shape[1]
-        with saving_memory(model, layout, tokens):
+        with saving_memory(given.model, given.layout, tokens):
             curves = run_steps(self.steps, run.step, run.state, training)
         return run.finish(curves)
 
@@ -117,19 +106,12 @@ def truncation(rank: Tensor, size: int, beta: float) -> Tensor:
 class _Run:
     """One training: its parameters, and what a step does."""
 
-    def __init__(
-        self,
-        settings: LearnTruncation,
-        model: Any,
-        layout: ModelLayout,
-        atoms: Callable[[LayerRef], Atoms],
-        kept: float,
-        training: Training,
-    ) -> None:
+    def __init__(self, settings: LearnTruncation, given: Assignment) -> None:
+        model, layout, kept, training = given.model, given.layout, given.kept, given.training
         self.settings, self.model, self.layout = settings, model, layout
         self.kept, self.training = kept, training
         layers = settings.charged(layout.layers)
-        found = {layer.name: atoms(layer) for layer in layout.layers}
+        found = {layer.name: given.atoms(layer) for layer in layout.layers}
         self.spectra = Spectra.of(layers, [found[x.name].energy for x in layers])
         sizes = torch.tensor(self.spectra.starts).diff()
         # γ in parts of a layer's components, so that one learning rate suits all widths.

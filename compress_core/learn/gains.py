@@ -14,16 +14,13 @@ per item.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from compress_core.errors import ConfigError, NumericsError
-from compress_core.hf.layout import ModelLayout
-from compress_core.learn.base import Atoms, Learned
+from compress_core.learn.base import Assignment, Atoms, Learned
 from compress_core.learn.loop import (
-    Training,
     TrainState,
     batch_of,
     require_finite,
@@ -31,7 +28,6 @@ from compress_core.learn.loop import (
     saving_memory,
 )
 from compress_core.learn.masks import METHOD, MaskTraining, check_masks
-from compress_core.learn.teacher import Teacher
 from compress_core.learn.worth import Init, token_loss
 from compress_core.types import LayerRef
 
@@ -70,22 +66,13 @@ class GainPolicy:
         """
         check_masks(layers, kept, samples)
 
-    def learn(
-        self,
-        model: Any,
-        layout: ModelLayout,
-        atoms: Callable[[LayerRef], Atoms],
-        kept: float,
-        teacher: Teacher | None,
-        training: Training,
-    ) -> Learned:
+    def learn(self, given: Assignment) -> Learned:
         """See :class:`compress_core.learn.base.Learner`."""
-        del teacher
-        run = MaskTraining(model, layout, atoms, kept, training, self.init)
+        run = MaskTraining(given, self.init)
         gains = _Gains(run)
         steps = min(self.steps, len(run.windows))
-        with gains.hooked(), saving_memory(model, layout, run.windows.shape[1]):
-            curves = run_steps(steps, gains.step, gains.state, training)
+        with gains.hooked(), saving_memory(given.model, given.layout, run.windows.shape[1]):
+            curves = run_steps(steps, gains.step, gains.state, given.training)
         return run.finish(gains.squares / run.items.costs, curves)
 
 

@@ -1,18 +1,16 @@
 """What CAP's three policies have in common: items, windows, the cut, and the report."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from compress_core.allocate.base import check_one_component_each
 from compress_core.errors import ConfigError
-from compress_core.hf.layout import ModelLayout
-from compress_core.learn.base import Atoms, Learned
+from compress_core.learn.base import Assignment, Learned
 from compress_core.learn.items import Items
 from compress_core.learn.keep import ranking
-from compress_core.learn.loop import Training, require_finite
+from compress_core.learn.loop import require_finite
 from compress_core.learn.worth import Init, hold_back, mean_loss, worths
 from compress_core.types import LayerRef
 
@@ -38,11 +36,7 @@ class MaskTraining:
     """A training on masks: what it is given, put in order.
 
     Args:
-        model: The whole dense model.
-        layout: Its layout.
-        atoms: Reads a layer's atoms.
-        kept: Of the compressible parameters.
-        training: Windows, seed, checkpoints.
+        given: What a learner is given.
         init: What items are worth at first.
 
     Attributes:
@@ -52,19 +46,11 @@ class MaskTraining:
         held: To report on.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        layout: ModelLayout,
-        atoms: Callable[[LayerRef], Atoms],
-        kept: float,
-        training: Training,
-        init: Init,
-    ) -> None:
-        self.model, self.layout, self.training = model, layout, training
-        self.items = Items(model, layout, atoms, kept)
-        self.windows, self.held = hold_back(training.windows)
-        self.worth = worths(self.items, layout, init, self.windows, training.device)
+    def __init__(self, given: Assignment, init: Init) -> None:
+        self.model, self.layout, self.training = given.model, given.layout, given.training
+        self.items = Items(given.model, given.layout, given.atoms, given.kept)
+        self.windows, self.held = hold_back(given.training.windows)
+        self.worth = worths(self.items, given.layout, init, self.windows, given.training.device)
 
     def loss(self, windows: Tensor, step: int) -> Tensor:
         """Mean loss of the model as it stands, float64.

@@ -9,20 +9,17 @@ What of this is reconstruction is said in ``methods.soco``.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from compress_core.allocate.base import check_one_component_each
 from compress_core.errors import ConfigError
-from compress_core.hf.layout import ModelLayout
-from compress_core.learn.base import Atoms, Learned
+from compress_core.learn.base import Assignment, Learned
 from compress_core.learn.gated import GatedSpectra, Map, Order
 from compress_core.learn.loop import (
-    Training,
     TrainState,
     check_samples,
     next_batch,
@@ -31,7 +28,6 @@ from compress_core.learn.loop import (
     saving_memory,
 )
 from compress_core.learn.spectrum import Spectra, choose, install, overlap
-from compress_core.learn.teacher import Teacher
 from compress_core.types import LayerRef
 
 FIRST_PRESSURE, RAMP = 0.1, 1e4  # weight of the share, and how much it grows over phase 1
@@ -109,24 +105,16 @@ class LearnSpectrum:
         check_one_component_each(layers, kept)
         check_samples(samples)
 
-    def learn(
-        self,
-        model: Any,
-        layout: ModelLayout,
-        atoms: Callable[[LayerRef], Atoms],
-        kept: float,
-        teacher: Teacher | None,
-        training: Training,
-    ) -> Learned:
+    def learn(self, given: Assignment) -> Learned:
         """Trains scores and deviation, then cuts at the exact budget.
 
         Raises:
             NumericsError: The loss is not finite; names the step and the layer.
         """
-        assert teacher is not None
-        run = _Run(self, model, layout, atoms, kept, teacher, training)
+        run = _Run(self, given)
+        training = given.training
         tokens = min(self.batch, len(training.windows)) * training.windows.shape[1]
-        with saving_memory(model, layout, tokens):
+        with saving_memory(given.model, given.layout, tokens):
             curves = run_steps(self.steps, run.step, run.state, training)
         return run.finish(curves)
 
@@ -134,19 +122,12 @@ class LearnSpectrum:
 class _Run:
     """One training: its parameters, and what a step does."""
 
-    def __init__(
-        self,
-        settings: LearnSpectrum,
-        model: Any,
-        layout: ModelLayout,
-        atoms: Callable[[LayerRef], Atoms],
-        kept: float,
-        teacher: Teacher,
-        training: Training,
-    ) -> None:
+    def __init__(self, settings: LearnSpectrum, given: Assignment) -> None:
+        assert given.teacher is not None
+        model, layout, training = given.model, given.layout, given.training
         self.settings, self.model, self.layout = settings, model, layout
-        self.kept, self.teacher, self.training = kept, teacher, training
-        found = {layer.name: atoms(layer) for layer in layout.layers}
+        self.kept, self.teacher, self.training = given.kept, given.teacher, training
+        found = {layer.name: given.atoms(layer) for layer in layout.layers}
         spectra = Spectra.of(layout.layers, [found[x.name].energy for x in layout.layers])
         self.gated = GatedSpectra(
             spectra,

@@ -16,7 +16,7 @@ from compress_core.errors import BudgetError, ConfigError, NumericsError
 from compress_core.hf.checkpoint import Checkpoint
 from compress_core.hf.layout import ModelLayout, inspect_model
 from compress_core.hf.loading import load_model
-from compress_core.learn.base import Atoms, Chosen, Learned, Learner, pick
+from compress_core.learn.base import Assignment, Atoms, Chosen, Learned, Learner, pick
 from compress_core.learn.bernoulli import EPSILON, EntryPolicy, reinforce
 from compress_core.learn.gains import GainPolicy, mask_gradients
 from compress_core.learn.group import GroupPolicy, leave_one_out
@@ -154,7 +154,7 @@ class Case:
     def learn(self, learner: Learner, kept: float = 0.5, **given: Any) -> Learned:
         training = Training(self.windows, "cpu", learner.batch, given.pop("seed", 0), **given)
         model = load_model(self.folder)
-        learned = learner.learn(model, self.layout, self.atoms, kept, None, training)
+        learned = learner.learn(Assignment(model, self.layout, self.atoms, kept, None, training))
         for layer in self.layout.layers:  # what it changed it put back
             weight = model.get_submodule(layer.name).weight
             weight = weight.T if layer.transposed else weight
@@ -314,7 +314,7 @@ def test_a_loss_that_is_not_finite_names_step_and_layer(policy: str, case: Case)
     if policy == "gradient":  # it reads the dense weights, not the atoms
         model.get_submodule(layer.name).weight.data.fill_(torch.nan)
     with pytest.raises(NumericsError, match=rf"cap: .* step 0.*{layer.name}"):
-        POLICIES[policy].learn(model, case.layout, atoms, 0.5, None, training)
+        POLICIES[policy].learn(Assignment(model, case.layout, atoms, 0.5, None, training))
 
 
 @pytest.mark.parametrize(

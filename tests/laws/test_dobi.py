@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from compress_core.errors import BudgetError, ConfigError
-from compress_core.learn.base import Learned
+from compress_core.learn.base import Assignment, Learned
 from compress_core.learn.dobi import LearnTruncation, _Run, truncation
 from compress_core.learn.loop import Training
 from compress_core.types import LayerRef, affordable
@@ -25,7 +25,8 @@ both = pytest.mark.parametrize("learner", [SHORT, REMAP], ids=["plain", "remap"]
 
 def run_of(school: Lesson, learner: LearnTruncation = SHORT, kept: float = KEPT) -> Any:
     training = Training(school.windows, "cpu", learner.batch, 0)
-    return _Run(learner, school.model(), school.layout, school.read, kept, training)
+    given = Assignment(school.model(), school.layout, school.read, kept, None, training)
+    return _Run(learner, given)
 
 
 def cost(school: Lesson, learner: LearnTruncation, learned: Learned) -> int:

@@ -8,6 +8,7 @@ import torch
 
 from compress_core.errors import CompressError
 from compress_core.hf.loading import load_model
+from compress_core.learn.teacher import Teacher
 from tasks.training import StoredCheckpoints
 from tests.pipeline import pico
 
@@ -91,15 +92,13 @@ def test_a_stopped_training_goes_on_from_its_checkpoint_to_the_same_bytes(
 def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(
     inputs: pico.Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from compress_core.learn import soco
-
-    divergence = soco.Teacher.divergence
+    divergence = Teacher.divergence
     steps = iter(range(100))
 
     def broken(self: Any, logits: torch.Tensor, windows: torch.Tensor) -> torch.Tensor:
         return divergence(self, logits, windows) * (torch.nan if next(steps) == 9 else 1)
 
-    monkeypatch.setattr(soco.Teacher, "divergence", broken)
+    monkeypatch.setattr(Teacher, "divergence", broken)
     with pytest.raises(CompressError, match=r"stage learn, soco: .*not finite at step 9"):
         pico.walk(inputs.settings(tmp_path / "home", method=SHORT))
     assert len(pico.scratch_left(tmp_path / "home" / "store")) == 1
