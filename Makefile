@@ -37,7 +37,7 @@ lint: $(STAMP) ## ruff, mypy, import contracts
 	$(BIN)/lint-imports
 
 test: lint ## lint, then every test but the benchmarks
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
 
 bench: $(STAMP) ## what is measured: tests/benchmarks
 	$(BIN)/python -m pytest tests/benchmarks $(PYTEST_ARGS)

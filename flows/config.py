@@ -8,7 +8,7 @@ import difflib
 import math
 import os
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, get_args
 
 import yaml
 from pydantic import (
@@ -22,8 +22,10 @@ from pydantic import (
 )
 
 from compress_core.errors import ConfigError
-from compress_core.learn.recover_plan import Recovery
 from compress_core.types import Budget
+
+if TYPE_CHECKING:
+    from compress_core.learn.recover_plan import Recovery
 
 Option = bool | int | float | str
 Stage = Literal[
@@ -110,10 +112,12 @@ class Settings(BaseModel):
     trust_remote_code: bool = Field(False, description="let the model folder's own Python run")
 
     @property
-    def recovery(self) -> Recovery | None:
+    def recovery(self) -> "Recovery | None":
         """How the compressed model is trained on; None where it is not."""
         if self.recover is None:
             return None
+        from compress_core.learn.recover_plan import Recovery  # not for --help: it brings torch
+
         return Recovery(
             self.recover,
             steps=self.recover_steps,

@@ -31,6 +31,7 @@ COMMON: dict[str, tuple[list[str], Any]] = {
     "recover_text": (["0.5"], 0.5),
     "recover_held_back": (["0.25"], 0.25),
     "recover_seed": (["5"], 5),
+    "learn_seed": (["6"], 6),
     "calibration": (["words.txt"], "words.txt"),
     "calibration_field": (["body"], "body"),
     "samples": (["7"], 7),
