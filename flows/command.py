@@ -84,5 +84,5 @@ def tell_sweep(reporter: Reporter, folder: Path, results: list[dict[str, Any]]) 
     """The table of a sweep, and where its report is."""
     reporter.table(results)
     write_report(folder, results)
-    reporter.say(f"report       {folder}  (table.md, results.json, perplexity.png)")
+    reporter.say(f"report       {folder}  (table.md, results.json, pictures)")
     return results

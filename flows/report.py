@@ -14,7 +14,10 @@ MOST_CURVES = 8  # in one picture
 
 
 def write_report(folder: Path, results: Sequence[Mapping[str, Any]]) -> None:
-    """Writes ``results.json``, ``table.md`` and, where there is a perplexity, ``perplexity.png``.
+    """Writes ``results.json``, ``table.md`` and pictures.
+
+    ``perplexity.png`` where it was measured at several budgets, ``training.png`` where trainings
+    changed the stored share.
 
     Args:
         folder: Made if absent; its files of these names are replaced.
@@ -45,9 +48,10 @@ def _write(folder: Path, results: Sequence[Mapping[str, Any]]) -> None:
     lines = ",\n".join(json.dumps(_portable(run), ensure_ascii=False) for run in results)
     (folder / "results.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
     (folder / "table.md").write_text(markdown_table(results), encoding="utf-8")
-    if "perplexity" in results[0]["metrics"]["compressed"]:
+    budgets = {run["kept"] for run in results}  # of one there is nothing to draw a line between
+    if "perplexity" in results[0]["metrics"]["compressed"] and len(budgets) > 1:
         plot_sweep(results, folder / "perplexity.png")
-    if trained := [result for result in results if "kept" in result.get("curves", {})]:
+    if trained := [run for run in results if len(set(run.get("curves", {}).get("kept", ()))) > 1]:
         plot_training(trained[:MOST_CURVES], folder / "training.png")
 
 

@@ -110,6 +110,7 @@ def plot_training(results: Sequence[Mapping[str, Any]], file: Path) -> None:
     below.set_ylabel("KL, nats per token")
     below.set_xlabel("step")
     below.set_yscale("symlog", linthresh=1e-2)
+    below.set_ylim(bottom=0)
     for axes in (above, below):
         axes.grid(alpha=0.3)
     figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize="small")
