@@ -6,15 +6,13 @@ rows is kept, and a window's gradients are squared and freed as soon as each is 
 """
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from compress_core.errors import NumericsError, TextError
+from compress_core.hf.gradients import token_loss, weight_gradients
 from compress_core.hf.layout import ModelLayout
 from compress_core.hf.stream import Progress
 from compress_core.types import LayerRef
@@ -58,12 +56,18 @@ def fisher_columns(
         for layer in layout.layers
     }
     done = 0
-    with _hooked(model, layout, sums, lambda: done), torch.enable_grad():
+
+    def add(layer: LayerRef, gradient: Tensor) -> None:
+        squares = gradient.double().square_().sum(0)
+        if not torch.isfinite(squares).all():
+            raise NumericsError(
+                f"fisher: the gradient of layer {layer.name} in window {done} is not finite"
+            )
+        sums[layer.name].add_(squares)
+
+    with weight_gradients(model, layout.layers, add), torch.enable_grad():
         for window in windows:
-            ids = window[None].to(device)
-            logits = model(input_ids=ids, use_cache=False).logits[0, :-1]
-            wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-            loss = functional.cross_entropy(wide, ids[0, 1:])
+            loss = token_loss(model, window[None].to(device))
             if not math.isfinite(float(loss.detach())):
                 raise NumericsError(f"fisher: the loss of window {done} is not finite")
             loss.backward()
@@ -71,45 +75,3 @@ def fisher_columns(
             if progress is not None:
                 progress(done, len(windows))
     return {name: (total / len(windows)).cpu() for name, total in sums.items()}
-
-
-@contextmanager
-def _hooked(
-    model: Any, layout: ModelLayout, sums: dict[str, Tensor], window: Callable[[], int]
-) -> Iterator[None]:
-    """While it is open, only the layers' weights need gradients, and each goes into its sum."""
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    weights = {layer: model.get_submodule(layer.name).weight for layer in layout.layers}
-    handles = []
-    try:
-        for parameter, _ in flags:
-            parameter.requires_grad_(False)
-        for layer, weight in weights.items():
-            weight.requires_grad_(True)
-            weight.grad = None
-            hook = _squaring(layer, sums[layer.name], window)
-            handles.append(weight.register_post_accumulate_grad_hook(hook))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-        for weight in weights.values():
-            weight.grad = None
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
-
-
-def _squaring(
-    layer: LayerRef, total: Tensor, window: Callable[[], int]
-) -> Callable[[Tensor], None]:
-    def hook(weight: Tensor) -> None:
-        gradient, weight.grad = weight.grad, None
-        assert gradient is not None
-        squares = gradient.double().square_().sum(1 if layer.transposed else 0)
-        if not torch.isfinite(squares).all():
-            raise NumericsError(
-                f"fisher: the gradient of layer {layer.name} in window {window()} is not finite"
-            )
-        total.add_(squares)
-
-    return hook

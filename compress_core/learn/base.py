@@ -11,7 +11,7 @@ from torch import Tensor
 
 from compress_core.decompose import LowRank
 from compress_core.hf.layout import ModelLayout
-from compress_core.learn.loop import Training
+from compress_core.learn.loop import Step, Training, TrainState, run_steps, saving_memory
 from compress_core.learn.teacher import Teacher
 from compress_core.sparse import Sparse
 from compress_core.types import LayerRef
@@ -107,6 +107,14 @@ class Assignment:
     kept: float
     teacher: Teacher | None
     training: Training
+
+
+def train_whole(given: Assignment, steps: int, step: Step, state: TrainState) -> dict[str, Tensor]:
+    """Curves of a training whose steps each run the whole model on one batch, saving memory."""
+    training = given.training
+    tokens = min(training.batch_size, len(training.windows)) * training.windows.shape[1]
+    with saving_memory(given.model, given.layout, tokens):
+        return run_steps(steps, step, state, training)
 
 
 class Learner(Protocol):

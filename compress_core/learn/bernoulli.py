@@ -15,7 +15,7 @@ probabilities, so what was worth most at first decides nearly everything: ``grou
 are policies of ours that learn more.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -25,15 +25,14 @@ from compress_core.errors import ConfigError
 from compress_core.learn.base import Assignment, Learned
 from compress_core.learn.keep import probabilities, project, spent
 from compress_core.learn.loop import TrainState, batch_of, run_steps
-from compress_core.learn.masks import MaskTraining, check_masks, generator_of
+from compress_core.learn.masks import MaskPolicy, MaskTraining, generator_of
 from compress_core.learn.worth import Init
-from compress_core.types import LayerRef
 
 EPSILON = 1e-6
 
 
 @dataclass(frozen=True)
-class EntryPolicy:
+class EntryPolicy(MaskPolicy):
     """A probability for every item.
 
     Attributes:
@@ -56,19 +55,6 @@ class EntryPolicy:
                 f"cap needs steps, windows and eta above 0, got {self.steps}, {self.window} and "
                 f"{self.eta:g}"
             )
-
-    @property
-    def reads_teacher(self) -> bool:
-        """The loss is that of the text."""
-        return False
-
-    def check(self, layers: Sequence[LayerRef], kept: float, samples: int) -> None:
-        """Refuses what cannot be.
-
-        Raises:
-            BudgetError, ConfigError: Too small a budget, or too little text.
-        """
-        check_masks(layers, kept, samples)
 
     def learn(self, given: Assignment) -> Learned:
         """See :class:`compress_core.learn.base.Learner`."""

@@ -10,20 +10,18 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from compress_core.allocate.base import check_one_component_each
 from compress_core.errors import ConfigError
-from compress_core.learn.base import Assignment, Learned
+from compress_core.hf.gradients import token_loss
+from compress_core.learn.base import Assignment, Learned, train_whole
 from compress_core.learn.loop import (
     TrainState,
     check_samples,
     next_batch,
     require_finite,
-    run_steps,
-    saving_memory,
 )
-from compress_core.learn.spectrum import Spectra, choose, cut, install
+from compress_core.learn.spectrum import Spectra, affordable_dense, choose, cut, install
 from compress_core.types import EightBitLayer, LayerRef
 
 
@@ -84,11 +82,7 @@ class LearnTruncation:
             NumericsError: The loss is not finite; names the step and the layer.
         """
         run = _Run(self, given)
-        training = given.training
-        tokens = min(self.batch, len(training.windows)) * training.windows.shape[1]
-        with saving_memory(given.model, given.layout, tokens):
-            curves = run_steps(self.steps, run.step, run.state, training)
-        return run.finish(curves)
+        return run.finish(train_whole(given, self.steps, run.step, run.state))
 
 
 def truncation(rank: Tensor, size: int, beta: float) -> Tensor:
@@ -149,8 +143,7 @@ class _Run:
         """One step of the optimiser."""
         _, tokens = next_batch(step, self.training)
         with torch.enable_grad():
-            logits = self.model(input_ids=tokens, use_cache=False).logits
-            loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), tokens[:, 1:].flatten())
+            loss = token_loss(self.model, tokens)
             require_finite(loss, "dobi_svd", step, self.model, self.layout, tokens)
             share = self.share()
             total = loss + self.settings.balance * (share - self.kept).abs()
@@ -176,20 +169,9 @@ class _Run:
                 for i, rank in enumerate(ranks)
             ]
         )
-        places = cut(self.spectra, depth, self.kept, self._affordable(dense, ranks), False)
+        wanted = [float(x) if d else 0.0 for x, d in zip(self.gamma, dense, strict=True)]
+        stay = affordable_dense(self.spectra, wanted, self.kept, False)
+        places = cut(self.spectra, depth, self.kept, stay, False)
         chosen = choose(self.spectra, places, torch.ones_like(depth), None)
         report = {"share before the cut": float(self.share()), "dense layers": float(sum(dense))}
         return Learned(chosen, curves, report)
-
-    def _affordable(self, dense: list[bool], ranks: Tensor) -> list[bool]:
-        """Dense layers that fit beside one component of every other, the most wanted first."""
-        wanted = sorted((i for i, d in enumerate(dense) if d), key=lambda i: -float(self.gamma[i]))
-        least = sum(layer.atom_cost for layer in self.spectra.layers)
-        left = self.kept * self.spectra.dense_cost - least
-        found = [False] * len(dense)
-        for index in wanted:
-            layer = self.spectra.layers[index]
-            if layer.dense_cost - layer.atom_cost <= left:
-                found[index] = True
-                left -= layer.dense_cost - layer.atom_cost
-        return found

@@ -11,14 +11,15 @@ Memory: the model, activations of one window, one layer's gradient at a time, an
 per item.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from compress_core.errors import ConfigError, NumericsError
+from compress_core.hf.gradients import token_loss, weight_gradients
 from compress_core.learn.base import Assignment, Atoms, Learned
 from compress_core.learn.loop import (
     TrainState,
@@ -27,13 +28,13 @@ from compress_core.learn.loop import (
     run_steps,
     saving_memory,
 )
-from compress_core.learn.masks import METHOD, MaskTraining, check_masks
-from compress_core.learn.worth import Init, token_loss
+from compress_core.learn.masks import METHOD, MaskPolicy, MaskTraining
+from compress_core.learn.worth import Init
 from compress_core.types import LayerRef
 
 
 @dataclass(frozen=True)
-class GainPolicy:
+class GainPolicy(MaskPolicy):
     """Ranks items by the Fisher information of their masks.
 
     Attributes:
@@ -53,25 +54,12 @@ class GainPolicy:
         """One window: squares of single windows' gradients are averaged."""
         return 1
 
-    @property
-    def reads_teacher(self) -> bool:
-        """The divergence from the dense model has no gradient at the dense model."""
-        return False
-
-    def check(self, layers: Sequence[LayerRef], kept: float, samples: int) -> None:
-        """Refuses what cannot be.
-
-        Raises:
-            BudgetError, ConfigError: Too small a budget, or too little text.
-        """
-        check_masks(layers, kept, samples)
-
     def learn(self, given: Assignment) -> Learned:
         """See :class:`compress_core.learn.base.Learner`."""
         run = MaskTraining(given, self.init)
         gains = _Gains(run)
         steps = min(self.steps, len(run.windows))
-        with gains.hooked(), saving_memory(given.model, given.layout, run.windows.shape[1]):
+        with gains.taking(), saving_memory(given.model, given.layout, run.windows.shape[1]):
             curves = run_steps(steps, gains.step, gains.state, given.training)
         return run.finish(gains.squares / run.items.costs, curves)
 
@@ -96,45 +84,23 @@ class _Gains:
             loss.backward()
         return {"loss": float(loss.detach()), "kept": 1.0}, f"cap loss {float(loss.detach()):.3f}"
 
-    @contextmanager
-    def hooked(self) -> Iterator[None]:
+    def taking(self) -> AbstractContextManager[None]:
         """While it is open, only layers' weights have gradients, and each is used and freed."""
-        flags = [(parameter, parameter.requires_grad) for parameter in self.run.model.parameters()]
-        handles = []
-        try:
-            for parameter, _ in flags:
-                parameter.requires_grad_(False)
-            parts = self.run.items.parts(self.squares)
-            for layer, sums in zip(self.run.items.layers, parts, strict=True):
-                weight = self.run.model.get_submodule(layer.name).weight.requires_grad_(True)
-                hook = self._adding(layer, *sums)
-                handles.append(weight.register_post_accumulate_grad_hook(hook))
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-            for parameter, flag in flags:
-                parameter.grad = None
-                parameter.requires_grad_(flag)
+        items = self.run.items
+        names = [layer.name for layer in items.layers]
+        parts = dict(zip(names, items.parts(self.squares), strict=True))
 
-    def _adding(
-        self, layer: LayerRef, components: Tensor, entries: Tensor
-    ) -> Callable[[Tensor], None]:
-        @torch.no_grad()
-        def hook(weight: Tensor) -> None:
-            assert weight.grad is not None
-            gradient, weight.grad = weight.grad.float(), None
+        def add(layer: LayerRef, weight_gradient: Tensor) -> None:
+            gradient = weight_gradient.float()
             if not bool(gradient.isfinite().all()):
                 raise NumericsError(
                     f"cap: the gradient of layer {layer.name} is not finite at step {self._step}"
                 )
-            of_components, of_entries = mask_gradients(
-                self.run.items.atoms(layer), gradient.T if layer.transposed else gradient
-            )
-            components.add_(of_components.square().to(components.device))
-            entries.add_(of_entries.square().to(entries.device))
+            found = mask_gradients(items.atoms(layer), gradient)
+            for total, part in zip(parts[layer.name], found, strict=True):
+                total.add_(part.square().to(total.device))
 
-        return hook
+        return weight_gradients(self.run.model, items.layers, add)
 
 
 def mask_gradients(atoms: Atoms, gradient: Tensor) -> tuple[Tensor, Tensor]:

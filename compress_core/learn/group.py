@@ -11,7 +11,7 @@ advantages divided by their own deviation (losses of bad cuts are far off). With
 variables instead of one per entry, and all draws compared with one another, thirty steps do learn.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -21,13 +21,12 @@ from compress_core.errors import ConfigError
 from compress_core.learn.base import Assignment, Learned
 from compress_core.learn.keep import ranking
 from compress_core.learn.loop import TrainState, batch_of, run_steps
-from compress_core.learn.masks import MaskTraining, check_masks, generator_of
+from compress_core.learn.masks import MaskPolicy, MaskTraining, generator_of
 from compress_core.learn.worth import Init
-from compress_core.types import LayerRef
 
 
 @dataclass(frozen=True)
-class GroupPolicy:
+class GroupPolicy(MaskPolicy):
     """A threshold for each layer's components and one for its entries.
 
     Attributes:
@@ -49,19 +48,6 @@ class GroupPolicy:
     def __post_init__(self) -> None:
         if min(self.steps, self.batch, self.pairs) < 1 or min(self.eta, self.spread) <= 0:
             raise ConfigError(f"cap needs steps and eta above 0, got {self.steps} and {self.eta:g}")
-
-    @property
-    def reads_teacher(self) -> bool:
-        """The loss is that of the text."""
-        return False
-
-    def check(self, layers: Sequence[LayerRef], kept: float, samples: int) -> None:
-        """Refuses what cannot be.
-
-        Raises:
-            BudgetError, ConfigError: Too small a budget, or too little text.
-        """
-        check_masks(layers, kept, samples)
 
     def learn(self, given: Assignment) -> Learned:
         """See :class:`compress_core.learn.base.Learner`; never worse than where it began."""

@@ -18,18 +18,26 @@ METHOD = "cap"
 LEAST_WINDOWS = 2  # one to learn from and one to report on
 
 
-def check_masks(layers: Sequence[LayerRef], kept: float, samples: int) -> None:
-    """Refuses a budget below one component of every layer, and too little text.
+class MaskPolicy:
+    """What CAP's policies have in common as learners."""
 
-    Raises:
-        BudgetError, ConfigError: It cannot be.
-    """
-    check_one_component_each(layers, kept)
-    if samples < LEAST_WINDOWS:
-        raise ConfigError(
-            f"cap learns from some calibration windows and reports on others: give --samples of at "
-            f"least {LEAST_WINDOWS}, not {samples}"
-        )
+    @property
+    def reads_teacher(self) -> bool:
+        """The loss is that of the text: KL has no gradient at the dense model."""
+        return False
+
+    def check(self, layers: Sequence[LayerRef], kept: float, samples: int) -> None:
+        """Refuses a budget below one component of every layer, and too little text.
+
+        Raises:
+            BudgetError, ConfigError: It cannot be.
+        """
+        check_one_component_each(layers, kept)
+        if samples < LEAST_WINDOWS:
+            raise ConfigError(
+                "cap learns from some calibration windows and reports on others: give --samples of "
+                f"at least {LEAST_WINDOWS}, not {samples}"
+            )
 
 
 class MaskTraining:

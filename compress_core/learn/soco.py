@@ -17,15 +17,13 @@ from torch import Tensor, nn
 
 from compress_core.allocate.base import check_one_component_each
 from compress_core.errors import ConfigError
-from compress_core.learn.base import Assignment, Learned
+from compress_core.learn.base import Assignment, Learned, train_whole
 from compress_core.learn.gated import GatedSpectra, Map, Order
 from compress_core.learn.loop import (
     TrainState,
     check_samples,
     next_batch,
     require_finite,
-    run_steps,
-    saving_memory,
 )
 from compress_core.learn.spectrum import Spectra, choose, install, overlap
 from compress_core.types import LayerRef
@@ -112,11 +110,7 @@ class LearnSpectrum:
             NumericsError: The loss is not finite; names the step and the layer.
         """
         run = _Run(self, given)
-        training = given.training
-        tokens = min(self.batch, len(training.windows)) * training.windows.shape[1]
-        with saving_memory(given.model, given.layout, tokens):
-            curves = run_steps(self.steps, run.step, run.state, training)
-        return run.finish(curves)
+        return run.finish(train_whole(given, self.steps, run.step, run.state))
 
 
 class _Run:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from compress_core.errors import BudgetError
 from compress_core.learn.base import Atoms, Chosen
+from compress_core.learn.keep import ranking
 from compress_core.types import LayerRef, affordable
 
 Scores = Callable[[], Tensor]
@@ -202,7 +203,7 @@ def cut(
         left -= len(chosen[index]) * layer.atom_cost
     if left < 0:
         raise BudgetError(f"kept={kept:g} is exceeded by {-left} numbers of what must stay")
-    order = _by_score(scores.double().cpu(), spectra.worth)
+    order = ranking(scores.double().cpu(), spectra.worth)
     owner = torch.repeat_interleave(
         torch.arange(len(spectra.layers)), torch.tensor(spectra.starts).diff()
     )
@@ -220,14 +221,8 @@ def cut(
 
 def _best(spectra: Spectra, scores: Tensor, index: int) -> int:
     part = spectra.part(index)
-    order = _by_score(scores[part].double().cpu(), spectra.worth[part])
+    order = ranking(scores[part].double().cpu(), spectra.worth[part])
     return part.start + int(order[0])
-
-
-def _by_score(scores: Tensor, worth: Tensor) -> Tensor:
-    """Places from the highest score to the lowest, the more worth first among equals."""
-    by_worth = worth.argsort(descending=True, stable=True)
-    return by_worth[scores[by_worth].argsort(descending=True, stable=True)]
 
 
 def choose(

@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from compress_core.hf.gradients import token_loss
 from compress_core.hf.layout import ModelLayout
 from compress_core.learn.items import Items
 from compress_core.types import LayerRef
@@ -76,16 +76,9 @@ def mean_squares(
     return {tap: (total / windows.numel()).cpu() for tap, total in sums.items()}
 
 
-def token_loss(model: Any, ids: Tensor) -> Tensor:
-    """Mean cross-entropy of the predicted tokens of windows (batch, length), in nats."""
-    logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return functional.cross_entropy(wide.flatten(0, 1), ids[:, 1:].flatten())
-
-
 @torch.no_grad()
 def mean_loss(model: Any, windows: Tensor, device: str) -> Tensor:
-    """The same over many windows, a few at a time: float64, on the CPU."""
+    """Mean loss of predicted tokens over many windows, a few at a time: float64, on the CPU."""
     total = torch.zeros((), dtype=torch.float64)
     for batch in windows.split(FORWARD):
         total += len(batch) * token_loss(model, batch.to(device)).to("cpu", torch.float64)

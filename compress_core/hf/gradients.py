@@ -1,0 +1,57 @@
+"""The loss of a text, and its gradient with respect to every layer's weight, one at a time."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from compress_core.types import LayerRef
+
+Take = Callable[[LayerRef, Tensor], None]
+
+
+def token_loss(model: Any, ids: Tensor) -> Tensor:
+    """Mean cross-entropy of the predicted tokens of windows (batch, length), in nats."""
+    logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return functional.cross_entropy(wide.flatten(0, 1), ids[:, 1:].flatten())
+
+
+@contextmanager
+def weight_gradients(model: Any, layers: Sequence[LayerRef], take: Take) -> Iterator[None]:
+    """While it is open, only the layers' weights need gradients; each is taken and then freed.
+
+    Args:
+        model: A whole model; gradients that it holds are dropped.
+        layers: Whose weights.
+        take: Called in a backward pass with a layer and its gradient, (out, in).
+    """
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    handles = []
+    try:
+        for parameter, _ in flags:
+            parameter.requires_grad_(False)
+        for layer in layers:
+            weight = model.get_submodule(layer.name).weight.requires_grad_(True)
+            weight.grad = None
+            handles.append(weight.register_post_accumulate_grad_hook(_taking(layer, take)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for parameter, flag in flags:
+            parameter.grad = None
+            parameter.requires_grad_(flag)
+
+
+def _taking(layer: LayerRef, take: Take) -> Callable[[Tensor], None]:
+    @torch.no_grad()
+    def hook(weight: Tensor) -> None:
+        gradient, weight.grad = weight.grad, None
+        assert gradient is not None
+        take(layer, gradient.T if layer.transposed else gradient)
+
+    return hook
