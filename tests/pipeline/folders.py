@@ -10,17 +10,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from compress_core.hf.checkpoint import Checkpoint
 from compress_core.hf.factorise import factorise
 from compress_core.hf.folder import FactoredWeights, FolderSummary, write_folder
 from compress_core.quantise import quantise
 from compress_core.sparse import Sparse, pack
-from tests.families import linear_names
+from tests.families import linear_names, tiny_model, token_batch
 
 Factors = dict[str, tuple[torch.Tensor, torch.Tensor]]
+
+BATCH = token_batch()
+both_ways = pytest.mark.parametrize("trust", [False, True], ids=["stock", "remote"])
 
 
 @dataclass(frozen=True)
@@ -226,6 +231,32 @@ def make_pair(
     made = layers(model)
     summary = write_layers(model, dense, small, made)
     return Pair(dense, small, summary, in_memory_layers(model, made))
+
+
+def make_pairs(
+    root: Path, cases: Iterable[str], layers: Callable[[Any], list[FactoredWeights]] | None = None
+) -> dict[str, Pair]:
+    """Both folders of every case: a family's name, or that with ``_prefixless`` behind it."""
+    return {
+        case: make_pair(
+            tiny_model(case.removesuffix("_prefixless")),
+            root / case,
+            prefixless=case.endswith("_prefixless"),
+            layers=layers,
+        )
+        for case in cases
+    }
+
+
+def load(folder: Path, trust: bool = False, **options: Any) -> Any:
+    """A folder's model: the stock class, or with the folder's own code."""
+    return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=trust, **options)
+
+
+def logits_of(model: Any) -> torch.Tensor:
+    """What a model says of the batch."""
+    with torch.no_grad():
+        return model(BATCH).logits
 
 
 def edit_config(folder: Path, **entries: object) -> None:

@@ -9,27 +9,30 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
-from transformers import AutoModel, AutoModelForCausalLM
+from transformers import AutoModel
 from transformers.utils import logging as transformers_logging
 
 import compress_core.hf  # noqa: F401  registers the format
 from compress_core.errors import ModelError
 from compress_core.hf.export import to_dense
 from compress_core.hf.folder import count_parameters
-from tests.families import tiny_model, token_batch
+from tests.families import tiny_model
 from tests.pipeline.folders import (
+    BATCH,
     Pair,
+    both_ways,
     edit_config,
     entries_of,
     expect_same_tensors,
     expect_shared,
+    load,
+    logits_of,
     make_pair,
+    make_pairs,
     run_without_package,
     shared_of,
     varied_layers,
@@ -38,11 +41,9 @@ from tests.pipeline.folders import (
 )
 
 CASES = ["llama", "llama_tied", "gpt2", "gpt2_prefixless", "gpt_neox", "opt"]
-BATCH = token_batch()
 OWNER = "model.layers.0.self_attn.q_proj"  # of the tiny Llama, as is the next
 KEEPER = "model.layers.1.self_attn.k_proj"
 
-both_ways = pytest.mark.parametrize("trust", [False, True], ids=["stock", "remote"])
 
 pytestmark = pytest.mark.usefixtures("code_cache")
 
@@ -50,30 +51,12 @@ pytestmark = pytest.mark.usefixtures("code_cache")
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pair]:
     """Dense and compressed folders of every case."""
-    root = tmp_path_factory.mktemp("varied")
-    return {
-        case: make_pair(
-            tiny_model(case.removesuffix("_prefixless")),
-            root / case,
-            prefixless=case.endswith("_prefixless"),
-            layers=varied_layers,
-        )
-        for case in CASES
-    }
+    return make_pairs(tmp_path_factory.mktemp("varied"), CASES, varied_layers)
 
 
 @pytest.fixture(scope="module")
 def llama(pairs: dict[str, Pair]) -> Pair:
     return pairs["llama"]
-
-
-def load(folder: Path, trust: bool = False, **options: Any) -> Any:
-    return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=trust, **options)
-
-
-def logits_of(model: Any) -> Tensor:
-    with torch.no_grad():
-        return model(BATCH).logits
 
 
 @contextmanager

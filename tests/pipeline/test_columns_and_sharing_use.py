@@ -8,28 +8,27 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 import compress_core.hf  # noqa: F401  registers the format
 from compress_core.hf.export import to_dense
 from compress_core.hf.factored import is_factored
-from tests.families import tiny_model, token_batch
 from tests.pipeline.folders import (
+    BATCH,
     Pair,
+    both_ways,
     expect_same_tensors,
     expect_shared,
-    make_pair,
+    load,
+    logits_of,
+    make_pairs,
     varied_layers,
 )
 
 CASES = ["llama", "llama_tied", "gpt2"]
-BATCH = token_batch()
 OWNER = "model.layers.0.self_attn.q_proj"  # of the tiny Llama, as are the next two
 SHARER = "model.layers.1.self_attn.q_proj"
 KEEPER = "model.layers.1.self_attn.k_proj"
 
-both_ways = pytest.mark.parametrize("trust", [False, True], ids=["stock", "remote"])
 
 pytestmark = pytest.mark.usefixtures("code_cache")
 
@@ -37,22 +36,12 @@ pytestmark = pytest.mark.usefixtures("code_cache")
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pair]:
     """Dense and compressed folders of every case."""
-    root = tmp_path_factory.mktemp("varied")
-    return {case: make_pair(tiny_model(case), root / case, layers=varied_layers) for case in CASES}
+    return make_pairs(tmp_path_factory.mktemp("varied"), CASES, varied_layers)
 
 
 @pytest.fixture(scope="module")
 def llama(pairs: dict[str, Pair]) -> Pair:
     return pairs["llama"]
-
-
-def load(folder: Path, trust: bool = False, **options: Any) -> Any:
-    return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=trust, **options)
-
-
-def logits_of(model: Any) -> Tensor:
-    with torch.no_grad():
-        return model(BATCH).logits
 
 
 @both_ways

@@ -10,8 +10,8 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
-from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+from torch import nn
+from transformers import Trainer, TrainingArguments
 
 import compress_core.hf  # noqa: F401  registers the format
 from compress_core.errors import ModelError
@@ -22,23 +22,24 @@ from compress_core.hf.folder import count_parameters
 from compress_core.hf.memory import bytes_in_memory, expected_bytes
 from compress_core.hf.quantised_linear import QuantisedLinear
 from compress_core.quantise import CODES, quantise
-from tests.families import tiny_model, token_batch
 from tests.pipeline.folders import (
+    BATCH,
     Pair,
+    both_ways,
     edit_config,
     eight_bit_layers,
     entries_of,
     expect_same_tensors,
-    make_pair,
+    load,
+    logits_of,
+    make_pairs,
     run_without_package,
     without,
 )
 
 CASES = ["llama_tied", "llama", "llama_bias", "gpt2_prefixless", "opt", "phi3"]
-BATCH = token_batch()
 LAYER = "model.layers.0.mlp.up_proj"  # of the tiny Llama: (48, 32), so that rest_out is there
 
-both_ways = pytest.mark.parametrize("trust", [False, True], ids=["stock", "remote"])
 shapes = pytest.mark.parametrize("sizes", [(24, 40), (40, 24), (24, 24)], ids=str)
 
 pytestmark = pytest.mark.usefixtures("code_cache")
@@ -47,30 +48,12 @@ pytestmark = pytest.mark.usefixtures("code_cache")
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pair]:
     """Dense and compressed folders of every case."""
-    root = tmp_path_factory.mktemp("eight")
-    return {
-        case: make_pair(
-            tiny_model(case.removesuffix("_prefixless")),
-            root / case,
-            prefixless=case.endswith("_prefixless"),
-            layers=eight_bit_layers,
-        )
-        for case in CASES
-    }
+    return make_pairs(tmp_path_factory.mktemp("eight"), CASES, eight_bit_layers)
 
 
 @pytest.fixture(scope="module")
 def llama(pairs: dict[str, Pair]) -> Pair:
     return pairs["llama"]
-
-
-def load(folder: Path, trust: bool = False, **options: Any) -> Any:
-    return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=trust, **options)
-
-
-def logits_of(model: Any) -> Tensor:
-    with torch.no_grad():
-        return model(BATCH).logits
 
 
 def layer_with(

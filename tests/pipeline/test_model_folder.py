@@ -18,11 +18,13 @@ from compress_core.errors import ModelError
 from compress_core.hf.export import to_dense
 from compress_core.hf.factored import is_factored
 from compress_core.hf.folder import count_parameters
-from tests.families import FAMILIES, linear_names, tiny_model, token_batch
+from tests.families import FAMILIES, linear_names, tiny_model
 from tests.pipeline.folders import (
+    BATCH,
     Pair,
     edit_config,
-    make_pair,
+    logits_of,
+    make_pairs,
     random_factors,
     run_without_package,
     write_small,
@@ -30,7 +32,6 @@ from tests.pipeline.folders import (
 
 CASES = [*FAMILIES, "gpt2_prefixless"]
 RESAVED = ["llama_tied", "gpt2", "gpt2_prefixless", "gpt_neox"]
-BATCH = token_batch()
 
 pytestmark = pytest.mark.usefixtures("code_cache")
 
@@ -38,15 +39,7 @@ pytestmark = pytest.mark.usefixtures("code_cache")
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pair]:
     """Dense and compressed folders of every case."""
-    root = tmp_path_factory.mktemp("families")
-    return {
-        case: make_pair(
-            tiny_model(case.removesuffix("_prefixless")),
-            root / case,
-            prefixless=case.endswith("_prefixless"),
-        )
-        for case in CASES
-    }
+    return make_pairs(tmp_path_factory.mktemp("families"), CASES)
 
 
 @pytest.fixture(scope="module")
@@ -99,11 +92,6 @@ def damage(small: Path, target: Path) -> Path:
     del tensors["model.layers.0.mlp.up_proj.factor_in"]
     save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
     return target
-
-
-def logits_of(model: Any) -> torch.Tensor:
-    with torch.no_grad():
-        return model(BATCH).logits
 
 
 @pytest.mark.parametrize("case", CASES)

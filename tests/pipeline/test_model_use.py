@@ -18,10 +18,8 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, pipeline
 import compress_core.hf
 from compress_core.hf.factored import FactoredLinear, is_factored
 from compress_core.hf.factorise import factorise
-from tests.families import VOCABULARY, tiny_model, token_batch
-from tests.pipeline.folders import Pair, make_pair, random_factors, write_small
-
-BATCH = token_batch()
+from tests.families import VOCABULARY, tiny_model
+from tests.pipeline.folders import BATCH, Pair, logits_of, make_pair, random_factors, write_small
 
 UP, GATE, DOWN = (f"model.layers.0.mlp.{part}_proj" for part in ("up", "gate", "down"))
 
@@ -47,11 +45,6 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Pair:
 def model(request: pytest.FixtureRequest, llama: Pair) -> Any:
     """The compressed Llama, loaded as the stock class and by the folder's own code."""
     return AutoModelForCausalLM.from_pretrained(llama.small, trust_remote_code=request.param)
-
-
-def logits_of(model: Any) -> torch.Tensor:
-    with torch.no_grad():
-        return model(BATCH).logits
 
 
 def test_generate_equals_the_model_in_memory(model: Any, llama: Pair) -> None:

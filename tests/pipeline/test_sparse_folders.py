@@ -5,26 +5,30 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModel, AutoModelForCausalLM
+from transformers import AutoModel
 
 import compress_core.hf  # noqa: F401  registers the format
 from compress_core.errors import ModelError
 from compress_core.hf.export import to_dense
 from compress_core.hf.folder import count_parameters
 from compress_core.sparse import PLACES, index_bytes
-from tests.families import tiny_model, token_batch
+from tests.families import tiny_model
 from tests.pipeline.folders import (
+    BATCH,
     Pair,
+    both_ways,
     edit_config,
     entries_of,
     expect_same_tensors,
+    load,
+    logits_of,
     make_pair,
+    make_pairs,
     run_without_package,
     sparse_layers,
     without,
@@ -32,12 +36,10 @@ from tests.pipeline.folders import (
 )
 
 CASES = ["llama_tied", "llama", "llama_bias", "gpt2_prefixless", "gpt2", "opt"]
-BATCH = token_batch()
 BITS = "model.layers.0.self_attn.q_proj"  # of the tiny Llama: entries alone, half of all
 COLUMNS = "model.layers.0.mlp.down_proj"  # few entries in 48 columns
 BESIDE = "model.layers.0.self_attn.k_proj"  # beside factors, with a new bias
 
-both_ways = pytest.mark.parametrize("trust", [False, True], ids=["stock", "remote"])
 
 pytestmark = pytest.mark.usefixtures("code_cache")
 
@@ -45,30 +47,12 @@ pytestmark = pytest.mark.usefixtures("code_cache")
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pair]:
     """Dense and compressed folders of every case."""
-    root = tmp_path_factory.mktemp("sparse")
-    return {
-        case: make_pair(
-            tiny_model(case.removesuffix("_prefixless")),
-            root / case,
-            prefixless=case.endswith("_prefixless"),
-            layers=sparse_layers,
-        )
-        for case in CASES
-    }
+    return make_pairs(tmp_path_factory.mktemp("sparse"), CASES, sparse_layers)
 
 
 @pytest.fixture(scope="module")
 def llama(pairs: dict[str, Pair]) -> Pair:
     return pairs["llama"]
-
-
-def load(folder: Path, trust: bool = False, **options: Any) -> Any:
-    return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=trust, **options)
-
-
-def logits_of(model: Any) -> Tensor:
-    with torch.no_grad():
-        return model(BATCH).logits
 
 
 @pytest.mark.parametrize("case", CASES)

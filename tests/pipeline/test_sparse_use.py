@@ -8,22 +8,27 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from torch import Tensor
-from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 import compress_core.hf  # noqa: F401  registers the format
 from compress_core.errors import ModelError
 from compress_core.hf.export import to_dense
 from compress_core.hf.factored import is_factored
 from compress_core.sparse import PLACES
-from tests.families import tiny_model, token_batch
-from tests.pipeline.folders import Pair, expect_same_tensors, make_pair, sparse_layers
+from tests.pipeline.folders import (
+    BATCH,
+    Pair,
+    both_ways,
+    expect_same_tensors,
+    load,
+    logits_of,
+    make_pairs,
+    sparse_layers,
+)
 
 CASES = ["llama", "llama_bias", "gpt2"]
-BATCH = token_batch()
 BESIDE = "model.layers.0.self_attn.k_proj"  # of the tiny Llama: entries beside factors, a new bias
 
-both_ways = pytest.mark.parametrize("trust", [False, True], ids=["stock", "remote"])
 
 pytestmark = pytest.mark.usefixtures("code_cache")
 
@@ -31,22 +36,12 @@ pytestmark = pytest.mark.usefixtures("code_cache")
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pair]:
     """Dense and compressed folders of every case."""
-    root = tmp_path_factory.mktemp("sparse")
-    return {case: make_pair(tiny_model(case), root / case, layers=sparse_layers) for case in CASES}
+    return make_pairs(tmp_path_factory.mktemp("sparse"), CASES, sparse_layers)
 
 
 @pytest.fixture(scope="module")
 def llama(pairs: dict[str, Pair]) -> Pair:
     return pairs["llama"]
-
-
-def load(folder: Path, trust: bool = False, **options: Any) -> Any:
-    return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=trust, **options)
-
-
-def logits_of(model: Any) -> Tensor:
-    with torch.no_grad():
-        return model(BATCH).logits
 
 
 @both_ways
