@@ -6,7 +6,8 @@ from compress_core.decompose import ProjectOutputs
 from compress_core.errors import BudgetError
 from compress_core.methods import build_method
 from flows.config import RunConfig
-from flows.prepare import Workspace, make_job
+from flows.prepare import make_job
+from flows.workspace import Workspace
 
 MOST = 0.99  # the mildest share that a search tries
 

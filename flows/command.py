@@ -8,8 +8,9 @@ from flows.budget import MOST, at_share, resolve_budget
 from flows.checks import check_methods
 from flows.config import RunConfig, Settings, SweepConfig
 from flows.console import Reporter, current_reporter
-from flows.prepare import build_pipeline, open_workspace, read_texts
+from flows.prepare import build_pipeline
 from flows.report import check_report, write_report
+from flows.workspace import open_workspace, read_texts
 from tasks.tracking import check_tracking
 
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from flows.prepare import Pipeline, Workspace
+from flows.prepare import Pipeline
+from flows.workspace import Workspace
 from storage.keys import ABSENT, Difference, differences, recipe_key
 from storage.manifest import Manifest
 from storage.store import Store

@@ -18,7 +18,8 @@ from flows.config import RunConfig, Settings, SweepConfig, build_config, file_an
 from flows.console import make_console
 from flows.home import open_home
 from flows.plan import Estimate, Planned, Planner, estimate
-from flows.prepare import build_pipeline, open_workspace
+from flows.prepare import build_pipeline
+from flows.workspace import open_workspace
 
 Print = Callable[[Any], None]
 

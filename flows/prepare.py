@@ -1,80 +1,35 @@
-"""What can be refused is refused here, before a stage runs: settings, model, texts, tasks.
+"""A configuration becomes the groups of units that the flow then runs in order.
 
-Also the place where a configuration becomes the groups of units that the flow then runs in order.
+What method, options and budget make impossible on this model is refused here, before a stage runs.
 """
 
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
 
-from compress_core.hf.checkpoint import resolve_model
-from compress_core.hf.layout import load_config
-from compress_core.hf.lm_eval_tasks import TaskSpec, find_tasks
-from compress_core.hf.text import clip_length
 from compress_core.methods import build_method
 from compress_core.types import Budget
-from flows.checks import choose_device
-from flows.config import RunConfig, Settings
-from flows.console import current_reporter
-from flows.home import open_home
+from flows.config import RunConfig
 from flows.output import check_output
-from storage.digests import DigestCache
-from storage.store import Store
+from flows.workspace import Workspace
 from tasks.allocate import allocate_group
 from tasks.collect import collect_groups
 from tasks.decompose import decompose_groups
-from tasks.evaluate import Models, task_group, text_group
+from tasks.evaluate import task_group, text_group
 from tasks.fisher import fisher_group
 from tasks.job import Job
 from tasks.learn import learn_groups
 from tasks.materialise import materialise_group
-from tasks.model import DenseModel
 from tasks.probe import probe_groups
 from tasks.realise import Upstream, realise_groups
 from tasks.recover import recover_groups
 from tasks.sequential import sequential_groups
-from tasks.tokenise import Text, calibration_group, evaluation_group
-from tasks.units import Group, Outcome, Session, Unit
+from tasks.units import Group, Unit
 from tasks.whiten import whiten_groups
 
 EIGHT_BITS = (
     "{method} is mixed quantisation: it stores factors in 8 bits, and two such numbers count as "
     "one parameter; compare its rows only with those of methods that store 8-bit numbers"
 )
-
-
-@dataclass
-class Workspace:
-    """What all runs of one command share.
-
-    Attributes:
-        settings: The command's settings.
-        store: Artifacts.
-        digests: Remembered file contents.
-        model: The dense model.
-        models: Whole models held for evaluation.
-        length: Tokens per window, clipped to the model's context.
-        tasks: lm-eval tasks, found.
-        notes: What people should be told.
-        refreshed: Keys that --refresh has computed again already.
-        earlier: Key to outcome of what was computed before the flow.
-    """
-
-    settings: Settings
-    store: Store
-    digests: DigestCache
-    model: DenseModel
-    models: Models
-    length: int
-    tasks: list[TaskSpec]
-    notes: list[str] = field(default_factory=list)
-    refreshed: set[str] = field(default_factory=set)
-    earlier: dict[str, Outcome] = field(default_factory=dict)
-
-    @cached_property
-    def texts(self) -> tuple[Group | None, dict[str, Group]]:
-        """The calibration group, if there is calibration text, and label to evaluation group."""
-        return text_groups(self)
 
 
 @dataclass(frozen=True)
@@ -98,94 +53,6 @@ class Pipeline:
     realised: dict[str, Unit]  # layer -> unit
     folder: Unit
     evaluations: list[Evaluation]
-
-
-def open_workspace(settings: Settings) -> Workspace:
-    """Opens store and model and finds the tasks.
-
-    Raises:
-        CompressError, StorageError: Something the user asked for cannot be had.
-    """
-    home = settings.home.expanduser()
-    open_home(home)
-    notes: list[str] = []
-
-    def tell(problem: str) -> None:
-        notes.append(problem)
-        if reporter := current_reporter.get():  # before there is one, notes are told together
-            reporter.note(problem)
-
-    store = Store(home / "store", on_problem=tell)
-    digests = DigestCache(home / "digests.json")
-    device = choose_device(settings.device)
-    folder = resolve_model(settings.model)
-    local = Path(settings.model).expanduser().is_dir()
-    name = None if local else settings.model.rstrip("/").rpartition("/")[2]  # not a cache's folder
-    model = DenseModel(folder, digests, device, settings.trust_remote_code, name)
-    config = load_config(model.checkpoint, settings.trust_remote_code)
-    length = clip_length(settings.length, config)
-    if length < settings.length:
-        notes.append(
-            f"windows are {length} tokens long, not {settings.length}: "
-            "the model's context ends there"
-        )
-    tasks = find_tasks(settings.tasks, settings.task_path) if settings.tasks else []
-    return Workspace(settings, store, digests, model, Models(model), length, tasks, notes)
-
-
-def text_groups(workspace: Workspace) -> tuple[Group | None, dict[str, Group]]:
-    """The calibration group, if there is calibration text, and label to evaluation group."""
-    settings, model = workspace.settings, workspace.model
-    held_out = settings.calibration is not None and not settings.eval_text
-    calibration = None
-    if settings.calibration is not None:
-        text = Text(
-            settings.calibration,
-            settings.calibration_field,
-            "calibration" if held_out else "all",
-        )
-        calibration = calibration_group(
-            model,
-            text,
-            workspace.digests,
-            samples=settings.samples,
-            length=workspace.length,
-            seed=settings.seed,
-            bos=settings.bos,
-        )
-    texts = [Text(source, settings.eval_field) for source in settings.eval_text]
-    if held_out and settings.calibration is not None:
-        texts = [Text(settings.calibration, settings.calibration_field, "held-out")]
-        workspace.notes.append(
-            f"no --eval-text: the last tenth of {settings.calibration} is held back for it"
-        )
-    labels = [text.label for text in texts]
-    groups = {
-        (text.label if labels.count(text.label) == 1 else text.source): evaluation_group(
-            model,
-            text,
-            workspace.digests,
-            length=workspace.length,
-            windows=settings.eval_windows or None,
-        )
-        for text in texts
-    }
-    return calibration, groups
-
-
-def read_texts(workspace: Workspace, needs_calibration: bool) -> None:
-    """Tokenises what the runs will read, so that a text that will not do is refused at once.
-
-    Raises:
-        TextError: A text cannot be read or is too short for one window.
-    """
-    calibration, texts = workspace.texts
-    session = Session(workspace.store, workspace.settings.refresh, refreshed=workspace.refreshed)
-    wanted = [calibration] if needs_calibration and calibration is not None else []
-    for group in [*wanted, *texts.values()]:
-        for outcome in session.run(group):
-            if outcome.state == "computed":
-                workspace.earlier[outcome.key] = outcome
 
 
 def build_pipeline(workspace: Workspace, config: RunConfig) -> Pipeline:

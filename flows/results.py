@@ -12,7 +12,8 @@ from uuid import uuid4
 
 from pydantic import BaseModel
 
-from flows.prepare import Evaluation, Pipeline, Workspace
+from flows.prepare import Evaluation, Pipeline
+from flows.workspace import Workspace
 from storage.disk import replace_file
 from tasks.learn import CURVES
 from tasks.recover import TENSOR

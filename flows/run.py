@@ -18,7 +18,7 @@ from flows.checks import check_methods
 from flows.config import RunConfig, write_yaml
 from flows.console import get_reporter
 from flows.output import CONFIG_FILE, check_output
-from flows.prepare import Pipeline, Workspace, build_pipeline, open_workspace
+from flows.prepare import Pipeline, build_pipeline
 from flows.results import (
     as_stage,
     collect_result,
@@ -27,6 +27,7 @@ from flows.results import (
     save_run_record,
     stored_of,
 )
+from flows.workspace import Workspace, open_workspace
 from tasks.materialise import publishing
 from tasks.register import register
 from tasks.stage import run_group

@@ -7,8 +7,9 @@ from prefect import flow
 from flows.checks import check_methods
 from flows.config import SweepConfig
 from flows.console import get_reporter
-from flows.prepare import build_pipeline, open_workspace
+from flows.prepare import build_pipeline
 from flows.run import current_workspace, run_flow
+from flows.workspace import open_workspace
 
 
 @flow(

@@ -14,8 +14,9 @@ from flows.budget import MOST, at_share
 from flows.checks import check_methods
 from flows.config import RunConfig
 from flows.console import get_reporter
-from flows.prepare import Pipeline, Workspace, build_pipeline, open_workspace
+from flows.prepare import Pipeline, build_pipeline
 from flows.run import current_workspace, new_session, run_flow, run_groups
+from flows.workspace import Workspace, open_workspace
 
 TOLERANCE = 0.005
 

@@ -31,7 +31,8 @@ from transformers import (
 from flows.budget import resolve_budget
 from flows.checks import check_methods
 from flows.config import RunConfig
-from flows.prepare import Pipeline, build_pipeline, open_workspace
+from flows.prepare import Pipeline, build_pipeline
+from flows.workspace import open_workspace
 from storage.store import Store
 from tasks.materialise import FOLDER
 from tasks.units import Outcome, Session, Unit

@@ -11,7 +11,8 @@ import pytest
 from flows.config import SweepConfig
 from flows.plan import Planned, Planner, estimate
 from flows.plan_command import plan_as_run_or_sweep
-from flows.prepare import build_pipeline, open_workspace
+from flows.prepare import build_pipeline
+from flows.workspace import open_workspace
 from tests.pipeline import pico
 
 Unit = tuple[str, str]

@@ -189,7 +189,8 @@ import compress_core
 assert compress_core.__file__.startswith(sys.argv[1]), compress_core.__file__
 from flows.config import RunConfig, SweepConfig
 from flows.plan import Planner
-from flows.prepare import build_pipeline, open_workspace
+from flows.prepare import build_pipeline
+from flows.workspace import open_workspace
 settings = json.loads(sys.argv[2])
 workspace = open_workspace(RunConfig(**settings))
 planned = Planner(workspace.store).plan(build_pipeline(workspace, RunConfig(**settings)))
