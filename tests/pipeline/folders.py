@@ -305,6 +305,39 @@ def without(folder: Path, target: Path, *keys: str, **changed: torch.Tensor) -> 
     return target
 
 
+def without_package(
+    pairs: dict[str, Pair], cases: Iterable[str], lost: str, folder: Path
+) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """What a process without eigenpress finds in the folders of some cases, checked to the bit.
+
+    Args:
+        pairs: Every case's folders.
+        cases: Those that it loads and saves again, under their names in ``folder``.
+        lost: Key of the tensor that a damaged copy of the Llama lacks.
+        folder: Where it writes.
+
+    Returns:
+        Its facts, and its logits by case.
+    """
+    damaged = str(without(pairs["llama"].small, folder / "damaged", lost))
+    asked = {
+        "batch": BATCH.tolist(),
+        "families": {case: str(pairs[case].small) for case in cases},
+        "resave": {case: str(folder / case) for case in cases},
+        "damaged": damaged,
+        "newer": damaged,
+    }
+    run_without_package(folder, asked)
+    facts = json.loads((folder / "facts.json").read_text())
+    logits = load_file(folder / "logits.safetensors")
+    for case in cases:
+        assert torch.equal(logits[case], logits_of(pairs[case].reference))
+        assert "mismatch" in facts["guard"][case]
+        expect_same_tensors(folder / case, pairs[case].small)
+    assert f"no {lost}" in facts["damaged"]
+    return facts, logits
+
+
 def run_without_package(root: Path, request: dict[str, Any]) -> None:
     """Run `without_package.py` on a request, in a process that cannot import our package."""
     (root / "request.json").write_text(json.dumps(request))

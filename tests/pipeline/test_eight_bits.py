@@ -33,8 +33,8 @@ from tests.pipeline.folders import (
     load,
     logits_of,
     make_pairs,
-    run_without_package,
     without,
+    without_package,
 )
 
 CASES = ["llama_tied", "llama", "llama_bias", "gpt2_prefixless", "opt", "phi3"]
@@ -166,24 +166,7 @@ def test_loading_equals_the_model_in_memory(
 
 def test_without_our_package(pairs: dict[str, Pair], tmp_path: Path) -> None:
     cases = ["llama", "llama_tied", "opt"]
-    damaged = without(pairs["llama"].small, tmp_path / "damaged", f"{LAYER}.codes_in")
-    run_without_package(
-        tmp_path,
-        {
-            "batch": BATCH.tolist(),
-            "families": {case: str(pairs[case].small) for case in cases},
-            "resave": {case: str(tmp_path / case) for case in cases},
-            "damaged": str(damaged),
-            "newer": str(damaged),
-        },
-    )
-    facts = json.loads((tmp_path / "facts.json").read_text())
-    logits = load_file(tmp_path / "logits.safetensors")
-    for case in cases:
-        assert torch.equal(logits[case], logits_of(pairs[case].reference))
-        assert "mismatch" in facts["guard"][case]
-        expect_same_tensors(tmp_path / case, pairs[case].small)
-    assert f"no {LAYER}.codes_in" in facts["damaged"]
+    facts, _ = without_package(pairs, cases, f"{LAYER}.codes_in", tmp_path)
     assert facts["lora"][-1] < facts["lora"][0]
 
 
