@@ -8,9 +8,10 @@ from typing import Any
 
 from compress_core.hf.checkpoint import Checkpoint
 from compress_core.hf.folder import companion_files
-from compress_core.hf.layout import ModelLayout, inspect_model
+from compress_core.hf.layout import inspect_model
 from compress_core.hf.stream import BlockStream
 from compress_core.hf.text import load_tokenizer, tokenizer_files
+from compress_core.types import ModelLayout
 from storage.digests import DigestCache, file_digest, safetensors_digests
 from storage.keys import recipe_key
 

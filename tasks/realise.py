@@ -85,7 +85,6 @@ def realise_unit(
         views["share"] = (upstream.allocation, view_of(stack))
     else:
         inputs["learned"] = upstream.allocation[layer.name]
-        settings["learned"] = True
     if method.eight_bits:
         settings["bits"] = 8
     fitted = method.refine or method.prune

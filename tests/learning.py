@@ -12,11 +12,11 @@ from torch import Tensor
 
 from compress_core.decompose import Decomposer, ProjectOutputs
 from compress_core.hf.checkpoint import Checkpoint
-from compress_core.hf.layout import ModelLayout, inspect_model
+from compress_core.hf.layout import inspect_model
 from compress_core.learn.base import Assignment, Atoms, Chosen, Learned, Learner, pick
 from compress_core.learn.loop import Training
 from compress_core.learn.teacher import Teacher, teach
-from compress_core.types import LayerRef
+from compress_core.types import LayerRef, ModelLayout
 from compress_core.whiten import Plain
 from tests.families import tiny_model, token_batch
 

@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from compress_core.errors import NumericsError, TextError
-from compress_core.hf.gradients import token_loss, weight_gradients
-from compress_core.hf.layout import ModelLayout
+from compress_core.gradients import token_loss, weight_gradients
 from compress_core.hf.stream import Progress
-from compress_core.types import LayerRef
+from compress_core.types import LayerRef, ModelLayout
 
 
 def fisher_columns(

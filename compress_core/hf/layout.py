@@ -19,51 +19,9 @@ from transformers.pytorch_utils import Conv1D
 
 from compress_core.errors import ModelError
 from compress_core.hf.checkpoint import Checkpoint
-from compress_core.types import LayerRef
+from compress_core.types import LayerRef, ModelLayout
 
 EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
-
-
-@dataclass(frozen=True)
-class ModelLayout:
-    """Where the compressible layers of a model sit.
-
-    Attributes:
-        architecture: Class name, for instance ``LlamaForCausalLM``.
-        base_class: Class name of the model without its head.
-        base_prefix: Attribute that holds the base model, for instance ``model``.
-        blocks: Module paths of the decoder blocks, in order.
-        layers: Every compressible layer, in the order of blocks and of first use.
-        dtype: Name of the floating dtype that the model computes in.
-        block_parameters: Block index to the parameter names inside it.
-        outer_parameters: Parameter names of the base model outside the blocks.
-        block_buffers: Block index to the names of buffers that a checkpoint may hold.
-        outer_buffers: The same outside the blocks.
-        tuple_output: Whether a block returns a tuple that starts with the hidden states.
-    """
-
-    architecture: str
-    base_class: str
-    base_prefix: str
-    blocks: tuple[str, ...]
-    layers: tuple[LayerRef, ...]
-    dtype: str
-    block_parameters: tuple[tuple[str, ...], ...]
-    outer_parameters: tuple[str, ...]
-    block_buffers: tuple[tuple[str, ...], ...]
-    outer_buffers: tuple[str, ...]
-    tuple_output: bool
-
-    def of_block(self, block: int) -> tuple[LayerRef, ...]:
-        """The compressible layers of one block."""
-        return tuple(layer for layer in self.layers if layer.block == block)
-
-    def taps(self, block: int) -> dict[str, tuple[LayerRef, ...]]:
-        """Tap name to the layers of ``block`` that share it."""
-        taps: dict[str, list[LayerRef]] = {}
-        for layer in self.of_block(block):
-            taps.setdefault(layer.tap, []).append(layer)
-        return {name: tuple(layers) for name, layers in taps.items()}
 
 
 def load_config(checkpoint: Checkpoint, trust_remote_code: bool = False) -> PretrainedConfig:

@@ -15,8 +15,9 @@ from transformers import AutoModelForCausalLM
 
 from compress_core.errors import ModelError, NumericsError
 from compress_core.hf.checkpoint import Checkpoint
-from compress_core.hf.layout import ModelLayout, load_config, tensors_in
+from compress_core.hf.layout import load_config, tensors_in
 from compress_core.stats import InputAccumulator, InputStats
+from compress_core.types import ModelLayout
 
 Progress = Callable[[int, int], None]  # samples done, samples in all
 Call = tuple[tuple[Any, ...], dict[str, Any]]  # what a block is called with

@@ -10,11 +10,10 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from compress_core.decompose import LowRank
-from compress_core.hf.layout import ModelLayout
 from compress_core.learn.loop import Step, Training, TrainState, run_steps, saving_memory
 from compress_core.learn.teacher import Teacher
 from compress_core.sparse import Sparse
-from compress_core.types import LayerRef
+from compress_core.types import LayerRef, ModelLayout
 
 
 @dataclass(frozen=True)

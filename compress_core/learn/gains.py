@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from compress_core.errors import ConfigError, NumericsError
-from compress_core.hf.gradients import token_loss, weight_gradients
+from compress_core.gradients import token_loss, weight_gradients
 from compress_core.learn.base import Assignment, Atoms, Learned
 from compress_core.learn.loop import (
     TrainState,

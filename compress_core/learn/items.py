@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compress_core.hf.layout import ModelLayout
 from compress_core.learn.base import Atoms, Chosen
 from compress_core.learn.keep import fill
-from compress_core.types import LayerRef, affordable
+from compress_core.types import LayerRef, ModelLayout, affordable
 
 HELD_BYTES = 1 << 30
 """Atoms of all layers together up to which they are held; above, each is read when it is needed."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from compress_core.errors import ConfigError, NumericsError
-from compress_core.hf.layout import ModelLayout
+from compress_core.types import ModelLayout
 
 CHECKPOINTED_BYTES = 1 << 30
 """Activations of a batch above which blocks are run again in the backward pass, in bytes."""

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from compress_core.hf.layout import ModelLayout
 from compress_core.learn.loop import Training, require_finite
 from compress_core.learn.teacher import Teacher
+from compress_core.types import ModelLayout
 
 LOGIT_BYTES = 1 << 30
 """Logits in float32 of the windows that are run at once; of a larger batch gradients are summed."""

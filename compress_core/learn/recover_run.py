@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compress_core.hf.layout import ModelLayout
 from compress_core.learn.loop import Training, TrainState, batch_of
 from compress_core.learn.recover_loss import Objective
 from compress_core.learn.recover_parts import (
@@ -23,6 +22,7 @@ from compress_core.learn.recover_parts import (
 from compress_core.learn.recover_plan import LADDER, Recovery, best_trial, next_trial
 from compress_core.learn.recover_windows import split_windows
 from compress_core.learn.teacher import Teacher
+from compress_core.types import ModelLayout
 
 TRIAL_WARM_UP = 0.25  # share of a trial
 PATIENCE = 6  # checks without a better one after which the best state comes back

@@ -12,10 +12,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from compress_core.hf.gradients import token_loss
-from compress_core.hf.layout import ModelLayout
+from compress_core.gradients import token_loss
 from compress_core.learn.items import Items
-from compress_core.types import LayerRef
+from compress_core.types import LayerRef, ModelLayout
 
 Init = Literal["energy", "activation"]
 FORWARD = 8  # windows in one forward; it changes rounding only

@@ -10,8 +10,9 @@ from torch import Tensor
 from compress_core.errors import NumericsError, TextError
 from compress_core.hf.checkpoint import Checkpoint
 from compress_core.hf.fisher import fisher_columns
-from compress_core.hf.layout import ModelLayout, inspect_model
+from compress_core.hf.layout import inspect_model
 from compress_core.hf.loading import load_model
+from compress_core.types import ModelLayout
 from tests.contracts.streams import save
 from tests.families import token_batch
 

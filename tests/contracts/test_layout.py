@@ -11,7 +11,8 @@ import transformers
 
 from compress_core.errors import ModelError
 from compress_core.hf.checkpoint import Checkpoint
-from compress_core.hf.layout import ModelLayout, inspect_model
+from compress_core.hf.layout import inspect_model
+from compress_core.types import ModelLayout
 from tests.families import FAMILIES, linear_names, tiny_model
 
 SPLIT = [["q_proj", "k_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"]]

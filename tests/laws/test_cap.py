@@ -14,7 +14,7 @@ from torch import Tensor
 from compress_core.decompose import LowRank
 from compress_core.errors import BudgetError, ConfigError, NumericsError
 from compress_core.hf.checkpoint import Checkpoint
-from compress_core.hf.layout import ModelLayout, inspect_model
+from compress_core.hf.layout import inspect_model
 from compress_core.hf.loading import load_model
 from compress_core.learn.base import Assignment, Atoms, Chosen, Learned, Learner, pick
 from compress_core.learn.bernoulli import EPSILON, EntryPolicy, reinforce
@@ -33,7 +33,7 @@ from compress_core.refine.masked import (
 )
 from compress_core.rpca import RobustPca
 from compress_core.sparse import Sparse
-from compress_core.types import LayerRef
+from compress_core.types import LayerRef, ModelLayout
 from compress_core.whiten import Plain
 from tests.families import tiny_model, token_batch
 from tests.made_up import weight_and_inputs

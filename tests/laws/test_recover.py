@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from compress_core.errors import ConfigError, NumericsError
 from compress_core.hf.checkpoint import Checkpoint
-from compress_core.hf.layout import ModelLayout, inspect_model
+from compress_core.hf.layout import inspect_model
 from compress_core.hf.loading import load_model
 from compress_core.learn.loop import NoCheckpoints, Training
 from compress_core.learn.recover import Recovered, recover
@@ -29,6 +29,7 @@ from compress_core.learn.recover_plan import (
 )
 from compress_core.learn.recover_windows import split_windows
 from compress_core.learn.teacher import Teacher, teach
+from compress_core.types import ModelLayout
 from tests.families import tiny_model, token_batch
 from tests.pipeline.folders import make_pair, sparse_layers, varied_layers
 
