@@ -8,7 +8,7 @@ Q = P × its eigenvectors. Any smaller budget is a prefix: u = Q_k, v = Q_kᵀ W
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -105,6 +105,11 @@ class Decomposer(Protocol):
         """Whether it is asked for all components, not only as many as pay."""
         ...
 
+    @property
+    def offers_entries(self) -> bool:
+        """Whether it makes sparse entries beside the components."""
+        ...
+
     def prepare(self, weight: Tensor, metric: Metric, rank: int) -> Prepared:
         """Decomposes ``weight`` (out, in), keeping at most ``rank`` components."""
         ...
@@ -124,6 +129,7 @@ class ProjectOutputs:
     """
 
     whole: bool = False
+    offers_entries: ClassVar[bool] = False
 
     def prepare(self, weight: Tensor, metric: Metric, rank: int) -> Prepared:
         """Decomposes ``weight`` (out, in) into ``ut`` (rank, out) and ``v`` (rank, in).

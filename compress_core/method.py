@@ -96,6 +96,12 @@ class Method:
         return bool(self.whiten.needs or measured or fitted is not None)
 
     @property
+    def stores_entries(self) -> bool:
+        """Whether layers may have sparse entries, whose places take bytes of their own."""
+        learned = self.learn is not None and self.decompose.offers_entries
+        return self.prune is not None or learned
+
+    @property
     def sequential(self) -> bool:
         """Whether layers are measured behind compressed ones, and so done in order."""
         return PREFIX in self._moments

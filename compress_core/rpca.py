@@ -130,6 +130,7 @@ class RobustPca:
     lambda_scale: float = 1.0
     tolerance: float = 1e-6
     whole: ClassVar[bool] = True
+    offers_entries: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.iterations < 1:

@@ -2,7 +2,6 @@
 
 import math
 
-from compress_core.decompose import ProjectOutputs
 from compress_core.errors import BudgetError
 from compress_core.methods import build_method
 from flows.config import RunConfig
@@ -31,7 +30,8 @@ def resolve_budget(workspace: Workspace, config: RunConfig) -> RunConfig:
     fixed = model.checkpoint.nbytes - of_layers
     room = config.target_bytes - fixed
     beside, places = "", 0
-    if room < compressible * widest and stores_entries(config):
+    method = build_method(config.method, config.options, config.allocate)
+    if room < compressible * widest and method.stores_entries:
         places = sum(-(-layer.dense_cost // 8) for layer in model.layout.layers)
         beside = f", places of sparse entries {places:,} at most"
     kept = min(1.0, (room - places) / (compressible * widest))
@@ -51,16 +51,6 @@ def resolve_budget(workspace: Workspace, config: RunConfig) -> RunConfig:
         ) from None
     workspace.notes.append(f"--target-bytes {config.target_bytes:,} is kept={kept:g} of the layers")
     return found
-
-
-def stores_entries(config: RunConfig) -> bool:
-    """Whether the method's layers may have sparse entries, whose places take bytes of their own.
-
-    A learner has only those that its decomposition offers; the plain truncation offers none.
-    """
-    method = build_method(config.method, config.options, config.allocate)
-    learned = method.learn is not None and not isinstance(method.decompose, ProjectOutputs)
-    return method.prune is not None or learned
 
 
 def at_share(config: RunConfig, kept: float) -> RunConfig:

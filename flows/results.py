@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from flows.prepare import Evaluation, Pipeline
 from flows.workspace import Workspace
+from storage.artifact import Artifact
 from storage.disk import replace_file
 from tasks.learn import CURVES
 from tasks.recover import TENSOR
@@ -73,15 +74,13 @@ def collect_result(
 
 def learned_of(pipeline: Pipeline, session: Session) -> dict[str, Any]:
     """Of a method that trains: what it found ("learned"), and the course of kl and kept."""
-    for unit in (unit for group in pipeline.groups for unit in group.units):
-        if unit.stage == "learn" and unit.name == CURVES:
-            artifact = session.artifact(unit)
-            curves = {
-                name: [float(f"{value:.4g}") for value in artifact.array(name)]
-                for name in ("kl", "kept")
-                if name in artifact.names
-            }
-            return {"learned": dict(artifact.attrs["report"]), "curves": curves}
+    for artifact in _trained(pipeline, session, "learn"):
+        curves = {
+            name: [float(f"{value:.4g}") for value in artifact.array(name)]
+            for name in ("kl", "kept")
+            if name in artifact.names
+        }
+        return {"learned": dict(artifact.attrs["report"]), "curves": curves}
     return {}
 
 
@@ -92,14 +91,20 @@ def stored_of(pipeline: Pipeline, session: Session) -> dict[str, dict[str, Any]]
 
 def curves_of(pipeline: Pipeline, session: Session) -> dict[str, list[float]]:
     """Stage and name, "recover/kl", to a value per step, of all that the run trained."""
-    found = {}
+    return {
+        f"{stage}/{name}": artifact.array(name).tolist()
+        for stage in ("learn", "recover")
+        for artifact in _trained(pipeline, session, stage)
+        for name in artifact.names
+        if not name.startswith(TENSOR)
+    }
+
+
+def _trained(pipeline: Pipeline, session: Session, stage: str) -> Iterator[Artifact]:
+    """What holds the curves of a stage that trains; nothing where the run has none."""
     for unit in (unit for group in pipeline.groups for unit in group.units):
-        if unit.stage == "recover" or (unit.stage == "learn" and unit.name == CURVES):
-            artifact = session.artifact(unit)
-            for name in artifact.names:
-                if not name.startswith(TENSOR):
-                    found[f"{unit.stage}/{name}"] = artifact.array(name).tolist()
-    return found
+        if unit.stage == stage and (stage == "recover" or unit.name == CURVES):
+            yield session.artifact(unit)
 
 
 def as_stage(outcome: Outcome) -> dict[str, Any]:

@@ -83,7 +83,7 @@ def materialise_group(job: Job, realised: Mapping[str, Unit]) -> Group:
                 "bytes": summary.nbytes,
                 "compressible": numbers,
                 "memory": {
-                    "dense": expected_bytes(model.checkpoint),
+                    "dense": model.memory,
                     "compressed": expected_bytes(
                         Checkpoint(summary.folder, compressed=summary.layers > 0)
                     ),

@@ -9,6 +9,7 @@ from typing import Any
 from compress_core.hf.checkpoint import Checkpoint
 from compress_core.hf.folder import companion_files
 from compress_core.hf.layout import inspect_model
+from compress_core.hf.memory import expected_bytes
 from compress_core.hf.stream import BlockStream
 from compress_core.hf.text import load_tokenizer, tokenizer_files
 from compress_core.types import ModelLayout
@@ -102,6 +103,11 @@ class DenseModel:
     def parameters(self) -> int:
         """Numbers in the files, each stored tensor counted once."""
         return sum(self.numbers(key) for key in self.checkpoint.names)
+
+    @cached_property
+    def memory(self) -> int:
+        """Bytes that it holds in memory."""
+        return expected_bytes(self.checkpoint)
 
     def numbers(self, key: str) -> int:
         """Numbers in one stored tensor."""

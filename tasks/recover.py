@@ -4,8 +4,6 @@ It works on the folder that ``materialise`` wrote, of whatever method: numbers c
 does not. The dense model's predictions (stage ``teacher``) are those that every training reads.
 """
 
-from dataclasses import replace
-
 from torch import Tensor
 
 from compress_core.hf.loading import load_model
@@ -98,7 +96,6 @@ class _Recover:
             trust_remote_code=job.model.trust_remote_code,
         )
         training = training_of(job, work, self.calibration, recovery.batch, recovery.all_steps)
-        training = replace(training, seed=recovery.seed)
         found = recover(
             model, job.model.layout, recovery, read_teacher(work, self.teacher), training
         )
