@@ -41,7 +41,7 @@ class Entries:
             )
         if self.adapter is not None and not 0 <= self.adapter < 1:
             raise ConfigError(
-                f"rank_ratio, a part of the smaller side, is in [0, 1); got {self.adapter:g}"
+                f"rank_share, a part of the smaller side, is in [0, 1); got {self.adapter:g}"
             )
         read_pattern(self.pattern)
 

@@ -18,7 +18,7 @@ from compress_core.prune.adapter import Adapter
 
 def slim(
     mask: str = "wanda",
-    rank_ratio: float = 0.1,
+    rank_share: float = 0.1,
     pattern: str = "unstructured",
     damping: float = 0.01,
     blocksize: int = 128,
@@ -27,7 +27,7 @@ def slim(
 
     Args:
         mask: What prunes, "wanda" or "sparsegpt".
-        rank_ratio: Rank of the adapter as a part of the layer's smaller side, in [0, 1).
+        rank_share: Rank of the adapter as a part of the layer's smaller side, in [0, 1).
         pattern: "unstructured", or N:M for N of every M neighbours, such as 2:4 or 4:8.
         damping: Of SparseGPT.
         blocksize: Of SparseGPT.
@@ -39,6 +39,6 @@ def slim(
         "slim",
         "pruned, with a low-rank adapter for the error",
         "2410.09615",
-        allocate=Entries(adapter=rank_ratio, pattern=pattern),
+        allocate=Entries(adapter=rank_share, pattern=pattern),
         prune=Adapter(mask, damping, blocksize, pattern),
     )

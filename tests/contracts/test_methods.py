@@ -52,7 +52,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "oats": {"low_rank": 0.25, "iterations": 80, "pattern": "unstructured"},
     "slim": {
         "mask": "wanda",
-        "rank_ratio": 0.1,
+        "rank_share": 0.1,
         "pattern": "unstructured",
         "damping": 0.01,
         "blocksize": 128,

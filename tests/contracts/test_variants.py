@@ -244,7 +244,7 @@ def test_updates_make_a_method_sequential() -> None:
         ("oats", {"low_rank": 1}, "low_rank, the factors' part of a layer's numbers, is in [0, 1)"),
         ("oats", {"iterations": 0}, "iterations must be at least 1, got 0"),
         ("slim", {"mask": "magnitude"}, "must be one of wanda, sparsegpt; got 'magnitude'"),
-        ("slim", {"rank_ratio": 1}, "rank_ratio, a part of the smaller side, is in [0, 1); got 1"),
+        ("slim", {"rank_share": 1}, "rank_share, a part of the smaller side, is in [0, 1); got 1"),
         ("slim", {"damping": -1}, "damping, a part of the mean of H, is 0 or more; got -1"),
         ("hassle_free", {"own_damping": -1}, "own_damping is 0 or more, got -1"),
         ("hassle_free", {"low_rank": "nan"}, "is in [0, 1); got nan"),

@@ -191,7 +191,7 @@ def test_again_and_at_another_budget(whole: pico.Walk, inputs: pico.Inputs, home
 
 
 def test_a_sweep_prunes_and_counts(run: Run, inputs: pico.Inputs, home: Path) -> None:
-    settings = inputs.settings(home, methods=["wanda", "slim:rank_ratio=0.05"], kept=[KEPT])
+    settings = inputs.settings(home, methods=["wanda", "slim:rank_share=0.05"], kept=[KEPT])
     results = run(settings)
     assert [result["method"] for result in results] == settings["methods"]
     for result in results:
