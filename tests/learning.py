@@ -1,6 +1,6 @@
 """A tiny model with all that a learner is given, made in memory."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -48,31 +48,33 @@ class Memory:
 class Lesson:
     """The model, its layers' atoms, the text, and what the dense model says of it."""
 
-    family: str
+    model: Callable[[], Any]
+    """A fresh copy of the dense model."""
     layout: ModelLayout
     atoms: dict[str, Atoms]
     windows: Tensor
     teacher: Teacher
-
-    def model(self) -> Any:
-        """A fresh copy of the dense model."""
-        return tiny_model(self.family)
 
     def learn(
         self, learner: Learner, kept: float, memory: Memory | None = None, seed: int = 0
     ) -> Learned:
         """Trains, again and again where it is stopped."""
         memory = memory or Memory()
+        while True:
+            try:
+                return learner.learn(self.assignment(learner, kept, memory, seed))
+            except Stopped:
+                continue
+
+    def assignment(
+        self, learner: Learner, kept: float, memory: Memory | None = None, seed: int = 0
+    ) -> Assignment:
+        """What a learner is given, with a model of its own."""
+        memory = memory or Memory()
         training = Training(
             self.windows, "cpu", learner.batch, seed, checkpoints=memory, progress=memory.progress
         )
-        while True:
-            try:
-                return learner.learn(
-                    Assignment(self.model(), self.layout, self.read, kept, self.teacher, training)
-                )
-            except Stopped:
-                continue
+        return Assignment(self.model(), self.layout, self.read, kept, self.teacher, training)
 
     def read(self, layer: LayerRef) -> Atoms:
         """A layer's atoms."""
@@ -103,23 +105,49 @@ class Lesson:
         return model
 
 
+def same(one: Learned, other: Learned) -> bool:
+    """Whether two trainings came to the same end on the same way."""
+
+    def equal(a: Tensor | None, b: Tensor | None) -> bool:
+        return a is b if a is None or b is None else torch.equal(a, b)
+
+    pairs = [(one.chosen[name], other.chosen[name]) for name in one.chosen]
+    parts = ("index", "scale", "entries", "bias")
+    return (
+        all(equal(getattr(a, part), getattr(b, part)) for a, b in pairs for part in parts)
+        and all(
+            torch.equal(one.curves[name].nan_to_num(), other.curves[name].nan_to_num())
+            for name in one.curves
+        )
+        and one.report == other.report
+    )
+
+
+def dense_weight(model: Any, layer: LayerRef) -> Tensor:
+    """(out, in), however the model stores it."""
+    weight: Tensor = model.get_submodule(layer.name).weight.detach()
+    return weight.T if layer.transposed else weight
+
+
 @cache
 def lesson(family: str = "llama", decomposer: Decomposer | None = None, samples: int = 8) -> Lesson:
     """Random weights, random text; decomposed without statistics."""
-    model = tiny_model(family)
+    decomposer = decomposer or ProjectOutputs(whole=True)
+    return prepare_lesson(lambda: tiny_model(family), decomposer, token_batch(5, samples, 16))
+
+
+def prepare_lesson(make: Callable[[], Any], decomposer: Decomposer, windows: Tensor) -> Lesson:
+    """Decomposes the model without statistics, and asks it about the text."""
+    model = make()
     with TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         layout = inspect_model(Checkpoint(Path(folder)))
-    decomposer = decomposer or ProjectOutputs(whole=True)
     atoms = {}
     for layer in layout.layers:
-        dense: Any = model.get_submodule(layer.name)
-        weight = dense.weight.detach()
-        weight = weight.T if layer.transposed else weight
+        weight = dense_weight(model, layer)
         found = decomposer.prepare(weight, Plain(), min(weight.shape))
         ut, v = found.arrays["ut"], found.arrays["v"]
         energy = (found.loss[:-1] - found.loss[1:])[: len(ut)]
         atoms[layer.name] = Atoms(ut, v, energy, found.sparse)
-    windows = token_batch(5, samples, 16)
     teacher = teach(model, windows, 24, batch_size=4, device="cpu")
-    return Lesson(family, layout, atoms, windows, teacher)
+    return Lesson(make, layout, atoms, windows, teacher)

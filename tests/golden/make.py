@@ -6,25 +6,40 @@ numbers can be compared on any machine.
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from compress_core.allocate.base import Evidence
 from compress_core.decompose import LowRank, split_inputs
+from compress_core.learn.teacher import teach
 from compress_core.method import Method
 from compress_core.methods import METHODS, build_method
 from compress_core.types import LayerRef, Share
 from tests.by_hand import Seen, prepare, realise
-from tests.by_hand import first_rows as first_rows  # for others
+from tests.families import VOCABULARY, tiny_model
+from tests.learning import prepare_lesson
 
 FILE = Path(__file__).with_name("values.json")
 SHAPES = {"wide": (12, 20), "tall": (20, 12)}
 RANKS = (1, 3, 6)
+LEARNED = (
+    "soco:phase1=8:phase2=8:phase3=8:rate=0.15",
+    "soco:map=relu:deviation=0:phase1=8:phase2=4:phase3=8:rate=0.15",
+    "dobi_svd:steps=8:beta=0.5:rate=0.03",
+    "dobi_svd:steps=8:beta=0.5:rate=0.03:remap=true",
+    "cap:iterations=3",
+    "cap:iterations=3:policy=group:init=activation",
+    "cap:iterations=3:policy=gradient",
+)
+"""Methods that train, with few steps: rounding grows from step to step."""
 NAMES = (
     *(name for name in METHODS if build_method(name).learn is None),
+    *LEARNED,
     "svd_llm:update=u",
     "duo_svd:refit_columns=true",
     "basis_sharing:update=u",
@@ -39,9 +54,12 @@ def golden_values(name: str) -> dict[str, dict[str, list[float]]]:
 
     Per shape: the loss curve, and of the weight at each rank one number per output row. Where
     shares hang on what was measured: the numbers stored of each layer of a small made-up model.
-    Of methods that prune: one number per output row at each of some budgets.
+    Of methods that prune: one number per output row at each of some budgets. Of methods that train:
+    their curves, and the numbers stored of each layer of a tiny model.
     """
     method = build_method(name)
+    if method.learn is not None:
+        return {"training": learned_values(method)}
     if method.prune is not None:
         return {label: pruned_values(method, label, shape) for label, shape in SHAPES.items()}
     values = {}
@@ -72,6 +90,32 @@ def pruned_values(method: Method, label: str, shape: tuple[int, int]) -> dict[st
         (low,) = realise(method, stack, None, share)
         values[f"outputs at kept {kept}"] = (low.dense() @ probe).tolist()
     return values
+
+
+def learned_values(method: Method) -> dict[str, list[float]]:
+    """What a method that trains finds on a tiny model, and how it came there."""
+    assert method.learn is not None
+    tokens = np.random.default_rng(20260103).integers(0, VOCABULARY, (12, 16))
+    school = prepare_lesson(made_up_model, method.decompose, torch.from_numpy(tokens))
+    teacher = teach(made_up_model(1), school.windows, VOCABULARY, batch_size=4, device="cpu")
+    school = replace(school, teacher=teacher)  # with its own, the first gradient is rounding only
+    learned = school.learn(method.learn, KEPT)
+    layers = school.layout.layers
+    values = {name: curve.tolist() for name, curve in learned.curves.items()}
+    values["numbers stored"] = [learned.chosen[layer.name].cost(layer) for layer in layers]
+    return values
+
+
+def made_up_model(seed: int = 0) -> PreTrainedModel:
+    """A tiny Llama model, its matrices from NumPy's generator."""
+    generator = np.random.default_rng(20260104 + seed)
+    model = tiny_model("llama", dtype=torch.float64)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                drawn = generator.normal(size=parameter.shape) * parameter.shape[-1] ** -0.5
+                parameter.copy_(torch.from_numpy(drawn))
+    return model
 
 
 def made_up_stack(shape: tuple[int, int]) -> list[Seen]:

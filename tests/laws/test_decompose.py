@@ -13,7 +13,7 @@ from compress_core.stats import InputAccumulator, InputStats
 from compress_core.types import Share
 from compress_core.whiten import Metric, OutputError, Plain
 from tests import literal
-from tests.golden.make import first_rows
+from tests.by_hand import first_rows
 
 SHAPES = [(24, 40), (40, 24), (32, 32), (8, 64), (64, 8)]
 

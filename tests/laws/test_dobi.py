@@ -14,7 +14,7 @@ from compress_core.learn.base import Assignment, Learned
 from compress_core.learn.dobi import LearnTruncation, _Run, truncation
 from compress_core.learn.loop import Training
 from compress_core.types import LayerRef, affordable
-from tests.learning import Lesson, Memory, Stopped, lesson
+from tests.learning import Lesson, Memory, Stopped, lesson, same
 
 SHORT = LearnTruncation(steps=6, batch=2, beta=0.5, rate=0.03)
 REMAP = dataclasses.replace(SHORT, eight_bits=True)
@@ -33,12 +33,6 @@ def cost(school: Lesson, learner: LearnTruncation, learned: Learned) -> int:
     """Numbers stored for all layers, as the learner is charged for them."""
     layers = learner.charged(school.layout.layers)
     return sum(learned.chosen[layer.name].cost(layer) for layer in layers)
-
-
-def same(one: Learned, other: Learned) -> bool:
-    ranks = [(one.chosen[x].index, other.chosen[x].index) for x in one.chosen]
-    equal = [a is b if a is None or b is None else torch.equal(a, b) for a, b in ranks]
-    return all(equal) and all(torch.equal(one.curves[x], other.curves[x]) for x in one.curves)
 
 
 def test_the_mask_has_the_values_of_the_paper() -> None:

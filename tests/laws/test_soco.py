@@ -6,16 +6,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from compress_core.errors import BudgetError, ConfigError, NumericsError
-from compress_core.learn.base import Learned
 from compress_core.learn.gated import GatedSpectra, score_map
 from compress_core.learn.soco import LearnSpectrum
 from compress_core.learn.spectrum import Spectra, choose, cut, install, overlap
 from compress_core.types import LayerRef, affordable
 from tests.families import token_batch
-from tests.learning import Lesson, Memory, lesson
+from tests.learning import Lesson, Memory, lesson, same
 
 SHORT = LearnSpectrum(phase1=14, phase2=12, phase3=6, batch=4, rate=0.15)
 KEPT = 0.6
@@ -132,12 +130,12 @@ def test_kl_is_what_the_teacher_says_and_zero_at_the_first_step() -> None:
 def test_a_stopped_training_goes_on_with_the_same_numbers(stop: int) -> None:
     school = lesson()
     whole, parts = school.learn(SHORT, KEPT), school.learn(SHORT, KEPT, Memory(stop))
-    assert _same(whole, parts)
+    assert same(whole, parts)
 
 
 def test_another_seed_sees_the_windows_in_another_order() -> None:
     school = lesson()
-    assert not _same(school.learn(SHORT, KEPT), school.learn(SHORT, KEPT, seed=1))
+    assert not same(school.learn(SHORT, KEPT), school.learn(SHORT, KEPT, seed=1))
 
 
 @pytest.mark.parametrize("phases", [(20, 0, 6), (14, 12, 0), (1, 0, 0)])
@@ -223,16 +221,3 @@ def test_a_dense_layer_is_paid_for_and_one_too_many_is_refused() -> None:
 
 def test_overlap_counts_components_that_sigma_order_would_keep() -> None:
     assert overlap([torch.tensor([0, 1, 5]), None, torch.tensor([2])]) == pytest.approx(2 / 4)
-
-
-def _same(one: Learned, other: Learned) -> bool:
-    def equal(a: Tensor | None, b: Tensor | None) -> bool:
-        return a is b if a is None or b is None else torch.equal(a, b)
-
-    pairs = [(one.chosen[name], other.chosen[name]) for name in one.chosen]
-    parts = ("index", "scale", "bias")
-    same = all(equal(getattr(a, p), getattr(b, p)) for a, b in pairs for p in parts)
-    return same and all(
-        torch.equal(one.curves[name].nan_to_num(), other.curves[name].nan_to_num())
-        for name in one.curves
-    )
