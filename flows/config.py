@@ -25,7 +25,7 @@ from compress_core.errors import ConfigError
 from compress_core.types import Budget
 
 if TYPE_CHECKING:
-    from compress_core.learn.recover_plan import Recovery
+    from compress_core.recover.plan import Recovery
 
 Option = bool | int | float | str
 Stage = Literal[
@@ -116,7 +116,7 @@ class Settings(BaseModel):
         """How the compressed model is trained on; None where it is not."""
         if self.recover is None:
             return None
-        from compress_core.learn.recover_plan import Recovery  # not for --help: it brings torch
+        from compress_core.recover.plan import Recovery  # not for --help: it brings torch
 
         return Recovery(
             self.recover,

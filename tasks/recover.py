@@ -8,8 +8,8 @@ from torch import Tensor
 
 from compress_core.hf.loading import load_model
 from compress_core.hf.replace import write_replaced
-from compress_core.learn.recover import Recovered, recover
-from compress_core.learn.recover_plan import Recovery
+from compress_core.recover.plan import Recovery
+from compress_core.recover.train import Recovered, recover
 from tasks.components import describe
 from tasks.convert import get_tensor, put_tensor
 from tasks.evaluate import Models
@@ -60,7 +60,7 @@ def _unit(
         recovery.how,
         settings={**describe(recovery), "dtype": model.layout.dtype},
         code=[
-            "compress_core.learn.recover.recover",
+            "compress_core.recover.train.recover",
             "compress_core.hf.loading.load_model",
         ],
         inputs={

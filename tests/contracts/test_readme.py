@@ -15,12 +15,14 @@ def tree_lines() -> list[str]:
 
 @pytest.mark.parametrize("package", ["compress_core", "storage", "tasks", "flows"])
 def test_the_tree_of_a_package_is_complete(package: str) -> None:
-    inside, named = False, set()
+    inside, found = False, []
     for line in tree_lines():
         if line and not line.startswith(" "):
             inside = line.startswith(package + "/")
         elif inside:
-            named |= set(re.findall(r"[\w/]+\.py\b", line))
+            found += re.findall(r"[\w/]+\.py\b", line)
+    named = set(found)
+    assert len(found) == len(named), "a file stands there twice"
     files = {
         str(file.relative_to(ROOT / package))
         for file in (ROOT / package).rglob("*.py")

@@ -17,18 +17,18 @@ from compress_core.hf.checkpoint import Checkpoint
 from compress_core.hf.layout import inspect_model
 from compress_core.hf.loading import load_model
 from compress_core.learn.loop import NoCheckpoints, Training
-from compress_core.learn.recover import Recovered, recover
-from compress_core.learn.recover_loss import Objective
-from compress_core.learn.recover_parts import LowRankUpdate, Stored, Whole, stored_tensors
-from compress_core.learn.recover_plan import (
+from compress_core.learn.teacher import Teacher, teach
+from compress_core.recover.loss import Objective
+from compress_core.recover.parts import LowRankUpdate, Stored, Whole, stored_tensors
+from compress_core.recover.plan import (
     LADDER,
     How,
     Recovery,
     best_trial,
     next_trial,
 )
-from compress_core.learn.recover_windows import split_windows
-from compress_core.learn.teacher import Teacher, teach
+from compress_core.recover.train import Recovered, recover
+from compress_core.recover.windows import split_windows
 from compress_core.types import ModelLayout
 from tests.families import tiny_model, token_batch
 from tests.pipeline.folders import make_pair, sparse_layers, varied_layers

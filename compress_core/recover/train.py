@@ -17,9 +17,9 @@ from typing import Any
 from torch import Tensor
 
 from compress_core.learn.loop import Training, run_steps, saving_memory
-from compress_core.learn.recover_plan import Recovery
-from compress_core.learn.recover_run import RecoveryRun
 from compress_core.learn.teacher import Teacher
+from compress_core.recover.plan import Recovery
+from compress_core.recover.run import RecoveryRun
 from compress_core.types import ModelLayout
 
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from compress_core.learn.loop import Training, TrainState, batch_of
-from compress_core.learn.recover_loss import Objective
-from compress_core.learn.recover_parts import (
+from compress_core.learn.teacher import Teacher
+from compress_core.recover.loss import Objective
+from compress_core.recover.parts import (
     IN_FACTOR,
     LowRankUpdate,
     Part,
@@ -19,9 +20,8 @@ from compress_core.learn.recover_parts import (
     Whole,
     stored_tensors,
 )
-from compress_core.learn.recover_plan import LADDER, Recovery, best_trial, next_trial
-from compress_core.learn.recover_windows import split_windows
-from compress_core.learn.teacher import Teacher
+from compress_core.recover.plan import LADDER, Recovery, best_trial, next_trial
+from compress_core.recover.windows import split_windows
 from compress_core.types import ModelLayout
 
 TRIAL_WARM_UP = 0.25  # share of a trial

@@ -7,7 +7,7 @@ from typing import Literal
 from torch import Tensor
 
 from compress_core.errors import ConfigError
-from compress_core.learn.recover_windows import held_back
+from compress_core.recover.windows import held_back
 
 How = Literal["lora", "factors"]
 MOST_HELD_BACK = 0.5

@@ -1,0 +1,1 @@
+"""Training of what a compressed model stores, whichever method compressed it."""
