@@ -5,8 +5,8 @@ blocks are the longest list of modules that hold linears, and layers that receiv
 tensor share a tap.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -176,6 +176,7 @@ class _Observed:
 
     inputs: dict[int, tuple[Tensor, list[str]]]  # id -> (the tensor, kept alive, and its readers)
     tuple_output: bool = False
+    left: set[Any] = field(default_factory=set)  # names of what blocks left for later ones
 
 
 def _observe(model: Any, blocks: tuple[str, ...]) -> _Observed:
@@ -206,6 +207,10 @@ def _observe(model: Any, blocks: tuple[str, ...]) -> _Observed:
         raise ModelError(
             f"{type(model).__name__} cannot be followed without its weights: {_reason(error)}"
         ) from error
+    except KeyError as error:  # a later block looked for what was taken away
+        if error.args[:1] and error.args[0] in observed.left:
+            raise _hands_on_more(type(model).__name__) from error
+        raise
     if not observed.inputs:
         raise ModelError(
             f"text passes through no linear layer of {blocks[0]} and its {len(blocks) - 1} "
@@ -215,24 +220,48 @@ def _observe(model: Any, blocks: tuple[str, ...]) -> _Observed:
 
 
 def _watch_block(block: nn.Module, architecture: str, observed: _Observed) -> None:
-    """Notes what kind of output a block has, and refuses one that hands on more than that."""
-    given = 0
+    """Notes what kind of output a block has, and refuses one that hands on more than that.
+
+    What a block leaves in a mapping that it was given is taken away again: Gemma 4 always leaves
+    keys and values there, but only some sizes have later blocks that look for them.
+    """
+    given: list[tuple[MutableMapping[Any, Any], dict[Any, Any]]] = []
+    count = 0
 
     def before(_: nn.Module, *call: Any) -> None:
-        nonlocal given
-        given = sum(1 for _ in tensors_in(call))
+        nonlocal count
+        given[:] = [(mapping, dict(mapping)) for mapping in _mappings_in(call)]
+        count = sum(1 for _ in tensors_in(call))
 
     def after(_: nn.Module, *call: Any) -> None:
         *arguments, output = call
         observed.tuple_output = isinstance(output, tuple | list)
-        if sum(1 for _ in tensors_in(arguments)) != given:
-            raise ModelError(
-                f"the blocks of {architecture} leave tensors for later blocks beside their hidden "
-                "states, so it cannot be run block by block"
-            )
+        for mapping, held in given:
+            for name in mapping.keys() - held.keys():
+                del mapping[name]
+                observed.left.add(name)
+        if sum(1 for _ in tensors_in(arguments)) != count:
+            raise _hands_on_more(architecture)
 
     block.register_forward_pre_hook(before, with_kwargs=True)
     block.register_forward_hook(after, with_kwargs=True)
+
+
+def _hands_on_more(architecture: str) -> ModelError:
+    return ModelError(
+        f"the blocks of {architecture} leave tensors for later blocks beside their hidden states, "
+        "so it cannot be run block by block"
+    )
+
+
+def _mappings_in(value: Any) -> Iterator[MutableMapping[Any, Any]]:
+    """Every mapping in nested lists and tuples that can be added to, those in mappings too."""
+    parts = list(value.values()) if isinstance(value, Mapping) else value
+    if isinstance(value, MutableMapping):
+        yield value
+    if isinstance(parts, list | tuple):
+        for part in parts:
+            yield from _mappings_in(part)
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:

@@ -50,10 +50,27 @@ MORE: dict[str, Callable[[], Any]] = {
         linear_num_key_heads=2,
         linear_num_value_heads=2,
     ),
+    "gemma4": lambda: gemma4(shared=0),
     "mamba": lambda: transformers.MambaConfig(
         vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, state_size=4, pad_token_id=0
     ),
 }
+
+
+def gemma4(shared: int) -> Any:
+    """A Gemma 4 whose last so many blocks read keys and values of earlier ones."""
+    return transformers.Gemma4TextConfig.from_dict(
+        {
+            **_SIZES,
+            "head_dim": 16,
+            "global_head_dim": 16,
+            "hidden_size_per_layer_input": 8 if shared else 0,  # the small ones have both
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+            "num_hidden_layers": 4,
+            "num_kv_shared_layers": shared,
+            "sliding_window": 4,
+        }
+    )
 
 
 def any_model(family: str, dtype: torch.dtype = torch.float32) -> Any:

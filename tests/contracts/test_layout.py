@@ -13,6 +13,7 @@ from compress_core.errors import ModelError
 from compress_core.hf.checkpoint import Checkpoint
 from compress_core.hf.layout import inspect_model
 from compress_core.types import ModelLayout
+from tests.contracts.more_families import gemma4
 from tests.families import FAMILIES, linear_names, tiny_model
 
 SPLIT = [["q_proj", "k_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"]]
@@ -264,18 +265,10 @@ def test_blocks_that_text_does_not_reach_are_refused(tmp_path: Path) -> None:
 
 
 def test_blocks_that_hand_on_more_than_hidden_states_are_refused(tmp_path: Path) -> None:
-    config = transformers.Gemma4TextConfig(
-        vocab_size=96,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        hidden_size_per_layer_input=0,
-        num_kv_shared_layers=2,
-        layer_types=["sliding_attention", "full_attention"] * 2,
-    )
-    folder = write_config(tmp_path, config)
-
     with pytest.raises(ModelError, match="leave tensors for later blocks"):
-        inspect_model(Checkpoint(folder))
+        inspect_model(Checkpoint(write_config(tmp_path, gemma4(shared=2))))
+
+
+def test_what_blocks_leave_and_no_later_one_reads_does_not_matter(tmp_path: Path) -> None:
+    layout = inspect_model(Checkpoint(write_config(tmp_path, gemma4(shared=0))))
+    assert len(layout.blocks) == 4

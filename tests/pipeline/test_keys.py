@@ -3,10 +3,6 @@
 import shutil
 from pathlib import Path
 
-import pytest
-import torch
-from transformers import Gemma4ForCausalLM, Gemma4TextConfig
-
 from compress_core.methods import build_method
 from storage.digests import DigestCache
 from storage.fingerprint import code_fingerprint
@@ -19,6 +15,7 @@ from tasks.model import DenseModel
 from tasks.tokenise import Text, calibration_group
 from tasks.units import Unit
 from tasks.whiten import whiten_groups
+from tests.contracts.more_families import any_model
 from tests.pipeline import pico
 
 
@@ -49,31 +46,8 @@ def test_the_format_of_a_text_is_part_of_its_key(inputs: pico.Inputs, tmp_path: 
     assert units[0].settings != units[1].settings
 
 
-def test_stored_buffers_are_part_of_the_activations_key(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # From transformers 5.24 on the last blocks keep their keys and values for assistant models, and
-    # such models are refused.
-    alone = property(lambda config: [None] * config.num_hidden_layers)
-    monkeypatch.setattr(Gemma4TextConfig, "kv_sharing_modes", alone, raising=False)
-    config = Gemma4TextConfig.from_dict(
-        {
-            "vocab_size": 64,
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 1,
-            "head_dim": 16,
-            "global_head_dim": 16,
-            "max_position_embeddings": 64,
-            "hidden_size_per_layer_input": 0,
-            "num_kv_shared_layers": 0,
-            "layer_types": ["full_attention", "full_attention"],
-        }
-    )
-    torch.manual_seed(0)
-    model = Gemma4ForCausalLM(config)
+def test_stored_buffers_are_part_of_the_activations_key(tmp_path: Path) -> None:
+    model = any_model("gemma4")
     sources = []
     for scale in (1.0, 3.0):
         for layer in model.model.layers:
