@@ -172,6 +172,8 @@ class Realise:
         factors = pick(atoms, get_chosen(work.artifact(unit.inputs["learned"])))
         refiner = self.job.method.refine
         if factors is None or refiner is None:
+            if factors is not None:
+                _require_finite(layer, factors)
             return factors
         sparse = factors.sparse and Sparse(
             factors.sparse.mask.to(self.job.model.device), self._wide(factors.sparse.values)
@@ -213,9 +215,9 @@ class Realise:
 
 
 def _require_finite(layer: LayerRef, factors: LowRank) -> None:
-    parts = [factors.u, factors.v]
-    if factors.sparse is not None:
-        parts.append(factors.sparse.values)
+    sparse = None if factors.sparse is None else factors.sparse.values
+    given = (factors.u, factors.v, factors.columns, sparse, factors.bias)
+    parts = [part for part in given if part is not None]
     if not all(bool(part.isfinite().all()) for part in parts):
         raise NumericsError(f"layer {layer.name}: its factors are not finite")
 

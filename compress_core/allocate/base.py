@@ -78,13 +78,22 @@ def budget_of(layers: Sequence[LayerRef], kept: float) -> int:
     return affordable(kept, sum(layer.dense_cost for layer in layers))
 
 
-def check_one_component_each(layers: Sequence[LayerRef], kept: float) -> None:
+def check_one_component_each(layers: Sequence[LayerRef], kept: float, biases: bool = False) -> None:
     """Refuses a budget that cannot hold one component of every layer.
+
+    Args:
+        layers: All of them.
+        kept: In (0, 1], of their numbers.
+        biases: Whether a layer of factors also stores a bias of its own.
 
     Raises:
         BudgetError: It cannot; names the smallest budget that can.
     """
-    least = sum(min(layer.atom_cost, layer.dense_cost) for layer in layers)
+    beside = [layer.out_features if biases else 0 for layer in layers]
+    least = sum(
+        min(layer.atom_cost + more, layer.dense_cost)
+        for layer, more in zip(layers, beside, strict=True)
+    )
     if least > budget_of(layers, kept):
         needed = least / sum(layer.dense_cost for layer in layers)
         raise BudgetError(

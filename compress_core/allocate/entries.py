@@ -102,6 +102,11 @@ class Entries:
         if not least - 1e-9 <= kept <= least + SLACK or cost > budget_of(layers, kept):
             fits = math.ceil(least * 1e4 - 1e-6) / 1e4
             beside = " with its factors" if any(share.rank for share in shares.values()) else ""
+            if fits > 1:
+                raise BudgetError(
+                    f"pattern={self.pattern}{beside} stores more than the dense layers do "
+                    f"({fits:g} of them): give a sparser pattern"
+                )
             raise BudgetError(
                 f"pattern={self.pattern}{beside} keeps {fits:g} of the layers, got kept={kept:g}: "
                 f"give --kept {fits:g}"

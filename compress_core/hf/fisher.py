@@ -64,12 +64,12 @@ def fisher_columns(
             )
         sums[layer.name].add_(squares)
 
-    with weight_gradients(model, layout.layers, add), torch.enable_grad():
+    with weight_gradients(model, layout.layers, add) as scale, torch.enable_grad():
         for window in windows:
             loss = token_loss(model, window[None].to(device))
             if not math.isfinite(float(loss.detach())):
                 raise NumericsError(f"fisher: the loss of window {done} is not finite")
-            loss.backward()
+            (loss * scale).backward()
             done += 1
             if progress is not None:
                 progress(done, len(windows))

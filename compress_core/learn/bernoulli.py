@@ -15,6 +15,7 @@ probabilities, so what was worth most at first decides nearly everything: ``grou
 are policies of ours that learn more.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -50,10 +51,10 @@ class EntryPolicy(MaskPolicy):
     init: Init = "energy"
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.batch < 1 or self.window < 1 or not self.eta > 0:
+        if self.steps < 1 or self.batch < 1 or self.window < 1 or not 0 < self.eta < math.inf:
             raise ConfigError(
-                f"cap needs steps, windows and eta above 0, got {self.steps}, {self.window} and "
-                f"{self.eta:g}"
+                f"cap needs steps, windows and a finite eta above 0, got {self.steps}, "
+                f"{self.window} and {self.eta:g}"
             )
 
     def learn(self, given: Assignment) -> Learned:

@@ -5,6 +5,7 @@ and one γ per layer is trained on the whole model by the language-model loss an
 stored share from the target. What differs from the published code is said in ``methods.dobi_svd``.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,8 +19,10 @@ from compress_core.learn.base import Assignment, Learned, train_whole
 from compress_core.learn.loop import (
     TrainState,
     check_samples,
+    descend,
     next_batch,
     require_finite,
+    require_finite_parameters,
 )
 from compress_core.learn.spectrum import Spectra, affordable_dense, choose, cut, install
 from compress_core.types import EightBitLayer, LayerRef
@@ -51,9 +54,9 @@ class LearnTruncation:
             raise ConfigError(
                 f"dobi_svd needs steps and batch of at least 1, got {self.steps} and {self.batch}"
             )
-        if not (self.beta > 0 and self.rate > 0 and self.balance > 0):
+        if not all(0 < value < math.inf for value in (self.beta, self.rate, self.balance)):
             raise ConfigError(
-                "dobi_svd needs beta, rate and balance above 0; got "
+                "dobi_svd needs finite beta, rate and balance above 0; got "
                 f"{self.beta:g}, {self.rate:g} and {self.balance:g}"
             )
 
@@ -147,8 +150,7 @@ class _Run:
             require_finite(loss, "dobi_svd", step, self.model, self.layout, tokens)
             share = self.share()
             total = loss + self.settings.balance * (share - self.kept).abs()
-            self.optimizer.zero_grad()
-            total.backward()
+            descend(total, self.optimizer, [self.gamma], self.model.dtype)
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.rate * (1 - 0.9 * step / self.settings.steps)
         self.optimizer.step()
@@ -160,6 +162,7 @@ class _Run:
     @torch.no_grad()
     def finish(self, curves: dict[str, Tensor]) -> Learned:
         """Whole ranks: the same shift of every γ until the budget is met, dense where that pays."""
+        require_finite_parameters([self.gamma], "dobi_svd")
         ranks = self._ranks().cpu()
         dense = [float(rank) >= self.spectra.most(index, 0) + 1 for index, rank in enumerate(ranks)]
         depth = torch.cat(
@@ -173,5 +176,8 @@ class _Run:
         stay = affordable_dense(self.spectra, wanted, self.kept, False)
         places = cut(self.spectra, depth, self.kept, stay, False)
         chosen = choose(self.spectra, places, torch.ones_like(depth), None)
-        report = {"share before the cut": float(self.share()), "dense layers": float(sum(dense))}
+        report = {
+            "share before the cut": float(self.share()),
+            "dense layers": float(sum(place is None for place in places)),
+        }
         return Learned(chosen, curves, report)

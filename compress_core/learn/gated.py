@@ -118,8 +118,8 @@ class GatedSpectra:
             most = self.spectra.most(index, layer.out_features if self.extras else 0)
             beyond.append((count - most) / max(1, most))
         dense = affordable_dense(self.spectra, beyond, kept, self.extras)
-        self.dense.copy_(torch.tensor(dense))
         places = cut(self.spectra, scores, kept, dense, self.extras)
+        self.dense.copy_(torch.tensor([stay is None for stay in places]))
         self.stays.zero_()
         for index, stay in enumerate(places):
             if stay is not None:

@@ -11,6 +11,7 @@ advantages divided by their own deviation (losses of bad cuts are far off). With
 variables instead of one per entry, and all draws compared with one another, thirty steps do learn.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -46,8 +47,11 @@ class GroupPolicy(MaskPolicy):
     init: Init = "energy"
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.batch, self.pairs) < 1 or min(self.eta, self.spread) <= 0:
-            raise ConfigError(f"cap needs steps and eta above 0, got {self.steps} and {self.eta:g}")
+        positive = all(0 < value < math.inf for value in (self.eta, self.spread))
+        if min(self.steps, self.batch, self.pairs) < 1 or not positive:
+            raise ConfigError(
+                f"cap needs steps and a finite eta above 0, got {self.steps} and {self.eta:g}"
+            )
 
     def learn(self, given: Assignment) -> Learned:
         """See :class:`compress_core.learn.base.Learner`; never worse than where it began."""

@@ -4,7 +4,7 @@ All that changes from step to step is in a :class:`TrainState`, which turns into
 Which windows a step sees follows from seed and step alone.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -14,10 +14,13 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from compress_core.errors import ConfigError, NumericsError
+from compress_core.gradients import loss_scale
 from compress_core.types import ModelLayout
 
 CHECKPOINTED_BYTES = 1 << 30
 """Activations of a batch above which blocks are run again in the backward pass, in bytes."""
+LOGIT_BYTES = 1 << 30
+"""Logits in float32 of the windows that are run at once, in bytes."""
 LEAST_WINDOWS = 8  # to train on
 
 
@@ -160,7 +163,7 @@ def batch_of(step: int, samples: int, batch_size: int, seed: int) -> Tensor:
     position, left = step * batch_size, batch_size
     while left:
         epoch, start = divmod(position, samples)
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+        generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % (1 << 62))
         part = torch.randperm(samples, generator=generator)[start : start + left]
         found.append(part)
         position += len(part)
@@ -172,6 +175,44 @@ def next_batch(step: int, training: Training) -> tuple[Tensor, Tensor]:
     """Which windows a step sees, and their tokens (batch, length) on the device."""
     windows = batch_of(step, len(training.windows), training.batch_size, training.seed)
     return windows, training.windows[windows].to(training.device)
+
+
+def windows_at_once(model: Any, length: int, most: int) -> int:
+    """How many windows one forward takes, so that logits do not fill the memory: 1 to ``most``."""
+    vocabulary = model.config.get_text_config().vocab_size
+    return min(most, max(1, LOGIT_BYTES // (4 * vocabulary * length)))
+
+
+def descend(
+    loss: Tensor, optimizer: torch.optim.Optimizer, leaves: Sequence[Tensor], dtype: torch.dtype
+) -> None:
+    """The gradients of a loss by the leaves, in place of those that they had.
+
+    Args:
+        loss: A scalar.
+        optimizer: Of the leaves.
+        leaves: In float32.
+        dtype: That the model computes in; see :func:`compress_core.gradients.loss_scale`.
+    """
+    scale = loss_scale(dtype)
+    optimizer.zero_grad()
+    (loss * scale).backward()
+    for leaf in leaves:
+        if leaf.grad is not None and scale != 1:
+            leaf.grad /= scale
+
+
+def require_finite_parameters(parameters: Iterable[Tensor], method: str) -> None:
+    """Refuses the end of a training whose last step broke it; losses show that one step later.
+
+    Raises:
+        NumericsError: A parameter is not finite.
+    """
+    if not all(bool(parameter.isfinite().all()) for parameter in parameters):
+        raise NumericsError(
+            f"{method}: the last step of the training left parameters that are not finite. The "
+            "last checkpoint is kept: change an option, or the text, and run again"
+        )
 
 
 def check_samples(samples: int) -> None:

@@ -22,13 +22,16 @@ from compress_core.learn.gated import GatedSpectra, Map, Order
 from compress_core.learn.loop import (
     TrainState,
     check_samples,
+    descend,
     next_batch,
     require_finite,
+    require_finite_parameters,
 )
 from compress_core.learn.spectrum import Spectra, choose, install, overlap
 from compress_core.types import LayerRef
 
 FIRST_PRESSURE, RAMP = 0.1, 1e4  # weight of the share, and how much it grows over phase 1
+MOST_PRESSURE = 1e6  # above it only float32 would be strained
 UP, DOWN = 1.02, 0.97  # how it follows the share after that
 NEAR = 0.1  # distance of the share from the target below which phase 1 presses less
 SETTLING = 0.5  # part of phase 3 after which what stays is settled
@@ -73,9 +76,10 @@ class LearnSpectrum:
                 "soco needs phase1 >= 1, phase2 >= 0, phase3 >= 0 and batch >= 1; got "
                 f"{self.phase1}, {self.phase2}, {self.phase3} and {self.batch}"
             )
-        if not (self.rate > 0 and self.deviation >= 0 and self.polarise >= 0):
+        rates = (self.rate, self.deviation, self.polarise)
+        if not (self.rate > 0 and all(0 <= value < math.inf for value in rates)):
             raise ConfigError(
-                "soco needs rate > 0, deviation >= 0 and polarise >= 0; got "
+                "soco needs finite rate > 0, deviation >= 0 and polarise >= 0; got "
                 f"{self.rate:g}, {self.deviation:g} and {self.polarise:g}"
             )
         if not 0 < self.threshold < 1 or self.gate_from not in (1, 3):
@@ -100,7 +104,7 @@ class LearnSpectrum:
         Raises:
             BudgetError, ConfigError: It cannot be.
         """
-        check_one_component_each(layers, kept)
+        check_one_component_each(layers, kept, biases=self.deviation > 0)
         check_samples(samples)
 
     def learn(self, given: Assignment) -> Learned:
@@ -172,8 +176,7 @@ class _Run:
                 weight = settings.polarise * float(kl.detach()) * self._done(step)
                 below = scores * (scores < settings.threshold)
                 loss = loss + weight * (gate * (1 - gate) + below).mean()
-            self.optimizer.zero_grad()
-            loss.backward()
+            descend(loss, self.optimizer, self.parameters, self.model.dtype)
         self._release(pressing == 0)
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
@@ -188,7 +191,7 @@ class _Run:
         """The pressure grows while too much is stored, and eases while too little is."""
         over = share > self.kept
         if (phase == 1 and over) or share > self.kept + NEAR:
-            self.pressure.mul_(RAMP ** (1 / self.settings.phase1))
+            self.pressure.mul_(RAMP ** (1 / self.settings.phase1)).clamp_(max=MOST_PRESSURE)
         elif phase > 1:
             self.pressure.mul_(UP if over else DOWN)
 
@@ -225,6 +228,7 @@ class _Run:
     @torch.no_grad()
     def finish(self, curves: dict[str, Tensor]) -> Learned:
         """The exact cut, and what it found."""
+        require_finite_parameters(self.parameters, "soco")
         gated = self.gated
         if not gated.settled:
             gated.settle(self.kept)

@@ -162,7 +162,10 @@ def affordable_dense(
         extras: As in :meth:`Spectra.share`.
     """
     extra = [layer.out_features if extras else 0 for layer in spectra.layers]
-    least = [layer.atom_cost + more for layer, more in zip(spectra.layers, extra, strict=True)]
+    least = [
+        layer.atom_cost + more if spectra.most(index, more) else layer.dense_cost
+        for index, (layer, more) in enumerate(zip(spectra.layers, extra, strict=True))
+    ]
     left = affordable(kept, spectra.dense_cost) - sum(least)
     found = [False] * len(wanted)
     for index in sorted(range(len(wanted)), key=lambda i: -wanted[i]):
@@ -198,8 +201,8 @@ def cut(
     for index, layer in enumerate(spectra.layers):
         extra = layer.out_features if extras else 0
         most.append(0 if dense[index] else spectra.most(index, extra))
-        left -= layer.dense_cost if dense[index] else extra
-        chosen.append([] if dense[index] or not most[index] else [_best(spectra, scores, index)])
+        left -= extra if most[index] else layer.dense_cost
+        chosen.append([_best(spectra, scores, index)] if most[index] else [])
         left -= len(chosen[index]) * layer.atom_cost
     if left < 0:
         raise BudgetError(f"kept={kept:g} is exceeded by {-left} numbers of what must stay")

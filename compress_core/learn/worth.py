@@ -14,10 +14,11 @@ from torch import Tensor
 
 from compress_core.gradients import token_loss
 from compress_core.learn.items import Items
+from compress_core.learn.loop import windows_at_once
 from compress_core.types import LayerRef, ModelLayout
 
 Init = Literal["energy", "activation"]
-FORWARD = 8  # windows in one forward; it changes rounding only
+FORWARD = 8  # windows in one forward at most; it changes rounding only
 
 
 @torch.no_grad()
@@ -68,7 +69,7 @@ def mean_squares(
     ]
     try:
         for batch in windows.split(FORWARD):
-            model(input_ids=batch.to(device), use_cache=False)
+            model.base_model(input_ids=batch.to(device), use_cache=False)
     finally:
         for handle in handles:
             handle.remove()
@@ -79,12 +80,12 @@ def mean_squares(
 def mean_loss(model: Any, windows: Tensor, device: str) -> Tensor:
     """Mean loss of predicted tokens over many windows, a few at a time: float64, on the CPU."""
     total = torch.zeros((), dtype=torch.float64)
-    for batch in windows.split(FORWARD):
+    for batch in windows.split(windows_at_once(model, windows.shape[1], FORWARD)):
         total += len(batch) * token_loss(model, batch.to(device)).to("cpu", torch.float64)
     return total / len(windows)
 
 
 def hold_back(windows: Tensor) -> tuple[Tensor, Tensor]:
-    """Windows to learn from, and the last eighth, on which only the report is measured."""
+    """Windows to learn from, and the last eighth, to report on and to choose between results."""
     held = max(1, len(windows) // 8)
     return windows[:-held], windows[-held:]

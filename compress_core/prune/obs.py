@@ -146,7 +146,8 @@ def sweep(weight: Tensor, factor: Tensor, select: Select, width: int, blocksize:
         blocksize: Columns after which the rest of the weight is brought up to date.
     """
     columns = weight.shape[1]
-    w = weight.T.clone()  # columns in rows, so that each is contiguous
+    # Columns in rows, so that each is contiguous.
+    w = weight.T.clone(memory_format=torch.contiguous_format)
     kept = torch.zeros_like(w, dtype=torch.bool)
     diagonal = factor.diagonal()
     for start in range(0, columns, blocksize):

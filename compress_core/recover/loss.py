@@ -6,12 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from compress_core.learn.loop import Training, require_finite
+from compress_core.gradients import loss_scale
+from compress_core.learn.loop import Training, require_finite, windows_at_once
 from compress_core.learn.teacher import Teacher
 from compress_core.types import ModelLayout
-
-LOGIT_BYTES = 1 << 30
-"""Logits in float32 of the windows that are run at once; of a larger batch gradients are summed."""
 
 
 class Objective:
@@ -23,7 +21,11 @@ class Objective:
         teacher: The dense model's predictions.
         training: Windows and device.
         text: Weight of the cross-entropy.
-        batch: Windows in a step.
+        batch: Windows in a step; of more than are run at once gradients are summed.
+
+    Attributes:
+        piece: Windows that are run at once.
+        scale: Of gradients; see :func:`compress_core.gradients.loss_scale`.
     """
 
     def __init__(
@@ -38,8 +40,8 @@ class Objective:
         self.model, self.layout, self.teacher = model, layout, teacher
         self.windows, self.device = training.windows, training.device
         self.text = text
-        vocabulary = model.config.get_text_config().vocab_size
-        self.piece = min(batch, max(1, LOGIT_BYTES // (4 * vocabulary * self.windows.shape[1])))
+        self.piece = windows_at_once(model, self.windows.shape[1], batch)
+        self.scale = loss_scale(model.dtype)
 
     def parts(self, picks: Tensor) -> tuple[Tensor, Tensor]:
         """KL and cross-entropy of some windows, differentiable."""
@@ -70,7 +72,7 @@ class Objective:
         return total / len(picks) if total < torch.inf else torch.inf
 
     def descend(self, picks: Tensor, step: int | None) -> dict[str, float]:
-        """Adds the gradient of a batch to the tensors that want one.
+        """Adds the gradient of a batch, times ``scale``, to the tensors that want one.
 
         Args:
             picks: The windows, int64 (batch,).
@@ -88,7 +90,7 @@ class Objective:
             loss = (1 - self.text) * kl + self.text * text
             self._require_finite(loss, piece, step)
             share = len(piece) / len(picks)
-            (loss * share).backward()
+            (loss * share * self.scale).backward()
             measured["kl"] += share * float(kl.detach())
             measured["text"] += share * float(text.detach())
         return measured

@@ -70,8 +70,8 @@ class Part(Protocol):
         """Makes the stored tensor of the leaves."""
         ...
 
-    def pull(self) -> None:
-        """Turns the stored tensor's gradient into the leaves' gradients, and frees it."""
+    def pull(self, scale: float) -> None:
+        """Turns the stored tensor's gradient, over ``scale``, into the leaves', and frees it."""
         ...
 
 
@@ -89,9 +89,9 @@ class Whole:
         """Rounds the leaf to the stored dtype."""
         self.stored.tensor.copy_(self.leaves[0])
 
-    def pull(self) -> None:
+    def pull(self, scale: float) -> None:
         """The gradient as it is, widened."""
-        self.leaves[0].grad = _take_gradient(self.stored.tensor, self.leaves[0].dtype)
+        self.leaves[0].grad = _take_gradient(self.stored.tensor, self.leaves[0].dtype, scale)
 
 
 class LowRankUpdate:
@@ -134,10 +134,10 @@ class LowRankUpdate:
             update = update[self.stored.mask]
         self.stored.tensor.copy_(self.start.to(update.dtype) + update)
 
-    def pull(self) -> None:
+    def pull(self, scale: float) -> None:
         """The chain rule through the product."""
         left, right = self.leaves
-        gradient = _take_gradient(self.stored.tensor, left.dtype)
+        gradient = _take_gradient(self.stored.tensor, left.dtype, scale)
         if gradient is None:
             return
         if self.stored.mask is not None:
@@ -154,6 +154,6 @@ def size_of(tensor: Tensor) -> float:
     return max(float(tensor.detach().double().square().mean().sqrt()), LEAST_SIZE)
 
 
-def _take_gradient(tensor: nn.Parameter, dtype: torch.dtype) -> Tensor | None:
+def _take_gradient(tensor: nn.Parameter, dtype: torch.dtype, scale: float) -> Tensor | None:
     gradient, tensor.grad = tensor.grad, None
-    return None if gradient is None else gradient.to(dtype)
+    return None if gradient is None else gradient.to(dtype) / scale

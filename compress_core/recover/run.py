@@ -142,7 +142,7 @@ class RecoveryRun:
         picks = batch_of(step, len(self.trained), recovery.batch, recovery.seed)
         measured = self.objective.descend(self.trained[picks], number)
         for part in self._active:
-            part.pull()
+            part.pull(self.objective.scale)
         for group in self.optimizer.param_groups:
             group["lr"] = eta * group["scale"]
         self.optimizer.step()

@@ -3,10 +3,11 @@
 min over L of rank r and S on the mask of ‖(L + S) X − Y‖², Y what the layer should give: with
 P = E[x xᵀ] and T = E[y xᵀ] that is tr(W′ P W′ᵀ) − 2 tr(W′ Tᵀ), W′ = L + S. By turns: the rows of S
 by conjugate gradients within the mask, all rows at once (SparseGPT solves the same greedily, column
-after column, arXiv 2301.00774), and L by the optimal truncation of what is left. No turn makes the
-error larger.
+after column, arXiv 2301.00774), and L by the optimal truncation of what is left. With a ridge on P
+no turn makes the error larger; without one, directions that the inputs hardly have count as none.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -63,12 +64,12 @@ class MaskedLeastSquares:
         entries = (
             torch.zeros_like(weight) if factors.sparse is None else factors.sparse.dense().to(t)
         )
-        back = inverse(p, FLOOR) if rank else p
+        solve = _solver(p, ridge)
         for _ in range(self.turns if mask is not None and rank else 1):
             if mask is not None:
                 entries = masked_solve(entries, mask, p, t - u @ (v @ p), self.steps)
             if rank:
-                u, v, _ = project((t - entries @ p) @ back, SecondMoment(p), rank)
+                u, v, _ = project(solve(t - entries @ p), SecondMoment(p), rank)
         if mask is None:
             return LowRank(u, v, bias=factors.bias)
         if rank:
@@ -104,6 +105,15 @@ class PrefixMaskedLeastSquares:
         target = weight @ ((1 - part) * moments.prefix + part * moments.cross)
         fit = MaskedLeastSquares(self.turns, self.steps, self.damp)
         return fit.fit(weight, factors, moments.prefix, target)
+
+
+def _solver(p: Tensor, ridge: float) -> Callable[[Tensor], Tensor]:
+    """Solves X P = B for B (out, in): exactly where P has a ridge."""
+    if ridge > 0:
+        factor = torch.linalg.cholesky(p)
+        return lambda b: torch.cholesky_solve(b.T, factor).T
+    back = inverse(p, FLOOR)
+    return lambda b: b @ back
 
 
 def masked_solve(start: Tensor, mask: Tensor, p: Tensor, t: Tensor, steps: int) -> Tensor:

@@ -78,6 +78,10 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         {"method": "oats", "option": "pattern=2:4"},
         "pattern=2:4 with its factors keeps 0.6355 of the layers, got kept=0.6: give --kept 0.6355",
     ),
+    "pattern that no budget pays for": (
+        {"method": "hassle_free:pattern=3:4", "kept": 0.9},
+        "stores more than the dense layers do",
+    ),
     "pattern that does not divide": (
         {"method": "wanda:pattern=1:5", "kept": 0.2},
         "pattern=1:5 needs inputs that 5 divides; layer model.layers.0.self_attn.q_proj has 32",

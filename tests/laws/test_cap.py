@@ -156,6 +156,8 @@ def test_a_loss_that_is_not_finite_names_step_and_layer(policy: str, school: Les
         ("refit=yes", "must be one of none, dense, prefix"),
         ("steps=-1", "above 0"),
         ("policy=group:eta=-1", "above 0"),
+        ("eta=inf", "a finite eta above 0"),
+        ("policy=group:eta=inf", "a finite eta above 0"),
         ("policy=gradient:steps=-1", "above 0"),
         ("window=0", "above 0"),
         ("iterations=0", "iterations must be at least 1"),

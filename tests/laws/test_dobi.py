@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from compress_core.errors import BudgetError, ConfigError
+from compress_core.errors import BudgetError, ConfigError, NumericsError
 from compress_core.learn.base import Assignment, Learned
 from compress_core.learn.dobi import LearnTruncation, _Run, truncation
 from compress_core.learn.loop import Training
@@ -190,6 +190,14 @@ def test_a_layer_whose_gamma_passes_what_pays_is_dense_where_it_can_be_paid(
     assert cost(school, learner, learned) <= affordable(KEPT, school.dense_cost)
 
 
+def test_an_end_that_is_not_finite_is_refused() -> None:
+    run = run_of(lesson())
+    with torch.no_grad():
+        run.gamma[2] = torch.nan
+    with pytest.raises(NumericsError, match="dobi_svd: the last step"):
+        run.finish({})
+
+
 def test_training_lowers_the_loss_at_the_same_share() -> None:
     school = lesson()
     learner = dataclasses.replace(SHORT, steps=40, batch=8, rate=0.01, beta=0.3)
@@ -207,6 +215,7 @@ def test_what_cannot_be_is_refused_before_anything_runs() -> None:
         SHORT.check([LayerRef("x", 0, 8, 8, "x")], 0.15, 8)
     with pytest.raises(ConfigError, match=r"7 calibration windows are too few"):
         SHORT.check(layers, 0.5, 7)
-    for changes in ({"steps": 0}, {"batch": 0}, {"beta": 0.0}, {"rate": -1.0}, {"balance": 0.0}):
+    wrong: list[Any] = [{"steps": 0}, {"batch": 0}, {"beta": 0}, {"rate": -1}, {"beta": math.inf}]
+    for changes in wrong:
         with pytest.raises(ConfigError, match="dobi_svd needs"):
             dataclasses.replace(SHORT, **changes)

@@ -55,3 +55,18 @@ def test_a_refit_never_errs_more_and_keeps_rank_and_places(rank: int, seed: int)
     if rank:
         again = MaskedLeastSquares().refine(weight, bare, cases[0][1])
         assert again.sparse is None and again.rank == rank
+
+
+def test_with_a_ridge_directions_that_inputs_hardly_have_count_too() -> None:
+    """A ridge below the pseudo-inverse's floor would leave them out."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(24, 60, generator=generator, dtype=torch.float64)
+    basis = torch.linalg.qr(torch.randn(60, 60, generator=generator, dtype=torch.float64)).Q
+    energy = torch.arange(1.0, 61).pow(-6).double()
+    p, damp = (basis * energy) @ basis.T, 1e-6
+    start = LowRank(torch.zeros(24, 20).double(), torch.zeros(20, 60).double())
+    fit = MaskedLeastSquares(damp=damp).fit(weight, start, p, weight @ p)
+    ridged = energy + damp * energy.mean()
+    error = (((fit.dense() - weight) @ basis).square() * ridged).sum()
+    tail = torch.linalg.svdvals((weight @ basis) * ridged.sqrt())[20:].square().sum()
+    assert float(error) == pytest.approx(float(tail), rel=1e-6)

@@ -160,7 +160,7 @@ def test_a_merged_update_is_the_update_beside_the_tensor(how: How, masked: bool)
     merged: Tensor = tensor if mask is None else torch.zeros(6, 5).masked_scatter(mask, tensor)
     torch.testing.assert_close(inputs @ merged.T, outputs)
     (inputs @ merged.T).square().sum().backward()
-    part.pull()
+    part.pull(1.0)
     assert tensor.grad is None
     for leaf, expected in zip(part.leaves, leaves, strict=True):
         torch.testing.assert_close(leaf.grad, expected.grad)

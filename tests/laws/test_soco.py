@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from compress_core.errors import BudgetError, ConfigError, NumericsError
 from compress_core.learn.gated import GatedSpectra, score_map
-from compress_core.learn.soco import LearnSpectrum
-from compress_core.learn.spectrum import Spectra, choose, cut, install, overlap
+from compress_core.learn.soco import LearnSpectrum, _Run
+from compress_core.learn.spectrum import Spectra, affordable_dense, choose, cut, install, overlap
 from compress_core.types import LayerRef, affordable
 from tests.families import token_batch
 from tests.learning import Lesson, Memory, lesson, same
@@ -217,6 +217,51 @@ def test_a_dense_layer_is_paid_for_and_one_too_many_is_refused() -> None:
     assert places[0] is None
     with pytest.raises(BudgetError, match="exceeded"):
         cut(SPECTRA, scores, 0.5, [True, True, True, False], False)
+
+
+def test_a_layer_too_small_for_any_factor_is_paid_for_as_dense() -> None:
+    layers = [LayerRef("a", 0, 64, 64, "a"), LayerRef("b", 0, 1, 64, "b")]
+    spectra = Spectra.of(layers, [torch.ones(64).double(), torch.ones(1).double()])
+    for extras in (False, True):
+        places = cut(spectra, torch.ones(65), 0.3, [False, False], extras)
+        chosen = choose(spectra, places, torch.ones(65), torch.zeros(65) if extras else None)
+        spent = sum(chosen[layer.name].cost(layer) for layer in layers)
+        assert places[1] is None and spent <= affordable(0.3, spectra.dense_cost)
+        assert affordable_dense(spectra, [0.0, 1.0], 0.3, extras) == [False, True]
+
+
+@pytest.mark.parametrize("deviation", [0.0, 1e-3])
+def test_every_budget_that_is_not_refused_at_once_can_be_cut(deviation: float) -> None:
+    learner = dataclasses.replace(SHORT, deviation=deviation)
+    for kept in torch.linspace(0.01, 0.9, 400).tolist():
+        try:
+            learner.check(LAYERS, kept, 8)
+        except BudgetError:
+            refused = kept
+            continue
+        cut(SPECTRA, torch.ones(SPECTRA.starts[-1]), kept, [False] * 4, deviation > 0)
+    assert 0.01 < refused < 0.9
+
+
+def test_the_pressure_stays_within_float32() -> None:
+    learner = dataclasses.replace(SHORT, phase1=1, phase2=40, phase3=2, rate=1e-3)
+    curves = lesson().learn(learner, 0.3).curves  # far above the target all along
+    assert bool(curves["kl"].isfinite().all())
+
+
+def test_an_end_that_is_not_finite_is_refused() -> None:
+    school = lesson()
+    run = _Run(SHORT, school.assignment(SHORT, KEPT))
+    with torch.no_grad():
+        run.gated.raw[3] = torch.nan
+    with pytest.raises(NumericsError, match="soco: the last step"):
+        run.finish({})
+
+
+@pytest.mark.parametrize("option", ["rate", "deviation", "polarise"])
+def test_infinite_options_are_refused(option: str) -> None:
+    with pytest.raises(ConfigError, match="soco needs finite"):
+        LearnSpectrum(**{option: float("inf")})  # type: ignore[arg-type]
 
 
 def test_overlap_counts_components_that_sigma_order_would_keep() -> None:
