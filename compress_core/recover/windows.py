@@ -6,7 +6,7 @@ from torch import Tensor
 from compress_core.errors import ConfigError
 
 LEAST = 2  # windows on either side
-OVERLAP = 32  # tokens in a row that two windows have in common only if they overlap
+OVERLAP = 32  # tokens below which an overlap is let pass
 
 
 def held_back(samples: int, share: float) -> int:
@@ -41,9 +41,9 @@ def split_windows(windows: Tensor, share: float, seed: int) -> tuple[Tensor, Ten
     """
     samples, held = len(windows), held_back(len(windows), share)
     order = torch.randperm(samples, generator=torch.Generator().manual_seed(seed))
-    runs = [_runs(window) for window in windows]
+    overlaps = _Overlaps(windows)
     while True:
-        apart = _apart(runs, order[:held].tolist())
+        apart = overlaps.apart(order[:held].tolist())
         if 2 * len(apart) >= samples - held or held == LEAST:
             break
         held = max(LEAST, held // 2)
@@ -55,11 +55,31 @@ def split_windows(windows: Tensor, share: float, seed: int) -> tuple[Tensor, Ten
     return torch.tensor(apart), order[:held].sort().values
 
 
-def _apart(runs: list[Tensor], held: list[int]) -> list[int]:
-    """The windows that have no run of tokens in common with those held back."""
-    seen = torch.cat([runs[i] for i in held])
-    rest = (i for i in range(len(runs)) if i not in held)
-    return [i for i in rest if not bool(torch.isin(runs[i], seen).any())]
+class _Overlaps:
+    """Which windows are pieces of one text that overlap.
+
+    Texts repeat themselves, so a run of tokens in common is not enough: from where the later window
+    begins to where the earlier one ends, both have to be the same.
+    """
+
+    def __init__(self, windows: Tensor) -> None:
+        marked = bool((windows[:, 0] == windows[0, 0]).all())  # each begins with the same token
+        self.windows = windows[:, 1:] if marked and windows.shape[1] > LEAST else windows
+        self.runs = [_runs(window) for window in self.windows]
+
+    def apart(self, held: list[int]) -> list[int]:
+        """The windows that overlap none of those held back."""
+        rest = (i for i in range(len(self.runs)) if i not in held)
+        return [i for i in rest if not any(self._overlap(i, other) for other in held)]
+
+    def _overlap(self, one: int, other: int) -> bool:
+        return self._follows(one, other) or self._follows(other, one)
+
+    def _follows(self, later: int, earlier: int) -> bool:
+        """Whether a window begins within another one, and goes on as it does."""
+        first, last = self.windows[later], self.windows[earlier]
+        starts = (self.runs[earlier] == self.runs[later][0]).nonzero().flatten().tolist()
+        return any(torch.equal(last[start:], first[: len(last) - start]) for start in starts)
 
 
 def _runs(window: Tensor) -> Tensor:

@@ -235,6 +235,25 @@ def test_what_overlaps_a_held_back_window_is_not_trained_on() -> None:
         assert set(trained) == set(range(6)) - set(held) - lost
 
 
+def test_what_texts_have_in_common_is_no_overlap() -> None:
+    """The same words before every text, within windows and at their beginning."""
+    generator = torch.Generator().manual_seed(0)
+    windows = torch.randint(1000, (40, 200), generator=generator)
+    windows[:, 40:100] = torch.arange(60)
+    windows[5:10, :60] = torch.arange(60)
+    trained, held = split_windows(windows, 0.25, 0)
+    assert len(held) == 10 and len(trained) == 30
+
+
+def test_overlaps_are_found_behind_a_token_that_begins_every_window() -> None:
+    windows = torch.stack([torch.arange(i, i + 100) for i in (500, 900, 550, 1700, 2500, 3000)])
+    windows[:, 0] = 1
+    for seed in range(20):
+        trained, held = (found.tolist() for found in split_windows(windows, 0.25, seed))
+        lost = {2 - i for i in held if i in (0, 2)}
+        assert set(trained) == set(range(6)) - set(held) - lost
+
+
 def test_fewer_are_held_back_of_a_short_text() -> None:
     windows = torch.stack([torch.arange(i, i + 100) for i in range(0, 1600, 50)])
     trained, held = (found.tolist() for found in split_windows(windows, 0.5, 0))
