@@ -4,7 +4,8 @@ Prefect reads the annotations of flows at run time, so they are not postponed he
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from itertools import groupby
 from time import perf_counter
@@ -87,13 +88,26 @@ def run_groups(groups: Sequence[Group], session: Session) -> list[Outcome]:
     outcomes: list[Outcome] = []
     for line, members in groupby(groups, key=lambda group: group.line):
         of_line = list(members)
-        with reporter.stage(line, sum(len(group.units) for group in of_line)):
+        with (
+            _stopping(session),
+            reporter.stage(line, sum(len(group.units) for group in of_line)),
+        ):
             for group in of_line:
                 future = run_group.submit(group.stage, group.label, session, group)
                 done = cast(list[Outcome], future.result())  # what the state holds, not the state
                 reporter.advance(done)
                 outcomes += done
     return outcomes
+
+
+@contextmanager
+def _stopping(session: Session) -> Iterator[None]:
+    """Tells the thread that computes to end where the main one is told to."""
+    try:
+        yield
+    except BaseException:
+        session.stopping.set()
+        raise
 
 
 def finish(

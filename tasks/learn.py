@@ -43,8 +43,8 @@ def learn_groups(
     names = [*decomposed, CURVES]
     units = {name: _unit(job, name, calibration, teacher, decomposed) for name in names}
     compute = _Learn(job, models, calibration, teacher, decomposed)
-    after = clear_checkpoints(learner.steps)
-    groups.append(Group("learn", job.method.name, list(units.values()), compute, after))
+    of_all = list(units.values())
+    groups.append(Group("learn", job.method.name, of_all, compute, clear_checkpoints))
     return groups, {name: units[name] for name in decomposed}
 
 
@@ -108,7 +108,7 @@ class _Learn:
         def atoms(layer: LayerRef) -> Atoms:
             return get_atoms(work.artifact(self.decomposed[layer.name]))
 
-        training = training_of(job, work, self.calibration, learner.batch, learner.steps)
+        training = training_of(job, work, self.calibration, learner.batch)
         teacher = None if self.teacher is None else read_teacher(work, self.teacher)
         learned = learner.learn(
             Assignment(model, job.model.layout, atoms, job.kept, teacher, training)

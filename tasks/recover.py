@@ -45,8 +45,7 @@ def recover_groups(
     trained = _unit(job, recovery, calibration, teacher, materialised)
     compute = _Recover(job, recovery, calibration, teacher, materialised)
     written = _folder_group(job, trained, materialised)
-    after = clear_checkpoints(recovery.all_steps)
-    training = Group("recover", recovery.how, [trained], compute, after)
+    training = Group("recover", recovery.how, [trained], compute, clear_checkpoints)
     return [taught, training, written], written.units[0]
 
 
@@ -95,7 +94,7 @@ class _Recover:
             job.model.device,
             trust_remote_code=job.model.trust_remote_code,
         )
-        training = training_of(job, work, self.calibration, recovery.batch, recovery.all_steps)
+        training = training_of(job, work, self.calibration, recovery.batch)
         found = recover(
             model, job.model.layout, recovery, read_teacher(work, self.teacher), training
         )

@@ -1,6 +1,6 @@
 """What a training stage needs around the core's loop: the teacher, checkpoints, the windows."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -15,6 +15,7 @@ from tasks.job import Job
 from tasks.scratch import SCRATCH, discard, keep, load, names_of
 from tasks.units import Cost, Group, Session, Unit, Work
 
+PLACES = (0, 1)  # of checkpoints
 TOP = 256  # tokens of the dense model's distribution that are kept at each position
 
 
@@ -54,7 +55,7 @@ def read_teacher(work: Work, unit: Unit) -> Teacher:
     return Teacher(get_tensor(artifact, "tokens"), get_tensor(artifact, "log_p"))
 
 
-def training_of(job: Job, work: Work, calibration: Unit, batch_size: int, steps: int) -> Training:
+def training_of(job: Job, work: Work, calibration: Unit, batch_size: int) -> Training:
     """What the core's loop is given; its states are found by the last unit of the group."""
     recipe = work.session.recipe(work.group.units[-1])
     return Training(
@@ -62,69 +63,69 @@ def training_of(job: Job, work: Work, calibration: Unit, batch_size: int, steps:
         device=job.model.device,
         batch_size=batch_size,
         seed=job.learn_seed,
-        checkpoints=StoredCheckpoints(work.session.store, recipe_key(recipe), steps),
+        checkpoints=StoredCheckpoints(work.session.store, recipe_key(recipe)),
         progress=work.progress,
     )
 
 
-def clear_checkpoints(steps: int) -> Callable[[Session, Mapping[str, Any]], None]:
+def clear_checkpoints(session: Session, recipe: Mapping[str, Any]) -> None:
     """What a training's group does when all its units are there.
 
     A process may have been killed between the end of a training and the removal of its states.
     """
-
-    def after(session: Session, recipe: Mapping[str, Any]) -> None:
-        StoredCheckpoints(session.store, recipe_key(recipe), steps).clear()
-
-    return after
+    StoredCheckpoints(session.store, recipe_key(recipe)).clear()
 
 
 class StoredCheckpoints:
     """States of a training in the store: only the latest is kept, and none when it is done.
 
+    A state goes where the one before the last was, so that one is whole whenever the process dies.
+
     Args:
         store: Where artifacts are kept.
         key: Of a unit that the training makes; its states are found by it.
-        steps: Of the whole training.
     """
 
-    def __init__(self, store: Store, key: str, steps: int) -> None:
+    def __init__(self, store: Store, key: str) -> None:
         self.store = store
         self.key = key
-        self.steps = steps
-        self._last: int | None = None
+        self._last = 1
 
     def load(self) -> dict[str, Tensor] | None:
         """The latest state, or None at the beginning."""
-        for step in range(self.steps, 0, -1):
-            names = names_of(self.store, self._recipe(step))
-            if names is None:
-                continue
-            found = load(self.store, self._recipe(step), *names)
+        for place in sorted(PLACES, key=self._step, reverse=True):
+            found = self._read(place)
             if found is not None:
-                self._last = step
-                self._discard_below(step)
-                return dict(zip(names, found, strict=True))
+                self._last = place
+                return found
         return None
 
     def save(self, step: int, tensors: Mapping[str, Tensor]) -> None:
         """Keeps the state after ``step`` steps, and then removes the one before."""
-        keep(self.store, self._recipe(step), f"training at step {step}", tensors)
-        if self._last is not None and self._last != step:
-            discard(self.store, self._recipe(self._last))
-        self._last = step
+        place = 1 - self._last
+        self._discard(place)
+        keep(self.store, self._recipe(place), f"training at step {step}", tensors)
+        self._discard(self._last)
+        self._last = place
 
     def clear(self) -> None:
         """Removes what is left when the training is done."""
-        self._discard_below(self.steps + 1)
-        self._last = None
+        for place in PLACES:
+            self._discard(place)
 
-    def _discard_below(self, step: int) -> None:
-        """Removes every state from before a step; a process that was killed may have left two."""
-        for earlier in range(1, step):
-            if names_of(self.store, self._recipe(earlier)) is not None:
-                discard(self.store, self._recipe(earlier))
+    def _read(self, place: int) -> dict[str, Tensor] | None:
+        names = names_of(self.store, self._recipe(place))
+        found = None if names is None else load(self.store, self._recipe(place), *names)
+        return None if names is None or found is None else dict(zip(names, found, strict=True))
 
-    def _recipe(self, step: int) -> dict[str, Any]:
-        settings = {"training of": self.key, "step": step}
+    def _step(self, place: int) -> int:
+        found = load(self.store, self._recipe(place), "step")
+        return 0 if found is None else int(found[0])
+
+    def _discard(self, place: int) -> None:
+        if names_of(self.store, self._recipe(place)) is not None:
+            discard(self.store, self._recipe(place))
+
+    def _recipe(self, place: int) -> dict[str, Any]:
+        settings = {"training of": self.key, "place": place}
         return {"stage": SCRATCH, "settings": settings, "sources": {}, "inputs": {}, "code": {}}

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from functools import cache
+from threading import Event
 from time import perf_counter
 from typing import Any
 
@@ -22,6 +23,12 @@ from storage.manifest import Manifest
 from storage.store import Store
 
 View = Callable[[Artifact], Any]
+
+
+class Interrupted(Exception):
+    """Ends the work of a group whose command was told to stop."""
+
+
 ALONE = (
     "collect",
     "whiten",
@@ -154,6 +161,10 @@ class Session:
         release: Called before a stage that needs memory for itself computes.
         earlier: Key to outcome of units that the same command computed before this run; the run
             reports them as its own, once.
+
+    Attributes:
+        stopping: Set when the command was told to stop: groups run in threads, where Ctrl-C does
+            not reach them.
     """
 
     def __init__(
@@ -172,6 +183,7 @@ class Session:
         self.info = dict(info or {})
         self.earlier = {} if earlier is None else earlier
         self.release = release
+        self.stopping = Event()
         self.manifests: dict[Unit, Manifest] = {}
         self.refreshed = set() if refreshed is None else refreshed
 
@@ -251,7 +263,13 @@ class Work:
         return self.session.artifact(unit)
 
     def progress(self, done: int, total: int, detail: str = "") -> None:
-        """Tells the listener how far the group is, and where it stands in a word."""
+        """Tells the listener how far the group is, and where it stands in a word.
+
+        Raises:
+            Interrupted: The command was told to stop.
+        """
+        if self.session.stopping.is_set():
+            raise Interrupted
         label = f"{self.group.stage} {self.group.label}"
         self.session.listener(f"{label} {detail}" if detail else label, done, total)
 

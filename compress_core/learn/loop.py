@@ -19,6 +19,7 @@ from compress_core.types import ModelLayout
 
 CHECKPOINTED_BYTES = 1 << 30
 """Activations of a batch above which blocks are run again in the backward pass, in bytes."""
+SAVES = 20  # checkpoints of a training, at most
 LOGIT_BYTES = 1 << 30
 """Logits in float32 of the windows that are run at once, in bytes."""
 LEAST_WINDOWS = 8  # to train on
@@ -114,9 +115,7 @@ class TrainState:
 Step = Callable[[int], tuple[Mapping[str, float], str]]
 
 
-def run_steps(
-    steps: int, step: Step, state: TrainState, training: Training, saves: int = 20
-) -> dict[str, Tensor]:
+def run_steps(steps: int, step: Step, state: TrainState, training: Training) -> dict[str, Tensor]:
     """Runs what is left of a training.
 
     Args:
@@ -125,7 +124,6 @@ def run_steps(
             word on where it stands for the progress bar.
         state: What it changes.
         training: Where checkpoints go, and who is told of progress.
-        saves: Checkpoints in the whole training.
 
     Returns:
         Curves: name to float64 (steps,), not-a-number where a step did not give that name.
@@ -141,7 +139,7 @@ def run_steps(
             for name, tensor in saved.items()
             if name.startswith("curve.")
         }
-    every = max(1, -(-steps // saves))
+    every = max(1, -(-steps // SAVES))
     for number in range(begin, steps):
         measured, word = step(number)
         for name, value in measured.items():

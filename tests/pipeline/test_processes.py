@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sqlite3
 import subprocess
 import time
@@ -74,6 +75,23 @@ def finish(process: subprocess.Popen[str]) -> dict[str, Any]:
     assert process.returncode == 0, err
     assert "Traceback" not in err
     return dict(json.loads(out))
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_training_that_would_take_days_ends_when_it_is_told_to(
+    sent: signal.Signals, inputs: pico.Inputs, tmp_path: Path
+) -> None:
+    settings = inputs.settings(tmp_path / "home", method="soco:phase1=10000000")
+    process = pico.start(pico.arguments("run", settings), tmp_path)
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "home" / "store").glob("teacher/*/*/manifest.json")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(sent)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == (130 if sent == signal.SIGINT else -sent)
+    if sent == signal.SIGINT:
+        assert "interrupted; the same command goes on from here" in errors
 
 
 def test_two_processes_at_once_on_a_fresh_home(inputs: pico.Inputs, tmp_path: Path) -> None:
