@@ -22,7 +22,7 @@ from compress_core.stats import InputStats
 from compress_core.types import Share
 from compress_core.whiten import Diagonal, Metric, Plain
 
-ZERO = 1e-7  # of the largest singular value; what is not above it is rounding, and is not stored
+ZERO = 1e-7  # of ‖W‖_F: singular values not above it are rounding, and are not stored
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,7 @@ def check_methods(settings: Settings, methods: list[str], kepts: list[float]) ->
                 "are fixed: leave one of the two out"
             )
     _check_recovery(settings)
+    _check_idle(settings, methods)
     if settings.calibration is None and not settings.eval_text and not settings.tasks:
         raise ConfigError(
             "nothing to evaluate on: give --eval-text FILE, --tasks NAME or --calibration FILE "
@@ -53,8 +54,27 @@ def check_methods(settings: Settings, methods: list[str], kepts: list[float]) ->
     searched = isinstance(settings, RunConfig) and settings.target_perplexity is not None
     if searched and settings.calibration is None and not settings.eval_text:
         raise ConfigError("--target-perplexity needs text to measure it on: give --eval-text FILE")
+
+
+def _check_idle(settings: Settings, methods: list[str]) -> None:
+    """Refuses options that nothing would read.
+
+    Raises:
+        ConfigError: One is there.
+    """
     if settings.task_path is not None and not settings.tasks:
         raise ConfigError("--task-path without --tasks: say which tasks of that folder to run")
+    if settings.task_limit is not None and not settings.tasks:
+        raise ConfigError("--task-limit without --tasks: say which tasks to run")
+    if settings.eval_field is not None and not settings.eval_text:
+        raise ConfigError("--eval-field without --eval-text: say of which text")
+    if settings.calibration_field is not None and settings.calibration is None:
+        raise ConfigError("--calibration-field without --calibration: say of which text")
+    built = [build_method(name, settings.options, settings.allocate) for name in methods]
+    if settings.learn_seed is not None and not any(method.learn for method in built):
+        raise ConfigError(
+            f"--learn-seed is of methods that train on the whole model; {methods[0]!r} does not"
+        )
 
 
 def _check_recovery(settings: Settings) -> None:

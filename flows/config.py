@@ -52,6 +52,9 @@ def default_home() -> Path:
     return Path(os.environ.get("EIGENPRESS_HOME") or "~/.eigenpress").expanduser()
 
 
+MOST_SEED = 2**63 - 1  # that torch takes
+
+
 class Settings(BaseModel):
     """What a run and a sweep have in common."""
 
@@ -77,15 +80,15 @@ class Settings(BaseModel):
     recover_held_back: float = Field(
         0.125, gt=0, le=0.5, description="share of calibration windows it only watches"
     )
-    recover_seed: int | None = Field(None, ge=0, description="its seed; else --seed")
+    recover_seed: int | None = Field(None, ge=0, le=MOST_SEED, description="its seed; else --seed")
     learn_seed: int | None = Field(
-        None, ge=0, description="seed of a method's own training; else --seed"
+        None, ge=0, le=MOST_SEED, description="seed of a method's own training; else --seed"
     )
     calibration: str | None = Field(None, description="text to calibrate on: file or dataset id")
     calibration_field: str | None = Field(None, description="column that holds the text")
     samples: int = Field(256, ge=1, description="calibration windows")
     length: int = Field(2048, ge=8, description="tokens per window, clipped to the model's context")
-    seed: int = Field(3, ge=0, description="seed of every random choice")
+    seed: int = Field(3, ge=0, le=MOST_SEED, description="seed of every random choice")
     bos: bool = Field(False, description="begin calibration windows with the tokenizer's bos")
     products: Literal["float64", "float32"] = Field(
         "float64", description="dtype of one batch's statistics; sums are always float64"

@@ -9,7 +9,7 @@ from typing import Any
 
 from prefect import flow
 
-from compress_core.errors import BudgetError, ConfigError
+from compress_core.errors import BudgetError
 from flows.budget import MOST, at_share
 from flows.checks import check_methods
 from flows.config import RunConfig
@@ -92,7 +92,7 @@ def _perplexity(
         pipeline = build_pipeline(workspace, at_share(config, kept))
         reporter.say(f"── kept {kept:g}")
         found = _measure(workspace, pipeline, "compressed")
-    except (BudgetError, ConfigError):
+    except BudgetError:
         reporter.say(f"── kept {kept:g}: too little for {config.method}")
         tried[kept] = None  # JSON knows no infinity
         return math.inf

@@ -11,13 +11,14 @@ from compress_core.hf.loading import load_model
 from compress_core.learn.base import Assignment, Atoms, Learned
 from compress_core.types import LayerRef
 from tasks.components import code_of, describe
-from tasks.convert import get_atoms, put_chosen, put_tensor
+from tasks.convert import get_atoms, get_chosen, put_chosen, put_tensor
 from tasks.evaluate import Models
 from tasks.job import Job
 from tasks.training import clear_checkpoints, read_teacher, teacher_group, training_of
 from tasks.units import Cost, Group, Unit, Work
 
 CURVES = "curves"
+ITEM_BYTES = 50  # of memory per weight, where each may be an entry; about half of them are
 
 
 def learn_groups(
@@ -61,6 +62,8 @@ def _unit(
     inputs |= {f"decomposition of {layer}": unit for layer, unit in decomposed.items()}
     if teacher is not None:
         inputs["teacher"] = teacher
+    layers = sum(layer.dense_cost for layer in model.layout.layers)
+    entries = job.method.decompose.offers_entries
     per_step = 6.0 * 2 * model.parameters * learner.batch * job.length
     return Unit(
         "learn",
@@ -76,7 +79,9 @@ def _unit(
         sources={"model": model.digest},
         inputs=inputs,
         cost=Cost(
-            learner.steps * per_step / (len(decomposed) + 1), 4 * model.checkpoint.nbytes, 1000
+            learner.steps * per_step / (len(decomposed) + 1),
+            4 * model.checkpoint.nbytes + (ITEM_BYTES * layers if entries else 0),
+            1000,
         ),
     )
 
@@ -97,7 +102,12 @@ class _Learn:
         self.decomposed = decomposed
 
     def __call__(self, work: Work) -> None:
-        """Trains once for all missing units; trained again the same numbers come out."""
+        """Trains once for all missing units.
+
+        Raises:
+            ConfigError: Some units are there and this training came to another end, as on another
+                device.
+        """
         job, learner = self.job, self.job.method.learn
         assert learner is not None
         self.models.drop()
@@ -113,8 +123,21 @@ class _Learn:
         learned = learner.learn(
             Assignment(model, job.model.layout, atoms, job.kept, teacher, training)
         )
+        self._require_same(work, learned)
         for unit in work.missing:
             self._keep(work, unit, learned)
+
+    def _require_same(self, work: Work, learned: Learned) -> None:
+        """What is left of an earlier training has to go with this one: they share the budget."""
+        missing = {unit.name for unit in work.missing}
+        for unit in work.group.units:
+            if unit.name in missing or unit.name not in learned.chosen:
+                continue
+            if not learned.chosen[unit.name].same(get_chosen(work.artifact(unit))):
+                raise ConfigError(
+                    f"what an earlier training chose for layer {unit.name} is not what this one "
+                    "did: train all again with --refresh learn"
+                )
 
     def _keep(self, work: Work, unit: Unit, learned: Learned) -> None:
         with work.draft(unit) as draft:

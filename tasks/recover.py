@@ -4,10 +4,15 @@ It works on the folder that ``materialise`` wrote, of whatever method: numbers c
 does not. The dense model's predictions (stage ``teacher``) are those that every training reads.
 """
 
-from torch import Tensor
+from pathlib import Path
 
+import torch
+from torch import Tensor, nn
+
+from compress_core.hf.checkpoint import Checkpoint
 from compress_core.hf.loading import load_model
 from compress_core.hf.replace import write_replaced
+from compress_core.recover.parts import stored_tensors
 from compress_core.recover.plan import Recovery
 from compress_core.recover.train import Recovered, recover
 from tasks.components import describe
@@ -89,16 +94,31 @@ class _Recover:
     def __call__(self, work: Work) -> None:
         """Trains, and keeps what the compressed layers then store."""
         job, recovery = self.job, self.recovery
+        folder = work.artifact(self.materialised).file(FOLDER)
         model = load_model(
-            work.artifact(self.materialised).file(FOLDER),
+            folder,
             job.model.device,
             trust_remote_code=job.model.trust_remote_code,
         )
         training = training_of(job, work, self.calibration, recovery.batch)
         found = recover(
-            model, job.model.layout, recovery, read_teacher(work, self.teacher), training
+            model,
+            job.model.layout,
+            recovery,
+            read_teacher(work, self.teacher),
+            training,
+            _dtypes(job, folder, model),
         )
         _keep(work, found)
+
+
+def _dtypes(job: Job, folder: Path, model: nn.Module) -> dict[str, torch.dtype]:
+    """Name of a stored tensor to the dtype of its file; the model may run in another one."""
+    checkpoint = Checkpoint(folder, compressed=True)
+    return {
+        stored.name: checkpoint.torch_dtype(_stem(job.model.weight_key(stored.layer)) + stored.part)
+        for stored in stored_tensors(model)
+    }
 
 
 def _keep(work: Work, found: Recovered) -> None:

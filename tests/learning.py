@@ -108,13 +108,8 @@ class Lesson:
 def same(one: Learned, other: Learned) -> bool:
     """Whether two trainings came to the same end on the same way."""
 
-    def equal(a: Tensor | None, b: Tensor | None) -> bool:
-        return a is b if a is None or b is None else torch.equal(a, b)
-
-    pairs = [(one.chosen[name], other.chosen[name]) for name in one.chosen]
-    parts = ("index", "scale", "entries", "bias")
     return (
-        all(equal(getattr(a, part), getattr(b, part)) for a, b in pairs for part in parts)
+        all(one.chosen[name].same(other.chosen[name]) for name in one.chosen)
         and all(
             torch.equal(one.curves[name].nan_to_num(), other.curves[name].nan_to_num())
             for name in one.curves

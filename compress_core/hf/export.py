@@ -100,7 +100,7 @@ def _stored_layers(checkpoint: Checkpoint) -> dict[str, _StoredLayer]:
                 raise ModelError(
                     f"{checkpoint.folder}: {name} got a bias from its method, which {architecture} "
                     "has no place for, so there is no ordinary checkpoint of this model: load the "
-                    "folder itself, or call model.dequantize() after loading it"
+                    "folder itself, or after `import compress_core.hf` and call model.dequantize()"
                 )
             kept = ("columns", "column_index") if module.column_count else ()
             sparse = ("sparse_values", *module.places()) if isinstance(module, SparseLinear) else ()

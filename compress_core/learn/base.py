@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from compress_core.decompose import LowRank
@@ -48,6 +49,12 @@ class Chosen:
     scale: Tensor | None = None
     entries: Tensor | None = None
     bias: Tensor | None = None
+
+    def same(self, other: "Chosen") -> bool:
+        """Whether the same is kept, to the bit."""
+        parts = ("index", "scale", "entries", "bias")
+        pairs = [(getattr(self, part), getattr(other, part)) for part in parts]
+        return all(a is b if a is None or b is None else torch.equal(a, b) for a, b in pairs)
 
     def cost(self, layer: LayerRef) -> int:
         """Numbers stored for ``layer``; where an entry is does not count, as in the papers."""

@@ -74,7 +74,8 @@ class GatedSpectra:
         """What a layer's components are multiplied by: scores behind the gate.
 
         The gate is hard, so that the model is the one that would be stored; gradients see a
-        sigmoid in its place, so that a dropped component can come back.
+        sigmoid in its place, so that a dropped component can come back (not with map "relu" and
+        a raw score below 0, where it has no slope).
         """
         scores = self.scores(index)
         if self.dense[index]:

@@ -6,9 +6,9 @@ W V_k V_kᵀ with V the principal output directions over all samples, which is S
 
 Deviations: V is fixed to those directions from the beginning, where the published code takes a
 differentiable SVD of every batch's outputs and needs a guarded backward pass for it; γ starts at
-the uniform rank and its learning rate is relative to a layer's width (5 per 4096 in the published
-settings); a layer whose γ passes the rank that pays is dense; the exact budget is met by one common
-shift of all γ.
+the uniform rank and its learning rate is relative to a layer's width (8 per 4096 here, 5 in the
+published settings); the published code's penalty on γ outside its range is a clamp; a layer whose γ
+passes the rank that pays is dense; the exact budget is met by one common shift of all γ.
 
 Small models: at β = 10 the mask is so steep that γ feels one component and hardly leaves the
 uniform rank. ``beta=1:rate=0.004`` moves it. Perplexity at kept 0.6, 60 windows, seed 3:

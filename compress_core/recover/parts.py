@@ -6,7 +6,7 @@ measured is that of the model that comes out, and an update is merged before it 
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -29,21 +29,38 @@ class Stored:
         part: What it is called there, in the model and in its files.
         tensor: The parameter that the model runs with.
         mask: Where its entries are in the weight, (out, in), if it is a sparse part's values.
+        dtype: Of its file, where that is not the parameter's: a model may run in another one.
     """
 
     layer: str
     part: str
     tensor: nn.Parameter
     mask: Tensor | None = None
+    dtype: torch.dtype | None = None
 
     @property
     def name(self) -> str:
         """Layer and part."""
         return f"{self.layer}.{self.part}"
 
+    def put(self, value: Tensor) -> None:
+        """The parameter gets a value as its file would give it back."""
+        self.tensor.copy_(value.to(self.dtype or self.tensor.dtype))
 
-def stored_tensors(model: nn.Module) -> Iterator[Stored]:
-    """All numbers that compressed layers store, of any kind, those that are shared once."""
+    def get(self) -> Tensor:
+        """What its file will hold, on the CPU."""
+        return self.tensor.detach().to("cpu", self.dtype)
+
+
+def stored_tensors(
+    model: nn.Module, dtypes: Mapping[str, torch.dtype] | None = None
+) -> Iterator[Stored]:
+    """All numbers that compressed layers store, of any kind, those that are shared once.
+
+    Args:
+        model: The compressed model.
+        dtypes: Name of a stored tensor to the dtype of its file; of others it is the parameter's.
+    """
     for name, module in model.named_modules():
         if not is_factored(module):
             continue
@@ -52,7 +69,7 @@ def stored_tensors(model: nn.Module) -> Iterator[Stored]:
             if shared or not tensor.numel():
                 continue
             mask = _mask_of(module) if part == "sparse_values" else None
-            yield Stored(name, part, tensor, mask)
+            yield Stored(name, part, tensor, mask, (dtypes or {}).get(f"{name}.{part}"))
 
 
 def _mask_of(module: Any) -> Tensor:
@@ -87,7 +104,7 @@ class Whole:
     @torch.no_grad()
     def put(self) -> None:
         """Rounds the leaf to the stored dtype."""
-        self.stored.tensor.copy_(self.leaves[0])
+        self.stored.put(self.leaves[0])
 
     def pull(self, scale: float) -> None:
         """The gradient as it is, widened."""
@@ -127,12 +144,12 @@ class LowRankUpdate:
         """Merges the update; an update of zero leaves every bit as it was."""
         left, right = self.leaves
         if not bool(left.any()):
-            self.stored.tensor.copy_(self.start)
+            self.stored.put(self.start)
             return
         update = (left @ right) * self.size
         if self.stored.mask is not None:
             update = update[self.stored.mask]
-        self.stored.tensor.copy_(self.start.to(update.dtype) + update)
+        self.stored.put(self.start.to(update.dtype) + update)
 
     def pull(self, scale: float) -> None:
         """The chain rule through the product."""

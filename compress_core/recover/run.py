@@ -43,6 +43,7 @@ class RecoveryRun:
         recovery: How.
         teacher: The dense model's predictions.
         training: Windows, device, checkpoints.
+        dtypes: As of :func:`compress_core.recover.parts.stored_tensors`.
     """
 
     def __init__(
@@ -52,12 +53,13 @@ class RecoveryRun:
         recovery: Recovery,
         teacher: Teacher,
         training: Training,
+        dtypes: Mapping[str, torch.dtype] | None = None,
     ) -> None:
         self.recovery = recovery
         self.trained, self.held = split_windows(training.windows, recovery.held_back, recovery.seed)
         model.requires_grad_(False)
         generator = torch.Generator().manual_seed(recovery.seed)
-        self.parts = [_part(found, recovery, generator) for found in stored_tensors(model)]
+        self.parts = [_part(found, recovery, generator) for found in stored_tensors(model, dtypes)]
         self.objective = Objective(model, layout, teacher, training, recovery.text, recovery.batch)
         self.leaves = {
             f"{part.stored.name}.{number}": leaf
@@ -180,7 +182,7 @@ class RecoveryRun:
     def result(self) -> dict[str, Tensor]:
         """The stored tensors in the best state, by name."""
         self.restore()
-        return {part.stored.name: part.stored.tensor.detach().cpu() for part in self.parts}
+        return {part.stored.name: part.stored.get() for part in self.parts}
 
     def report(self) -> dict[str, float]:
         """Held-back loss before and after, and windows on either side."""

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from compress_core.learn.loop import Training, run_steps, saving_memory
@@ -33,7 +34,7 @@ class Recovered:
             the training, and after a trial), "step_size" (η); float64 (steps,), not-a-number where
             absent.
         report: The held-back loss at the "start" and at its "best", and how many windows were
-            "trained" on and "held_back".
+            "trained" on and "held_back"; empty where no layer is compressed.
     """
 
     tensors: Mapping[str, Tensor]
@@ -42,7 +43,12 @@ class Recovered:
 
 
 def recover(
-    model: Any, layout: ModelLayout, recovery: Recovery, teacher: Teacher, training: Training
+    model: Any,
+    layout: ModelLayout,
+    recovery: Recovery,
+    teacher: Teacher,
+    training: Training,
+    dtypes: Mapping[str, torch.dtype] | None = None,
 ) -> Recovered:
     """Trains the stored tensors of a model's compressed layers; everything else stays.
 
@@ -52,15 +58,16 @@ def recover(
         recovery: How.
         teacher: The dense model's predictions on the same windows.
         training: Windows, and where checkpoints go; the seed is the recovery's.
+        dtypes: Name of a stored tensor to the dtype of its file; of others it is the parameter's.
 
     Raises:
         ConfigError: Too few windows.
         NumericsError: A loss that is not finite; names the step and the layer.
     """
     recovery.check(len(training.windows))
-    run = RecoveryRun(model, layout, recovery, teacher, training)
-    if not run.parts:
-        return Recovered({}, {}, run.report())
+    run = RecoveryRun(model, layout, recovery, teacher, training, dtypes)
+    if not run.parts:  # nothing is compressed
+        return Recovered({}, {}, {})
     with saving_memory(model, layout, run.objective.piece * training.windows.shape[1]):
         curves = run_steps(recovery.all_steps, run.step, run.state, training)
     return Recovered(run.result(), curves, run.report())

@@ -78,6 +78,20 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         "nothing to evaluate on: give --eval-text FILE, --tasks NAME or --calibration FILE",
     ),
     "folder without tasks": ({"task_path": "empty"}, "--task-path without --tasks: say which "),
+    "limit without tasks": ({"task_limit": 5}, "--task-limit without --tasks: say which "),
+    "field of no evaluation text": (
+        {"eval_text": None, "eval_field": "body"},
+        "--eval-field without --eval-text: say of which text",
+    ),
+    "field of no calibration text": (
+        {"method": "svd", "calibration": None, "calibration_field": "body"},
+        "--calibration-field without --calibration: say of which text",
+    ),
+    "seed of no training": (
+        {"learn_seed": 1},
+        "--learn-seed is of methods that train on the whole model; 'svd_llm' does not",
+    ),
+    "seed beyond what torch takes": ({"seed": 10**25}, "seed: "),
     "missing task folder": (
         {"task_path": "none", "tasks": "mine"},
         "task folder none does not exist; check the path",

@@ -1,12 +1,13 @@
 """Recovery as a stage: of any method, cached, resumable, evaluated before and after, tracked."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from compress_core.errors import ConfigError
 from flows.checks import check_methods
@@ -56,6 +57,24 @@ def test_numbers_change_and_their_count_does_not(recovered: pico.Walk) -> None:
     assert (one / "model.safetensors").stat().st_size == (
         other / "model.safetensors"
     ).stat().st_size
+
+
+def test_what_files_hold_in_another_dtype_than_the_model_runs_in_keeps_it(
+    inputs: pico.Inputs, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(inputs.model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["dtype"] == "float32"
+    for stored, runs in ((torch.float32, "bfloat16"), (torch.bfloat16, "float32")):
+        (folder / "config.json").write_text(json.dumps(config | {"dtype": runs}))
+        weights = load_file(inputs.model / "model.safetensors")
+        cast = {name: tensor.to(stored) for name, tensor in weights.items()}
+        save_file(cast, folder / "model.safetensors", metadata={"format": "pt"})
+        walk = pico.walk(inputs.settings(tmp_path / runs, model=str(folder), **SHORT))
+        for made in folders(walk):
+            dtypes = {t.dtype for t in load_file(made / "model.safetensors").values()}
+            assert dtypes == {stored}
 
 
 def test_it_is_measured_before_and_after(recovered: pico.Walk) -> None:

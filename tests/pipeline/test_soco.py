@@ -12,6 +12,7 @@ from compress_core.learn.teacher import Teacher
 from tasks.training import StoredCheckpoints
 from tests.pipeline import pico
 
+_divergence = Teacher.divergence
 SHORT = "soco:phase1=12:phase2=8:phase3=4:rate=0.2"
 
 
@@ -119,3 +120,18 @@ def test_what_cannot_be_is_refused_before_a_stage_runs(
 ) -> None:
     with pytest.raises(CompressError, match=message):
         pico.build(inputs.settings(tmp_path / "home", **{"method": SHORT, **changes}))
+
+
+def test_what_is_left_of_another_training_is_not_mixed_in(
+    inputs: pico.Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = inputs.settings(tmp_path / "home", method=SHORT)
+    walk = pico.walk(settings)
+    key = next(key for (stage, _), key in walk.keys.items() if stage == "learn")
+    walk.session.store.remove(key)
+    monkeypatch.setattr(Teacher, "divergence", lambda *given: 0 * _divergence(*given))
+    with pytest.raises(CompressError, match="train all again with --refresh learn"):
+        pico.walk(settings)
+    again = pico.walk({**settings, "refresh": ["learn"]})
+    layers = again.pipeline.job.model.layout.layers
+    assert again.computed["learn"] == {layer.name for layer in layers} | {"curves"}
