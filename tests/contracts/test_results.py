@@ -38,7 +38,7 @@ def tables() -> Iterator[Table]:
     section = (ROOT / "README.md").read_text().split("## Results\n")[1].split("\n## ")[0]
     for block in re.findall(r"(?:^\|.*\n)+", section, re.MULTILINE):
         rows = [
-            [cell.strip().strip("*") for cell in line.strip("|").split("|")]
+            [cell.strip().replace("*", "") for cell in line.strip("|").split("|")]
             for line in block.splitlines()
         ]
         yield [row for row in rows if set(row[0]) != {"-"}]
