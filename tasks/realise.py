@@ -152,7 +152,10 @@ class Realise:
         """What the layer stores; None where it stays dense."""
         method = self.job.method
         if not isinstance(self.allocation, Unit):
-            return self._picked(work, unit, layer)
+            factors = self._picked(work, unit, layer)
+            if factors is not None:
+                _require_finite(layer, factors)
+            return factors
         share = share_of(work.artifact(self.allocation), self.job.stack_of[layer.name])
         if share.rank is None:
             return None
@@ -172,19 +175,15 @@ class Realise:
         factors = pick(atoms, get_chosen(work.artifact(unit.inputs["learned"])))
         refiner = self.job.method.refine
         if factors is None or refiner is None:
-            if factors is not None:
-                _require_finite(layer, factors)
             return factors
         sparse = factors.sparse and Sparse(
             factors.sparse.mask.to(self.job.model.device), self._wide(factors.sparse.values)
         )
         wide = LowRank(self._wide(factors.u), self._wide(factors.v), None, None, sparse)
         try:
-            fitted = refiner.refine(self._weight(layer), wide, self._moments(work, unit))
+            return refiner.refine(self._weight(layer), wide, self._moments(work, unit))
         except CompressError as error:
             raise type(error)(f"layer {layer.name}: {error}") from error
-        _require_finite(layer, fitted)
-        return fitted
 
     def _cut(self, work: Work, unit: Unit, layer: LayerRef, share: Share) -> LowRank:
         source = work.artifact(unit.inputs["decomposition"])

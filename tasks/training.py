@@ -123,8 +123,7 @@ class StoredCheckpoints:
         return 0 if found is None else int(found[0])
 
     def _discard(self, place: int) -> None:
-        if names_of(self.store, self._recipe(place)) is not None:
-            discard(self.store, self._recipe(place))
+        discard(self.store, self._recipe(place))
 
     def _recipe(self, place: int) -> dict[str, Any]:
         settings = {"training of": self.key, "place": place}

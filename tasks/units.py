@@ -23,12 +23,6 @@ from storage.manifest import Manifest
 from storage.store import Store
 
 View = Callable[[Artifact], Any]
-
-
-class Interrupted(Exception):
-    """Ends the work of a group whose command was told to stop."""
-
-
 ALONE = (
     "collect",
     "whiten",
@@ -38,6 +32,10 @@ ALONE = (
     "learn",
     "recover",
 )  # stages beside which no whole model is held
+
+
+class Interrupted(Exception):
+    """Ends the work of a group whose command was told to stop."""
 
 
 @cache  # sources do not change while a process runs

@@ -100,7 +100,7 @@ def _stored_layers(checkpoint: Checkpoint) -> dict[str, _StoredLayer]:
                 raise ModelError(
                     f"{checkpoint.folder}: {name} got a bias from its method, which {architecture} "
                     "has no place for, so there is no ordinary checkpoint of this model: load the "
-                    "folder itself, or after `import compress_core.hf` and call model.dequantize()"
+                    "folder itself; with `import compress_core.hf` before, model.dequantize() works"
                 )
             kept = ("columns", "column_index") if module.column_count else ()
             sparse = ("sparse_values", *module.places()) if isinstance(module, SparseLinear) else ()
