@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from compress_core.errors import NumericsError
+from compress_core.metric import Metric
 from compress_core.quantise import Codes, quantise
 from compress_core.sparse import Sparse
 from compress_core.types import Share
-from compress_core.whiten import Metric
 
 ReadRows = Callable[[str, int], Tensor]  # (array name, first rows) -> tensor
 

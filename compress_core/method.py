@@ -8,10 +8,10 @@ from compress_core.allocate.uniform import Uniform
 from compress_core.decompose import Decomposer, ProjectOutputs
 from compress_core.errors import ConfigError
 from compress_core.learn.base import Learner
+from compress_core.metric import Unweighted, Weighting
 from compress_core.prune.base import Pruner
 from compress_core.refine.base import DENSE, PREFIX, Prefix, Refiner
 from compress_core.types import LayerRef, Stack
-from compress_core.whiten import Unweighted, Whitener
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Method:
         name: What users type.
         summary: One line for the table of methods.
         paper: arXiv id, or "" for folklore.
-        whiten: Metric of the error.
+        weighting: Metric of the error.
         decompose: Budget-free decomposition.
         allocate: How the budget is divided.
         refine: How a layer cut to its share is bettered; None leaves it.
@@ -72,7 +72,7 @@ class Method:
     name: str
     summary: str
     paper: str
-    whiten: Whitener = Unweighted()
+    weighting: Weighting = Unweighted()
     decompose: Decomposer = ProjectOutputs()
     allocate: Allocator = Uniform()
     refine: Refiner | None = None
@@ -85,7 +85,7 @@ class Method:
     @property
     def reads_inputs(self) -> bool:
         """Whether it reads statistics of the layers' inputs in the dense model."""
-        of_taps = self.whiten.needs & {"gram", "abs_sum"}
+        of_taps = self.weighting.needs & {"gram", "abs_sum"}
         return bool(of_taps) or DENSE in self._moments
 
     @property
@@ -93,7 +93,7 @@ class Method:
         """Whether it reads calibration text at all."""
         measured = self.allocate.reads & {"similarity", "divergence"}
         fitted = self.refine or self.prune or self.learn
-        return bool(self.whiten.needs or measured or fitted is not None)
+        return bool(self.weighting.needs or measured or fitted is not None)
 
     @property
     def stores_entries(self) -> bool:

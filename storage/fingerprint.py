@@ -26,7 +26,7 @@ def code_fingerprint(entry_points: Sequence[str], package: str = "compress_core"
     hash. A class that no reached code names (duck typing) has to be an entry point itself.
 
     Args:
-        entry_points: dotted names of top-level definitions ("compress_core.whiten.Plain").
+        entry_points: dotted names of top-level definitions ("compress_core.metric.Plain").
         package: the package to stay in.
 
     Returns:

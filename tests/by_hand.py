@@ -8,11 +8,11 @@ from torch import Tensor
 
 from compress_core.decompose import LowRank, Prepared, ReadRows
 from compress_core.method import Method
+from compress_core.metric import Metric
 from compress_core.refine.base import DENSE, Moments
 from compress_core.refine.columns import index_cost
 from compress_core.stats import InputAccumulator, InputStats
 from compress_core.types import Share
-from compress_core.whiten import Metric
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ def first_rows(prepared: Prepared) -> ReadRows:
 
 def metric_of(method: Method, stack: Sequence[Seen]) -> Metric:
     """The metric of a stack of layers: that of their summed statistics."""
-    if "fisher" in method.whiten.needs:
-        return method.whiten.metric(torch.stack([layer.fisher for layer in stack]).sum(dim=0))
+    if "fisher" in method.weighting.needs:
+        return method.weighting.metric(torch.stack([layer.fisher for layer in stack]).sum(dim=0))
     parts = []
     for layer in stack:
         accumulator = InputAccumulator(layer.dense.shape[1])
@@ -48,7 +48,7 @@ def metric_of(method: Method, stack: Sequence[Seen]) -> Metric:
         parts.append(accumulator.finish())
     gram = torch.stack([part.gram for part in parts]).sum(dim=0)
     abs_sum = torch.stack([part.abs_sum for part in parts]).sum(dim=0)
-    return method.whiten.metric(InputStats(parts[0].tokens, gram, abs_sum))
+    return method.weighting.metric(InputStats(parts[0].tokens, gram, abs_sum))
 
 
 def prepare(method: Method, stack: Sequence[Seen], rank: int) -> Prepared:

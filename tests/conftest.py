@@ -27,7 +27,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> pico.Inputs:
 @pytest.fixture(scope="session")
 def blank_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data directory with nothing but MLflow's tables, which take seconds to make."""
-    from tasks import tracking
+    from tasks.tracking import client as tracking
 
     home = tmp_path_factory.mktemp("blank") / "home"
     with pico.environment(pico.clean_environment()):

@@ -16,8 +16,8 @@ from compress_core.hf.layout import inspect_model
 from compress_core.learn.base import Assignment, Atoms, Chosen, Learned, Learner, pick
 from compress_core.learn.loop import Training
 from compress_core.learn.teacher import Teacher, teach
+from compress_core.metric import Plain
 from compress_core.types import LayerRef, ModelLayout
-from compress_core.whiten import Plain
 from tests.families import tiny_model, token_batch
 
 

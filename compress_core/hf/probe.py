@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from compress_core.errors import ConfigError, NumericsError, TextError
-from compress_core.hf.memo import BlockState, Enter, Skip, forward_of
+from compress_core.hf.replay import BlockState, Enter, Skip, forward_of
 from compress_core.types import LayerRef, ModelLayout
 
 CHUNK_ELEMENTS = {"cpu": 1 << 17, "other": 1 << 24}

@@ -17,10 +17,10 @@ dense model, which it shares with SVD-LLM.
 from compress_core.allocate.importance import Importance
 from compress_core.errors import ConfigError
 from compress_core.method import Method
+from compress_core.metric import OutputError
 from compress_core.options import one_of
 from compress_core.refine.base import Prefix
 from compress_core.refine.least_squares import Alternate
-from compress_core.whiten import OutputError
 
 
 def ada_svd(
@@ -56,7 +56,7 @@ def ada_svd(
         "ada_svd",
         "shares by block importance, alternating updates of both factors",
         "2502.01403",
-        whiten=OutputError(),
+        weighting=OutputError(),
         allocate=Importance(mrr=mrr),
         refine=Alternate(sweeps, toward_dense),
         prefix=Prefix(

@@ -6,7 +6,7 @@ Un-scaling never divides: the optimum is written as a projection of outputs (see
 """
 
 from compress_core.method import Method
-from compress_core.whiten import ActivationScale
+from compress_core.metric import ActivationScale
 
 
 def asvd(alpha: float = 0.5, epsilon: float = 1e-6) -> Method:
@@ -19,5 +19,5 @@ def asvd(alpha: float = 0.5, epsilon: float = 1e-6) -> Method:
     Raises:
         ConfigError: alpha < 0 or epsilon <= 0.
     """
-    whiten = ActivationScale(alpha=alpha, epsilon=epsilon)
-    return Method("asvd", "SVD scaled by mean input magnitude", "2312.05821", whiten=whiten)
+    weighting = ActivationScale(alpha=alpha, epsilon=epsilon)
+    return Method("asvd", "SVD scaled by mean input magnitude", "2312.05821", weighting=weighting)

@@ -24,11 +24,11 @@ from compress_core.learn.bernoulli import EntryPolicy
 from compress_core.learn.gains import GainPolicy
 from compress_core.learn.group import GroupPolicy
 from compress_core.method import Method
+from compress_core.metric import Unweighted
 from compress_core.options import one_of
 from compress_core.refine.base import Prefix, Refiner
 from compress_core.refine.masked import MaskedLeastSquares, PrefixMaskedLeastSquares
-from compress_core.rpca import ChannelScale, RobustPca
-from compress_core.whiten import Unweighted
+from compress_core.robust_pca import ChannelScale, RobustPca
 
 OWNER = "method 'cap'"
 
@@ -81,7 +81,7 @@ def cap(
         "cap",
         "robust PCA, what to keep of both parts learned under one budget",
         "2505.03801",
-        whiten=ChannelScale() if scale == "activations" else Unweighted(),
+        weighting=ChannelScale() if scale == "activations" else Unweighted(),
         decompose=RobustPca(iterations, lambda_scale, tolerance),
         refine=refiners[refit],
         prefix=Prefix("layer"),

@@ -28,7 +28,7 @@ here steps are even and a component's two scales one.
 from compress_core.decompose import ProjectOutputs
 from compress_core.learn.dobi import LearnTruncation
 from compress_core.method import Method
-from compress_core.whiten import OutputError
+from compress_core.metric import OutputError
 
 
 def dobi_svd(
@@ -58,7 +58,7 @@ def dobi_svd(
         "dobi_svd",
         "a learned truncation point per layer; remap: factors in 8 bits (mixed quantisation)",
         "2502.02723",
-        whiten=OutputError(),
+        weighting=OutputError(),
         decompose=ProjectOutputs(whole=True),
         learn=LearnTruncation(steps, batch, beta, rate, balance, remap),
         eight_bits=remap,

@@ -13,9 +13,9 @@ to have one minimum.
 
 from compress_core.allocate.knapsack import Knapsack
 from compress_core.method import Method
+from compress_core.metric import OutputError
 from compress_core.options import one_of
 from compress_core.refine.columns import PreserveColumns
-from compress_core.whiten import OutputError
 
 
 def duo_svd(
@@ -40,7 +40,7 @@ def duo_svd(
         "duo_svd",
         "kept columns, and module shares by a knapsack over measured KL",
         "2510.19385",
-        whiten=OutputError(),
+        weighting=OutputError(),
         allocate=Knapsack(probe_windows=probe_windows),
         refine=PreserveColumns(
             refit=refit_columns,

@@ -10,7 +10,7 @@ keeps inputs without gradient in. Un-scaling never divides (see ``decompose``).
 """
 
 from compress_core.method import Method
-from compress_core.whiten import FisherScale
+from compress_core.metric import FisherScale
 
 
 def fwsvd(epsilon: float = 1e-6) -> Method:
@@ -26,5 +26,5 @@ def fwsvd(epsilon: float = 1e-6) -> Method:
         "fwsvd",
         "SVD scaled by the Fisher information of the weights",
         "2207.00112",
-        whiten=FisherScale(epsilon=epsilon),
+        weighting=FisherScale(epsilon=epsilon),
     )

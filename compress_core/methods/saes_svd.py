@@ -8,9 +8,9 @@ block.
 """
 
 from compress_core.method import Method
+from compress_core.metric import OutputError
 from compress_core.refine.base import Prefix
 from compress_core.refine.cross_truncation import CrossTruncate
-from compress_core.whiten import OutputError
 
 
 def saes_svd(alpha_least: float = 0.25, alpha_most: float = 0.75, prefix: str = "layer") -> Method:
@@ -28,7 +28,7 @@ def saes_svd(alpha_least: float = 0.25, alpha_most: float = 0.75, prefix: str = 
         "saes_svd",
         "truncation that makes up for earlier layers' errors",
         "2602.03051",
-        whiten=OutputError(),
+        weighting=OutputError(),
         refine=CrossTruncate(alpha_least, alpha_most),
         prefix=Prefix(prefix),  # type: ignore[arg-type]  # it checks
     )

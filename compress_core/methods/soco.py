@@ -23,8 +23,8 @@ SVD-LLM, each of which costs exactly its energy in output error.
 from compress_core.decompose import ProjectOutputs
 from compress_core.learn.soco import LearnSpectrum
 from compress_core.method import Method
+from compress_core.metric import OutputError, Unweighted
 from compress_core.options import one_of
-from compress_core.whiten import OutputError, Unweighted
 
 
 def soco(
@@ -68,7 +68,7 @@ def soco(
         "soco",
         "learned scores on every singular value, trained end to end",
         "2502.15092",
-        whiten=OutputError() if basis == "whitened" else Unweighted(),
+        weighting=OutputError() if basis == "whitened" else Unweighted(),
         decompose=ProjectOutputs(whole=True),
         learn=LearnSpectrum(
             phase1=phase1,

@@ -12,10 +12,10 @@ published code uses 16 samples for it, we use all.
 """
 
 from compress_core.method import Method
+from compress_core.metric import OutputError
 from compress_core.options import one_of
 from compress_core.refine.base import Prefix
 from compress_core.refine.least_squares import Alternate
-from compress_core.whiten import OutputError
 
 
 def svd_llm(update: str = "none", toward_dense: float = 0.0, prefix: str = "layer") -> Method:
@@ -36,7 +36,7 @@ def svd_llm(update: str = "none", toward_dense: float = 0.0, prefix: str = "laye
         "svd_llm",
         "least output error on calibration text",
         "2403.07378",
-        whiten=OutputError(),
+        weighting=OutputError(),
         refine=refine if update == "u" else None,
         prefix=step,
     )

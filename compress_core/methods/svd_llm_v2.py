@@ -7,7 +7,7 @@ logarithm is ours, as the paper's pseudo-code leaves it open). Its code is unrel
 
 from compress_core.allocate.by_type import ByType
 from compress_core.method import Method
-from compress_core.whiten import OutputError
+from compress_core.metric import OutputError
 
 
 def svd_llm_v2() -> Method:
@@ -16,6 +16,6 @@ def svd_llm_v2() -> Method:
         "svd_llm_v2",
         "svd_llm with shares by truncation loss within each module type",
         "2503.12340",
-        whiten=OutputError(),
+        weighting=OutputError(),
         allocate=ByType(),
     )

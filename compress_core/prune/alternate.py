@@ -9,13 +9,13 @@ from torch import Tensor
 
 from compress_core.decompose import LowRank, eigen_descending, project
 from compress_core.errors import ConfigError
+from compress_core.metric import SecondMoment
 from compress_core.prune.obs import check_surgery, damped, inverse_factor, remove
 from compress_core.prune.select import UNSTRUCTURED, read_pattern, select_rows
 from compress_core.prune.wanda import input_scale, second_moment
 from compress_core.refine.base import PREFIX, Moments
 from compress_core.sparse import Sparse
 from compress_core.types import Share
-from compress_core.whiten import SecondMoment
 
 BETTER = 1e-9  # relative fall in error that is more than rounding
 

@@ -20,7 +20,7 @@ from compress_core.recover.parts import (
     Whole,
     stored_tensors,
 )
-from compress_core.recover.plan import LADDER, Recovery, best_trial, next_trial
+from compress_core.recover.settings import LADDER, Recovery, best_trial, next_trial
 from compress_core.recover.windows import split_windows
 from compress_core.types import ModelLayout
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from compress_core.decompose import LowRank, energies, project, split_inputs
 from compress_core.errors import ConfigError
+from compress_core.metric import SecondMoment
 from compress_core.refine.base import DENSE, Moments, inverse
-from compress_core.whiten import SecondMoment
 
 GOLDEN = (math.sqrt(5) - 1) / 2
 SMALL_INDEX = 32767  # inputs that a 16-bit index can name

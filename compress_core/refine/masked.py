@@ -16,9 +16,9 @@ from torch import Tensor
 
 from compress_core.decompose import LowRank, project
 from compress_core.errors import ConfigError
+from compress_core.metric import SecondMoment
 from compress_core.refine.base import DENSE, PREFIX, Moments, inverse
 from compress_core.sparse import Sparse
-from compress_core.whiten import SecondMoment
 
 FLOOR = 1e-6  # of the largest eigenvalue: directions that float32 activations do not know
 

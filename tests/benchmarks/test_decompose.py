@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from compress_core.decompose import ProjectOutputs
+from compress_core.metric import SecondMoment
 from compress_core.types import LayerRef
-from compress_core.whiten import SecondMoment
 from tests.benchmarks.conftest import Bench
 
 SHAPES = [(1024, 1024), (1024, 2816), (2816, 1024)]

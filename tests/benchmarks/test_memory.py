@@ -24,7 +24,7 @@ from compress_core.hf.checkpoint import Checkpoint
 from compress_core.hf.layout import inspect_model
 from compress_core.hf.stream import BlockStream
 from compress_core.decompose import ProjectOutputs
-from compress_core.whiten import OutputError
+from compress_core.metric import OutputError
 checkpoint = Checkpoint(Path(sys.argv[1]))
 layout = inspect_model(checkpoint)
 def resident():  # less the file pages that safetensors maps, which the system can take back

@@ -5,9 +5,9 @@ from time import perf_counter
 
 import numpy as np
 
-from flows import runtime
+from flows.server import runtime
 from storage.store import Store
-from tasks.units import Group, Session, Unit, Work
+from tasks.engine.units import Group, Session, Unit, Work
 from tests.benchmarks.conftest import Bench
 
 BLOCKS, UNITS = 24, 7
@@ -47,7 +47,7 @@ def test_overhead_per_unit(bench: Bench, tmp_path: Path) -> None:
     runtime.start_early()
     from prefect import flow
 
-    from flows.run import run_groups
+    from flows.runs.run import run_groups
 
     store = Store(tmp_path / "store")
 

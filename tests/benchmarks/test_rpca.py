@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from compress_core.rpca import shrink_singular, split
+from compress_core.robust_pca import shrink_singular, split
 from tests.benchmarks.conftest import Bench
 
 SHAPES = [(512, 512), (512, 1408), (1408, 512)]

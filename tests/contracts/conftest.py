@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from flows import cli, runtime
+from flows.commands import cli
+from flows.server import runtime
 from storage.store import Store
 from tests.pipeline import pico
 

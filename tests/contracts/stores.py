@@ -12,7 +12,7 @@ from storage.store import Store
 def make(store: Store, seed: int = 0) -> Manifest:
     recipe = {"seed": seed}
     with store.draft(
-        key=recipe_key(recipe), stage="whiten", unit="layer 3", recipe=recipe, inputs={}
+        key=recipe_key(recipe), stage="weigh", unit="layer 3", recipe=recipe, inputs={}
     ) as draft:
         draft.put("u", np.random.default_rng(seed).standard_normal((600, 4)))
         draft.add_file("note.txt").write_text("note")

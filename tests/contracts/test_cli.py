@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import typer
 
-from flows import cli
+from flows.commands import cli
 from tests.contracts.command_words import words_of
 from tests.pipeline import pico
 
@@ -90,7 +90,7 @@ def test_help_is_quick_and_imports_nothing_heavy(words: list[str], tmp_path: Pat
     heavy = ["torch", "prefect", "mlflow", "transformers", "datasets", "zarr", "numpy", "lm_eval"]
     script = (
         "import sys, time; start = time.perf_counter()\n"
-        "from flows import cli\n"
+        "from flows.commands import cli\n"
         "try: cli.main()\n"
         "except SystemExit: pass\n"
         f"found = [name for name in {heavy} if name in sys.modules]\n"

@@ -116,6 +116,6 @@ def test_a_terminal_is_left_clean(inputs: pico.Inputs, tmp_path: Path, blank_hom
     left = [line for line in screen(printed) if line]
     assert not any("━" in line for line in left)
     assert [line.split()[0] for line in left] == [
-        *("tokenise", "collect", "whiten", "decompose", "allocate", "realise", "materialise"),
+        *("tokenise", "collect", "weigh", "decompose", "allocate", "realise", "materialise"),
         *("evaluate", "register", "kept", "perplexity", "model", "registered"),
     ]

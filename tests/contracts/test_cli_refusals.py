@@ -199,7 +199,7 @@ def test_a_store_of_a_newer_version(inputs: pico.Inputs, refuse: Refuse, tmp_pat
 
 
 def test_a_home_that_cannot_be_written(inputs: pico.Inputs, refuse: Refuse, tmp_path: Path) -> None:
-    import flows.home  # noqa: F401  while everything can still be read
+    import flows.settings.home  # noqa: F401  while everything can still be read
 
     locked = tmp_path / "locked"
     locked.mkdir()

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from compress_core.errors import ConfigError
-from flows.config import (
+from flows.settings.config import (
     RunConfig,
     Settings,
     SweepConfig,
@@ -18,7 +18,7 @@ from flows.config import (
     read_yaml,
     write_yaml,
 )
-from flows.flags import with_flags
+from flows.settings.flags import with_flags
 
 # Flag, its words on the command line, and what the field then holds; none is the default.
 COMMON: dict[str, tuple[list[str], Any]] = {

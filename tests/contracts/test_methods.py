@@ -157,7 +157,7 @@ class TestMethod:
         assert method == build_method(name)
         with pytest.raises(dataclasses.FrozenInstanceError):
             method.name = "other"  # type: ignore[misc]
-        for part in (method.whiten, method.allocate, method.refine, method.prefix, method.prune):
+        for part in (method.weighting, method.allocate, method.refine, method.prefix, method.prune):
             if part is not None:
                 with pytest.raises(dataclasses.FrozenInstanceError):
                     setattr(part, "anything", 1)  # noqa: B010

@@ -12,8 +12,8 @@ from compress_core.errors import ConfigError, NumericsError, TextError
 from compress_core.hf.checkpoint import Checkpoint
 from compress_core.hf.layout import inspect_model, tensors_in
 from compress_core.hf.loading import load_model
-from compress_core.hf.memo import record_block
 from compress_core.hf.probe import KlProbe
+from compress_core.hf.replay import record_block
 from compress_core.types import ModelLayout
 from tests.contracts.more_families import MORE, any_model
 from tests.families import FAMILIES, token_batch

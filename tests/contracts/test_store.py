@@ -227,7 +227,7 @@ def test_a_prefix_resolves_only_when_it_is_unique(store: Store) -> None:
 
 def test_lineage_lists_every_ancestor_once_and_marks_the_lost_ones(store: Store) -> None:
     root = make(store, 0, stage="collect")
-    left, right = (make(store, n, stage="whiten", of=[root]) for n in (1, 2))
+    left, right = (make(store, n, stage="weigh", of=[root]) for n in (1, 2))
     leaf = make(store, 3, of=[left, right])
     assert store.lineage(leaf.key) == [leaf, left, right, root]
     store.remove(root.key)
@@ -236,9 +236,9 @@ def test_lineage_lists_every_ancestor_once_and_marks_the_lost_ones(store: Store)
 
 
 def test_manifests_of_a_stage(store: Store) -> None:
-    made = [make(store, n, stage="whiten") for n in range(3)]
+    made = [make(store, n, stage="weigh") for n in range(3)]
     make(store, 0, stage="collect")
-    assert sorted(m.key for m in store.manifests("whiten")) == sorted(m.key for m in made)
+    assert sorted(m.key for m in store.manifests("weigh")) == sorted(m.key for m in made)
     assert len(list(store.manifests())) == 4
 
 

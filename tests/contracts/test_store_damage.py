@@ -46,7 +46,7 @@ def test_damage_is_found_reported_and_put_aside_alone(
     assert problems == []
     assert store.find(harmed.key) is None
     (line,) = problems
-    assert line.startswith("whiten ")
+    assert line.startswith("weigh ")
     assert harmed.key[:12] in line
     assert Path(name).name in line
     assert "\n" not in line
@@ -76,7 +76,7 @@ def test_a_verified_artifact_is_not_read_again(
         raise AssertionError("read again")
 
     monkeypatch.setattr("storage.verify.checksum", refuse)
-    assert Store(store.root).find(made.key, "whiten") == made
+    assert Store(store.root).find(made.key, "weigh") == made
     shutil.rmtree(folder(store, made))
     assert store.find(made.key) is None
 

@@ -35,7 +35,7 @@ KEY = recipe_key({"seed": 0})
 def test_an_exception_in_a_draft_leaves_nothing(store: Store, error: BaseException) -> None:
     with (
         pytest.raises(type(error)),
-        store.draft(key=KEY, stage="whiten", unit="u", recipe={}, inputs={}) as draft,
+        store.draft(key=KEY, stage="weigh", unit="u", recipe={}, inputs={}) as draft,
     ):
         draft.put("u", np.ones(3))
         raise error
@@ -48,7 +48,7 @@ def test_an_exception_in_a_draft_leaves_nothing(store: Store, error: BaseExcepti
 def test_a_promised_file_that_is_not_written_stops_the_commit(store: Store) -> None:
     with (
         pytest.raises(StorageError, match=r"'model\.bin' was not written"),
-        store.draft(key=KEY, stage="whiten", unit="u", recipe={}, inputs={}) as draft,
+        store.draft(key=KEY, stage="weigh", unit="u", recipe={}, inputs={}) as draft,
     ):
         draft.add_file("model.bin")
     assert store.find(KEY) is None
@@ -57,7 +57,7 @@ def test_a_promised_file_that_is_not_written_stops_the_commit(store: Store) -> N
 def test_values_that_are_not_json_stop_the_commit_and_are_named(store: Store) -> None:
     with (
         pytest.raises(ValueError, match=r"attrs\.loss is nan"),
-        store.draft(key=KEY, stage="whiten", unit="u", recipe={}, inputs={}) as draft,
+        store.draft(key=KEY, stage="weigh", unit="u", recipe={}, inputs={}) as draft,
     ):
         draft.attrs["loss"] = float("nan")
     assert drafts(store) == []
@@ -70,7 +70,7 @@ CHILD = """
     from storage.store import Store
 
     store = Store(Path(sys.argv[1]))
-    with store.draft(key=sys.argv[2], stage="whiten", unit="u", recipe={}, inputs={}) as draft:
+    with store.draft(key=sys.argv[2], stage="weigh", unit="u", recipe={}, inputs={}) as draft:
         draft.put("u", np.ones((300, 3)))
         print("inside", flush=True)
         sys.stdin.readline()
@@ -193,7 +193,7 @@ def test_a_full_disk_loses_only_the_draft(
     with monkeypatch.context() as patched:
         patched.setattr(place, full)
         with pytest.raises(
-            StoreFullError, match=r"disk full while writing whiten layer 3"
+            StoreFullError, match=r"disk full while writing weigh layer 3"
         ) as caught:
             make(store, 0)
     needed = int(str(caught.value).split("at least ")[1].split(" bytes")[0].replace(",", ""))

@@ -1,4 +1,4 @@
-"""What tasks.tracking promises: runs, registered folders, joined tags, keys, and clear errors."""
+"""What the tracking client promises: runs, registered folders, tags, keys, and clear errors."""
 
 import http.server
 import shutil
@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks import limits, tracking
+from tasks.tracking import client as tracking
+from tasks.tracking import limits
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +158,7 @@ def test_keys_of_all_versions_of_all_models(
             name=f"m{number % 2}",
             model_dir=tmp_path,
             run_id=run_id,
-            tags={"keys.collect": f"c{number} shared", "keys.whiten": f"w{number},x", "kept": "k"},
+            tags={"keys.collect": f"c{number} shared", "keys.weigh": f"w{number},x", "kept": "k"},
         )
     each = {f"{letter}{number}" for letter in "cw" for number in range(5)}
     assert tracking.registered_keys(home) == each | {"shared", "x"}
@@ -247,7 +248,7 @@ def hook(event, args):
     if event in ("socket.getaddrinfo", "socket.connect"):
         looked_up.append(args)
 sys.addaudithook(hook)
-from tasks import tracking
+from tasks.tracking import client as tracking
 assert "mlflow" not in sys.modules
 home = Path(sys.argv[1])
 tracking.check_tracking(home)

@@ -14,6 +14,7 @@ from compress_core.errors import ConfigError
 from compress_core.method import Method, Sharing
 from compress_core.methods import METHODS, Variant, build_method, parse_variant
 from compress_core.methods.basis_sharing import WRITERS
+from compress_core.metric import ActivationScale, FisherScale
 from compress_core.prune.adapter import Adapter
 from compress_core.prune.alternate import HassleFree, Oats
 from compress_core.prune.obs import SparseGPT
@@ -23,7 +24,6 @@ from compress_core.refine.columns import PreserveColumns
 from compress_core.refine.cross_truncation import CrossTruncate
 from compress_core.refine.least_squares import Alternate
 from compress_core.types import LayerRef, Stack
-from compress_core.whiten import ActivationScale, FisherScale
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_a_method_that_divides_the_budget_itself_takes_no_allocator(
 
 def test_an_option_goes_to_the_method_or_to_the_allocator_that_is_named() -> None:
     built = build_method("asvd@hull:alpha=0.25:probe_share=0.2")
-    assert (built.whiten, built.allocate) == (ActivationScale(alpha=0.25), Hull(probe_share=0.2))
+    assert (built.weighting, built.allocate) == (ActivationScale(alpha=0.25), Hull(probe_share=0.2))
     assert build_method("ada_svd:mrr=0.3").allocate == Importance(mrr=0.3)
     assert build_method("ada_svd@importance:mrr=0.3").allocate == Importance(mrr=0.3)
     assert build_method("duo_svd:probe_windows=8").allocate == Knapsack(probe_windows=8)
@@ -122,7 +122,7 @@ def test_an_option_goes_to_the_method_or_to_the_allocator_that_is_named() -> Non
 
 def test_what_the_text_says_comes_before_what_is_given_beside_it() -> None:
     built = build_method("asvd@hull:alpha=0.25", {"alpha": 0.9, "epsilon": 1e-3}, "uniform")
-    assert built.whiten == ActivationScale(alpha=0.25, epsilon=1e-3)
+    assert built.weighting == ActivationScale(alpha=0.25, epsilon=1e-3)
     assert built.allocate == Hull()
     assert build_method("asvd", {"alpha": 0.9}, "uniform").allocate == Uniform()
 
@@ -139,7 +139,7 @@ def test_options_are_read_as_the_type_of_their_default() -> None:
 @pytest.mark.parametrize(
     ("text", "part", "expected"),
     [
-        ("fwsvd:epsilon=0.1", "whiten", FisherScale(epsilon=0.1)),
+        ("fwsvd:epsilon=0.1", "weigh", FisherScale(epsilon=0.1)),
         ("svd_llm", "refine", None),
         ("svd_llm:toward_dense=0.5", "refine", None),
         ("svd_llm:update=u", "refine", Alternate(0, 0.0)),

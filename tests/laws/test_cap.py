@@ -13,7 +13,7 @@ from compress_core.learn.items import Items, build
 from compress_core.learn.keep import ranking
 from compress_core.learn.loop import Training
 from compress_core.methods import build_method
-from compress_core.rpca import RobustPca
+from compress_core.robust_pca import RobustPca
 from compress_core.types import LayerRef
 from tests.learning import Lesson, Memory, dense_weight, lesson, same
 

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from compress_core.decompose import LowRank, energies, project
 from compress_core.errors import ConfigError
+from compress_core.metric import SecondMoment
 from compress_core.refine.base import Moments
 from compress_core.refine.columns import PreserveColumns, Search, index_cost
-from compress_core.whiten import SecondMoment
 from tests import literal
 from tests.made_up import SEEDS, weight_and_inputs
 

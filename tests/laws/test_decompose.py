@@ -9,9 +9,9 @@ from torch import Tensor
 from compress_core.decompose import ProjectOutputs
 from compress_core.errors import NumericsError
 from compress_core.methods import build_method
+from compress_core.metric import Metric, OutputError, Plain
 from compress_core.stats import InputAccumulator, InputStats
 from compress_core.types import Share
-from compress_core.whiten import Metric, OutputError, Plain
 from tests import literal
 from tests.by_hand import first_rows
 
@@ -47,7 +47,7 @@ def product(weight: Tensor, metric: Metric, rank: int, of: int | None = None) ->
 @pytest.mark.parametrize("method", ["svd_llm", "asvd", "svd"])
 def test_the_truncated_weight_is_the_papers(shape: tuple[int, int], method: str) -> None:
     weight, inputs = weight_of(shape), correlated(500, shape[1])
-    metric = build_method(method).whiten.metric(measured(inputs))
+    metric = build_method(method).weighting.metric(measured(inputs))
     for rank in (1, 3, 7):
         expected = {
             "svd": lambda r: literal.truncate(weight, r),

@@ -49,7 +49,7 @@ def test_nothing_differs_from_itself(recipe: dict) -> None:
 
 
 def test_the_key_is_the_same_in_another_process() -> None:
-    recipe = {"stage": "whiten", "kept": [0.1, 1e-300, -0.0], "name": "σ", "on": True, "n": None}
+    recipe = {"stage": "weigh", "kept": [0.1, 1e-300, -0.0], "name": "σ", "on": True, "n": None}
     code = f"from storage.keys import recipe_key; print(recipe_key({recipe!r}))"
     other = subprocess.run(
         [sys.executable, "-c", code],

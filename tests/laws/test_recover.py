@@ -20,14 +20,14 @@ from compress_core.learn.loop import NoCheckpoints, Training
 from compress_core.learn.teacher import Teacher, teach
 from compress_core.recover.loss import Objective
 from compress_core.recover.parts import LowRankUpdate, Stored, Whole, stored_tensors
-from compress_core.recover.plan import (
+from compress_core.recover.recovery import Recovered, recover
+from compress_core.recover.settings import (
     LADDER,
     How,
     Recovery,
     best_trial,
     next_trial,
 )
-from compress_core.recover.train import Recovered, recover
 from compress_core.recover.windows import split_windows
 from compress_core.types import ModelLayout
 from tests.families import tiny_model, token_batch

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from compress_core.decompose import LowRank, project
 from compress_core.errors import ConfigError
+from compress_core.metric import Plain, SecondMoment
 from compress_core.refine.base import Moments, Prefix
 from compress_core.refine.least_squares import Alternate, update_in, update_out
-from compress_core.whiten import Plain, SecondMoment
 from tests import literal
 from tests.made_up import SEEDS, weight_and_inputs
 

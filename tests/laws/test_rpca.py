@@ -5,10 +5,10 @@ import torch
 from torch import Tensor
 
 from compress_core.errors import ConfigError, NumericsError
-from compress_core.rpca import ChannelScale, RobustPca, shrink, shrink_singular, split
+from compress_core.metric import Diagonal, Metric, Plain, SecondMoment
+from compress_core.robust_pca import ChannelScale, RobustPca, shrink, shrink_singular, split
 from compress_core.stats import InputStats
 from compress_core.types import Share
-from compress_core.whiten import Diagonal, Metric, Plain, SecondMoment
 
 
 def planted(out: int, into: int, rank: int, corrupted: float, seed: int) -> tuple[Tensor, Tensor]:

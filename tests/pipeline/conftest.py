@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from flows.config import RunConfig, SweepConfig
+from flows.settings.config import RunConfig, SweepConfig
 from tests.pipeline import pico
 
 Run = Callable[..., Any]
@@ -17,7 +17,7 @@ Run = Callable[..., Any]
 @pytest.fixture(scope="session")
 def server_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """The environment in which this process speaks to a private Prefect server of its own."""
-    from flows import runtime
+    from flows.server import runtime
 
     with pico.environment(pico.clean_environment()):
         runtime.prepare_environment(tmp_path_factory.mktemp("server"))
@@ -34,7 +34,7 @@ def run(server_environment: dict[str, str], blank_home: Path) -> Run:
     """Runs settings as the command line does, in this process, and returns the result."""
 
     def run_settings(settings: dict[str, Any]) -> Any:
-        from flows.command import run_command
+        from flows.commands.execute import run_command
 
         if not (settings["home"] / "mlflow.db").exists():
             settings["home"].mkdir(parents=True, exist_ok=True)

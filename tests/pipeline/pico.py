@@ -28,21 +28,21 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from flows.budget import resolve_budget
-from flows.checks import check_methods
-from flows.config import RunConfig
-from flows.prepare import Pipeline, build_pipeline
-from flows.workspace import open_workspace
+from flows.runs.budget import resolve_budget
+from flows.runs.pipeline import Pipeline, build_pipeline
+from flows.runs.workspace import open_workspace
+from flows.settings.checks import check_methods
+from flows.settings.config import RunConfig
 from storage.store import Store
-from tasks.materialise import FOLDER
-from tasks.units import Outcome, Session, Unit
+from tasks.engine.units import Outcome, Session, Unit
+from tasks.stages.materialise import FOLDER
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCKS = 3
 UNITS = {  # units of each stage of a cold svd_llm run, by the shape of a Llama block
     "tokenise": 2,
     "collect": (4 + 1) * BLOCKS,  # its inputs, and the cosine over the block as a whole
-    "whiten": 4 * BLOCKS,
+    "weigh": 4 * BLOCKS,
     "decompose": 7 * BLOCKS,
     "allocate": 1,
     "realise": 7 * BLOCKS,
@@ -297,7 +297,7 @@ def environment(values: Mapping[str, str]) -> Iterator[None]:
 
 def arguments(command: str, settings: Mapping[str, Any]) -> list[str]:
     """A command line with these settings as flags."""
-    words = [sys.executable, "-c", "from flows.cli import main; main()", *command.split()]
+    words = [sys.executable, "-c", "from flows.commands.cli import main; main()", *command.split()]
     for name, value in settings.items():
         flag = "--" + name.replace("_", "-")
         words += [flag, ",".join(map(str, value)) if isinstance(value, list) else str(value)]

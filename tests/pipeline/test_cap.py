@@ -9,9 +9,9 @@ from transformers import AutoModelForCausalLM
 import compress_core.hf  # noqa: F401  registers the format
 from compress_core.errors import BudgetError, ConfigError
 from compress_core.evaluate import perplexity_and_kl
-from tasks.convert import get_tensor
-from tasks.learn import CURVES
-from tasks.training import StoredCheckpoints
+from tasks.stages.arrays import get_tensor
+from tasks.stages.learn import CURVES
+from tasks.stages.teacher import StoredCheckpoints
 from tests.pipeline import pico
 
 pytestmark = pytest.mark.usefixtures("code_cache")

@@ -16,16 +16,16 @@ from compress_core.evaluate import perplexity_and_kl
 from compress_core.hf.folder import count_parameters
 from compress_core.methods import build_method
 from compress_core.types import EightBitLayer, affordable
-from flows.checks import check_methods
-from flows.config import RunConfig
-from tasks.convert import get_factors, get_tensor
+from flows.settings.checks import check_methods
+from flows.settings.config import RunConfig
+from tasks.stages.arrays import get_factors, get_tensor
 from tests.pipeline import pico
 from tests.pipeline.conftest import Run
 
 KEPT = 0.6
 OPTIONS = "steps=4:batch=2:beta=1.0"
 PLAIN, REMAP = f"dobi_svd:{OPTIONS}", f"dobi_svd:{OPTIONS}:remap=true"
-BUDGET_FREE = {"tokenise", "collect", "whiten", "decompose"}
+BUDGET_FREE = {"tokenise", "collect", "weigh", "decompose"}
 
 both = pytest.mark.parametrize("method", [PLAIN, REMAP], ids=["plain", "remap"])
 Get = Callable[..., pico.Walk]

@@ -19,7 +19,7 @@ from compress_core.hf.checkpoint import Checkpoint
 from compress_core.hf.export import to_dense
 from compress_core.hf.factored import is_factored
 from compress_core.hf.folder import count_parameters
-from compress_core.hf.memory import bytes_in_memory, expected_bytes
+from compress_core.hf.footprint import bytes_in_memory, expected_bytes
 from compress_core.hf.quantised_linear import QuantisedLinear
 from compress_core.quantise import CODES, quantise
 from tests.pipeline.folders import (

@@ -6,15 +6,15 @@ from pathlib import Path
 from compress_core.methods import build_method
 from storage.digests import DigestCache
 from storage.fingerprint import code_fingerprint
-from tasks.collect import CODE as COLLECT_CODE
-from tasks.collect import collect_groups
-from tasks.decompose import decompose_groups
-from tasks.job import Job
-from tasks.materialise import CODE as MATERIALISE_CODE
-from tasks.model import DenseModel
-from tasks.tokenise import Text, calibration_group
-from tasks.units import Unit
-from tasks.whiten import whiten_groups
+from tasks.engine.dense_model import DenseModel
+from tasks.engine.job import Job
+from tasks.engine.units import Unit
+from tasks.stages.collect import CODE as COLLECT_CODE
+from tasks.stages.collect import collect_groups
+from tasks.stages.decompose import decompose_groups
+from tasks.stages.materialise import CODE as MATERIALISE_CODE
+from tasks.stages.tokenise import Text, calibration_group
+from tasks.stages.weigh import weigh_groups
 from tests.contracts.more_families import any_model
 from tests.pipeline import pico
 
@@ -60,19 +60,19 @@ def test_stored_buffers_are_part_of_the_activations_key(tmp_path: Path) -> None:
     assert all(one != other for one, other in zip(*sources, strict=True))
 
 
-def test_the_metric_that_is_used_is_the_whiteners(inputs: pico.Inputs, tmp_path: Path) -> None:
+def test_the_metric_that_is_used_is_the_weightings(inputs: pico.Inputs, tmp_path: Path) -> None:
     """Its code and its fields are in the key of what it decides."""
     job = make_job(inputs.model, "svd_llm", tmp_path)
     taps = {
         layer.tap: Unit("collect", layer.tap, settings={}, code=[])
         for layer in job.model.layout.layers
     }
-    whitened = whiten_groups(job.model, job.method.whiten, taps)
-    by_tap = {unit.name: unit for group in whitened for unit in group.units}
+    weighed = weigh_groups(job.model, job.method.weighting, taps)
+    by_tap = {unit.name: unit for group in weighed for unit in group.units}
     for group in decompose_groups(job, taps, by_tap, {}):
         for unit in group.units:
-            assert "compress_core.whiten.OutputError" in unit.code
-            assert unit.settings["whitener"] == {"kind": "OutputError"}
+            assert "compress_core.metric.OutputError" in unit.code
+            assert unit.settings["weighting"] == {"kind": "OutputError"}
 
 
 def test_the_modelling_file_is_code_of_the_folder_and_of_nothing_before_it() -> None:

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 import compress_core.hf  # noqa: F401  registers the format
 from compress_core.evaluate import perplexity_and_kl
 from compress_core.methods import METHODS, build_method
-from tasks.convert import get_tensor
+from tasks.stages.arrays import get_tensor
 from tests.pipeline import pico
 from tests.pipeline.folders import entries_of, expect_shared, shared_of
 
@@ -199,9 +199,7 @@ def test_methods_share_what_they_measure_on_the_dense_model(done: Get) -> None:
     for method in ("ada_svd", "saes_svd", "duo_svd", "svd_llm_v2", "svd_llm:update=u"):
         keys = done("llama", method).keys
         for name, key in first.keys.items():
-            assert (
-                name[0] not in ("tokenise", "collect", "whiten", "decompose") or keys[name] == key
-            )
+            assert name[0] not in ("tokenise", "collect", "weigh", "decompose") or keys[name] == key
 
 
 @pytest.mark.parametrize("allocator", ["uniform", "by_type", "importance", "hull", "knapsack"])
@@ -215,7 +213,7 @@ def test_any_allocator_divides_the_budget_of_any_method(
         )
     )
     assert by_flag.computed == {} and by_flag.keys == walk.keys
-    assert not {"tokenise", "collect", "whiten", "decompose"} & set(walk.computed)
+    assert not {"tokenise", "collect", "weigh", "decompose"} & set(walk.computed)
     layers = walk.pipeline.job.layers
     budget = KEPT * sum(layer.dense_cost for layer in layers)
     spent = walk.session.artifact(walk.pipeline.folder).attrs["compressible"]

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from compress_core.errors import ConfigError
-from flows.config import RunConfig, build_config
-from tasks.materialise import publishing
+from flows.settings.config import RunConfig, build_config
+from tasks.stages.materialise import publishing
 from tests.pipeline import pico
 from tests.pipeline.conftest import Run
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from flows.config import SweepConfig
-from flows.plan import Planned, Planner, estimate
-from flows.plan_command import plan_as_run_or_sweep
-from flows.prepare import build_pipeline
-from flows.workspace import open_workspace
+from flows.commands.plan import plan_as_run_or_sweep
+from flows.runs.forecast import Planned, Planner, estimate
+from flows.runs.pipeline import build_pipeline
+from flows.runs.workspace import open_workspace
+from flows.settings.config import SweepConfig
 from tests.pipeline import pico
 
 Unit = tuple[str, str]
@@ -84,7 +84,7 @@ def other_generation(inputs: pico.Inputs) -> None:
         (None, {"kept": 0.4}, {"allocate": {"kept 0.6 → 0.4"}}),
         (None, {"samples": 6}, {"tokenise": {"samples 12 → 6"}}),
         (None, {"products": "float32"}, {"collect": {"products float64 → float32"}}),
-        (None, {"refresh": ["whiten"]}, {"whiten": {"--refresh"}}),
+        (None, {"refresh": ["weigh"]}, {"weigh": {"--refresh"}}),
         (longer_text, {}, {"tokenise": {"text"}}),
         (other_generation, {}, {"materialise": {"tokenizer and other files"}}),
         (
@@ -157,7 +157,7 @@ def test_a_sweep_lists_what_runs_share_once(
     stages = [unit.stage for unit in planned]
     assert stages.count("tokenise") == pico.UNITS["tokenise"]
     assert stages.count("collect") == pico.UNITS["collect"]
-    assert stages.count("whiten") == 2 * pico.UNITS["whiten"]
+    assert stages.count("weigh") == 2 * pico.UNITS["weigh"]
     assert stages.count("decompose") == 3 * pico.UNITS["decompose"]
     assert stages.count("allocate") == 2
     assert stages.count("realise") == 6 * pico.UNITS["realise"]

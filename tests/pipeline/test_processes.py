@@ -63,7 +63,7 @@ def test_a_killed_command_is_repeated(
     assert not list(store.glob("realise/*/*"))
     result = run(settings)
     computed = pico.counts(result["stages"], "computed")
-    assert not {"tokenise", "collect", "whiten"} & set(computed)
+    assert not {"tokenise", "collect", "weigh"} & set(computed)
     assert computed["decompose"] <= pico.UNITS["decompose"] - 3
     keys = [stage["key"] for stage in result["stages"] if stage["name"] != "register"]
     assert keys == [outcome.key for outcome in cold_walk.outcomes]

@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM
 import compress_core.hf  # noqa: F401  registers the format
 from compress_core.evaluate import perplexity_and_kl
 from compress_core.types import affordable
-from tasks.allocate import read_shares
-from tasks.convert import get_factors, get_tensor
+from tasks.stages.allocate import read_shares
+from tasks.stages.arrays import get_factors, get_tensor
 from tests.pipeline import pico
 from tests.pipeline.conftest import Run
 from tests.pipeline.halting import halt
@@ -78,7 +78,7 @@ def test_every_layer_stores_the_numbers_of_its_share(model: str, method: str, do
         assert dense.shape == (layer.out_features, layer.in_features)
     attrs = walk.session.artifact(walk.pipeline.folder).attrs
     assert attrs["compressible"] == total <= BUDGETS[method] * sum(x.dense_cost for x in job.layers)
-    assert not {"collect", "whiten", "decompose"} & {outcome.stage for outcome in walk.outcomes}
+    assert not {"collect", "weigh", "decompose"} & {outcome.stage for outcome in walk.outcomes}
     assert pico.scratch_left(walk.session.store.root) == []
 
 

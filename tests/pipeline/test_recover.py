@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from compress_core.errors import ConfigError
-from flows.checks import check_methods
-from flows.config import RunConfig
-from flows.plan import Planner
-from flows.plan_command import plan_as_run_or_sweep
-from tasks import tracking
-from tasks.materialise import FOLDER
+from flows.commands.plan import plan_as_run_or_sweep
+from flows.runs.forecast import Planner
+from flows.settings.checks import check_methods
+from flows.settings.config import RunConfig
+from tasks.stages.materialise import FOLDER
+from tasks.tracking import client as tracking
 from tests.pipeline import pico
 from tests.pipeline.conftest import Run
 from tests.pipeline.halting import halt

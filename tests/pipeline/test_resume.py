@@ -45,13 +45,13 @@ def test_two_homes_hold_the_same_bytes(
     ("changes", "computed"),
     [
         ({"kept": 0.4}, {"allocate", "realise", "materialise", "evaluate"}),
-        ({"method": "asvd"}, {"whiten", "decompose", "realise", "materialise", "evaluate"}),
+        ({"method": "asvd"}, {"weigh", "decompose", "realise", "materialise", "evaluate"}),
         ({"method": "svd"}, {"decompose", "realise", "materialise", "evaluate"}),
         ({"batch_size": 1}, set()),
         ({"seed": 4}, set(pico.UNITS) - {"allocate"}),
         ({"products": "float32"}, set(pico.UNITS) - {"allocate", "tokenise"}),
         ({"eval_windows": 4}, {"tokenise", "evaluate"}),
-        ({"refresh": ["whiten", "materialise"]}, {"whiten", "materialise"}),
+        ({"refresh": ["weigh", "materialise"]}, {"weigh", "materialise"}),
     ],
 )
 def test_a_change_computes_what_depends_on_it(
@@ -106,7 +106,7 @@ def test_a_changed_weight_computes_its_block_and_what_comes_after(
     assert {int(tap.split(".")[2]) for tap in found.computed["collect"]} == set(
         range(block, pico.BLOCKS)
     )
-    assert found.computed["whiten"] == touched & found.names("whiten")
+    assert found.computed["weigh"] == touched & found.names("weigh")
     assert found.computed["decompose"] == touched
     assert found.computed["realise"] == touched
     assert pico.scratch_left(warm_home / "store") == []
@@ -187,10 +187,10 @@ from pathlib import Path
 from tests.pipeline import pico
 import compress_core
 assert compress_core.__file__.startswith(sys.argv[1]), compress_core.__file__
-from flows.config import RunConfig, SweepConfig
-from flows.plan import Planner
-from flows.prepare import build_pipeline
-from flows.workspace import open_workspace
+from flows.settings.config import RunConfig, SweepConfig
+from flows.runs.forecast import Planner
+from flows.runs.pipeline import build_pipeline
+from flows.runs.workspace import open_workspace
 settings = json.loads(sys.argv[2])
 workspace = open_workspace(RunConfig(**settings))
 planned = Planner(workspace.store).plan(build_pipeline(workspace, RunConfig(**settings)))
@@ -229,17 +229,17 @@ def test_words_about_code_change_no_key_and_numbers_in_it_do(
             text = '"""Other words: ' + text[3:]
         file.write_text(text.replace("\ndef ", "\n# a remark\ndef "))
     assert walk_with(code, inputs.settings(warm_home)) == {"why": [], "computed": []}
-    whiten = code / "compress_core" / "whiten.py"
-    text = whiten.read_text()
+    metric = code / "compress_core" / "metric.py"
+    text = metric.read_text()
     assert "return SecondMoment(stats.gram / stats.tokens)" in text
-    whiten.write_text(
+    metric.write_text(
         text.replace(
             "return SecondMoment(stats.gram / stats.tokens)",
             "return SecondMoment(stats.gram * (1.0 / stats.tokens))",
         )
     )
     found = walk_with(code, inputs.settings(warm_home))
-    changed = "code of compress_core.whiten"  # the metric that both stages compute
-    assert sorted(found["why"]) == [f"decompose: {changed}", f"whiten: {changed}"]
-    assert "whiten" in found["computed"]
+    changed = "code of compress_core.metric"  # the metric that both stages compute
+    assert sorted(found["why"]) == [f"decompose: {changed}", f"weigh: {changed}"]
+    assert "weigh" in found["computed"]
     assert "collect" not in found["computed"] and "tokenise" not in found["computed"]

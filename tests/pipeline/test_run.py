@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from compress_core.errors import NumericsError
-from tasks.stage import run_group
-from tasks.units import Session
+from tasks.engine.prefect_task import run_group
+from tasks.engine.units import Session
 from tests.pipeline import pico
 from tests.pipeline.conftest import Run
 
@@ -89,7 +89,7 @@ def test_kept_one_is_the_dense_model_to_the_bit(
 
 
 def test_the_version_carries_what_it_was_made_from(cold: dict[str, Any], cold_home: Path) -> None:
-    from tasks import tracking
+    from tasks.tracking import client as tracking
 
     with pico.environment(pico.clean_environment()):
         tags = tracking.read_tags(cold_home, "pico", 1)
@@ -109,7 +109,7 @@ def test_the_registered_folder_loads(
     from mlflow.artifacts import download_artifacts
 
     from compress_core.hf.loading import load_model
-    from tasks import tracking
+    from tasks.tracking import client as tracking
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking.tracking_uri(cold_home))
@@ -176,7 +176,7 @@ def test_prefect_shows_what_was_reused(
         return found
 
     assert states(inputs.settings(warm_home)) == {"Cached": set(pico.UNITS)}
-    rest = {"tokenise", "collect", "whiten", "decompose"}
+    rest = {"tokenise", "collect", "weigh", "decompose"}
     changed = {"allocate", "realise", "materialise", "evaluate"}
     found = states(inputs.settings(warm_home, kept=0.4))
     assert found == {"Cached": rest | {"evaluate"}, "Completed": changed}

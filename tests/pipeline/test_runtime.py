@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flows import runtime
+from flows.server import runtime
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = """
@@ -22,7 +22,7 @@ import sys
 import time
 from pathlib import Path
 
-from flows import runtime
+from flows.server import runtime
 
 home, tasks, mode = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 assert "prefect" not in sys.modules
@@ -165,7 +165,7 @@ def test_a_named_server_that_is_not_there_is_one_clear_line(
     else:
         (tmp_path / file).write_text(text)
     script = (
-        "import sys; from pathlib import Path; from flows import runtime\n"
+        "import sys; from pathlib import Path; from flows.server import runtime\n"
         "runtime.prepare_environment(Path(sys.argv[1]))\n"
         "try:\n    runtime.ready()\n"
         "except runtime.ServerError as error:\n    print(error)\n"

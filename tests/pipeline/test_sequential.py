@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from compress_core.hf.loading import load_model
 from compress_core.methods import METHODS, build_method
 from compress_core.stats import PrefixStats, buckets_of
-from tasks.convert import get_prefix_stats, get_stats, get_tensor
+from tasks.stages.arrays import get_prefix_stats, get_stats, get_tensor
 from tests.pipeline import pico
 
 LAST = pico.BLOCKS - 1
 STEPS = ["layer", "block"]
 TAPS = ("self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj")
-STATISTICS = {"tokenise", "collect", "whiten", "decompose"}
+STATISTICS = {"tokenise", "collect", "weigh", "decompose"}
 
 
 @pytest.fixture(scope="module")

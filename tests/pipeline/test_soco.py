@@ -9,7 +9,7 @@ import torch
 from compress_core.errors import CompressError
 from compress_core.hf.loading import load_model
 from compress_core.learn.teacher import Teacher
-from tasks.training import StoredCheckpoints
+from tasks.stages.teacher import StoredCheckpoints
 from tests.pipeline import pico
 
 _divergence = Teacher.divergence

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from compress_core.errors import ConfigError
-from flows.store_commands import store_app
+from flows.commands.store import store_app
 from tests.pipeline import pico
 from tests.pipeline.conftest import Run
 
@@ -30,10 +30,8 @@ def test_ls_lists_artifacts(cold_walk: pico.Walk, warm_home: Path) -> None:
     lines = call(warm_home, "ls").stdout.splitlines()
     assert len(lines) == TOTAL + 1
     assert lines[-1].startswith(f"{TOTAL} artifacts, ")
-    rows = json.loads(call(warm_home, "ls", "--json", "--stage", "whiten").stdout)
-    assert {row["key"] for row in rows} == {
-        o.key for o in cold_walk.outcomes if o.stage == "whiten"
-    }
+    rows = json.loads(call(warm_home, "ls", "--json", "--stage", "weigh").stdout)
+    assert {row["key"] for row in rows} == {o.key for o in cold_walk.outcomes if o.stage == "weigh"}
 
 
 def test_show_prints_the_manifest(cold_walk: pico.Walk, warm_home: Path) -> None:
@@ -49,7 +47,7 @@ def test_why_shows_settings_code_and_lineage(cold_walk: pico.Walk, warm_home: Pa
     assert "source   weight = xxh3:" in text
     assert "compress_core.decompose" in text
     tap = "model.layers.1.self_attn.q_proj"
-    for stage, unit in (("whiten", tap), ("collect", tap), ("tokenise", "calibration")):
+    for stage, unit in (("weigh", tap), ("collect", tap), ("tokenise", "calibration")):
         assert f"{key_of(cold_walk, stage, unit)[:12]}  {stage} · {unit}" in text
     deep = call(warm_home, "why", key_of(cold_walk, "materialise", "model")).stdout
     assert sum(" decompose · " in line for line in deep.splitlines()) == pico.UNITS["decompose"]

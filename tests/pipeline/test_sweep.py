@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from flows.plan_command import plan_as_run_or_sweep
+from flows.commands.plan import plan_as_run_or_sweep
 from tests.pipeline import pico
 from tests.pipeline.conftest import Run
 
 METHODS = ["ada_svd", "duo_svd", "svd_llm"]
 KEPT = [0.8, 0.6, 0.4]
-ONCE = ("tokenise", "collect", "whiten", "decompose")
+ONCE = ("tokenise", "collect", "weigh", "decompose")
 
 
 @pytest.fixture(scope="module")

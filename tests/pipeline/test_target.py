@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from compress_core.errors import BudgetError
-from flows.config import RunConfig, write_yaml
-from flows.plan_command import plan_as_run_or_sweep
-from flows.target import TOLERANCE, target_flow
+from flows.commands.plan import plan_as_run_or_sweep
+from flows.runs.target import TOLERANCE, target_flow
+from flows.settings.config import RunConfig, write_yaml
 from tests.pipeline import pico
 from tests.pipeline.conftest import Run
 
@@ -203,7 +203,7 @@ def test_a_search_collects_and_decomposes_once(
     search: tuple[dict[str, Any], dict[str, Any]],
 ) -> None:
     settings, result = search
-    for stage in ("collect", "whiten", "decompose"):
+    for stage in ("collect", "weigh", "decompose"):
         made = list((settings["home"] / "store" / stage).glob("*/*/manifest.json"))
         assert len(made) == pico.UNITS[stage]
     steps = len(result["target"]["tried"]) - 1
@@ -256,7 +256,7 @@ def test_a_deployment_searches_too(
     server_environment: dict[str, str], trained: pico.Inputs, home: Path
 ) -> None:
     """The flow `eigenpress run`, started without the command line."""
-    from flows.run import run_flow
+    from flows.runs.run import run_flow
 
     settings = search_settings(trained, home, 5)
     with pico.environment(server_environment):

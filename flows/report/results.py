@@ -1,0 +1,154 @@
+"""The result of a run, as the one JSON object that users, MLflow and later runs read."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from pydantic import BaseModel
+
+from flows.runs.pipeline import Evaluation, Pipeline
+from flows.runs.workspace import Workspace
+from storage.artifact import Artifact
+from storage.disk import replace_file
+from tasks.engine.units import Outcome, Session
+from tasks.stages.learn import CURVES
+from tasks.stages.recover import TENSOR
+
+
+def collect_metrics(
+    evaluations: Sequence[Evaluation], session: Session
+) -> dict[str, dict[str, Any]]:
+    """Metrics of the dense and the compressed model, the first text's on top.
+
+    Where the compressed model was trained on there are those from before, as "unrecovered".
+    """
+    metrics: dict[str, dict[str, Any]] = {
+        evaluation.model: {"texts": {}, "tasks": {}} for evaluation in evaluations
+    }
+    for evaluation in evaluations:
+        values = dict(session.artifact(evaluation.unit).attrs)
+        metrics[evaluation.model][f"{evaluation.kind}s"][evaluation.label] = values
+    for values in metrics.values():
+        if values["texts"]:
+            first = next(iter(values["texts"].values()))
+            values |= {"perplexity": first["perplexity"], "kl": first["kl"]}
+    return metrics
+
+
+def collect_result(
+    workspace: Workspace, pipeline: Pipeline, session: Session, outcomes: list[Outcome]
+) -> dict[str, Any]:
+    """Everything but where the model was registered and how long it took."""
+    config, model = pipeline.config, workspace.model
+    layers = model.layout.layers
+    written = session.artifact(pipeline.folder).attrs
+    return {
+        "model": model.name,
+        "model_dir": str(model_dir(pipeline, session)),
+        "method": config.label,
+        "options": config.options,
+        "kept": config.kept,
+        "of": config.of,
+        "seed": config.seed,
+        "parameters": {
+            "dense": model.parameters,
+            "compressed": written["parameters"],
+            "compressible_dense": sum(layer.dense_cost for layer in layers),
+            "compressible_compressed": written["compressible"],
+        },
+        "bytes": {"dense": model.checkpoint.nbytes, "compressed": written["bytes"]},
+        "memory": written["memory"],
+        "metrics": collect_metrics(pipeline.evaluations, session),
+        "stages": [as_stage(outcome) for outcome in outcomes],
+        "notes": list(workspace.notes),
+        "code_version": code_version(),
+        **learned_of(pipeline, session),
+    }
+
+
+def learned_of(pipeline: Pipeline, session: Session) -> dict[str, Any]:
+    """Of a method that trains: what it found ("learned"), and the course of kl and kept."""
+    for artifact in _trained(pipeline, session, "learn"):
+        curves = {
+            name: [float(f"{value:.4g}") for value in artifact.array(name)]
+            for name in ("kl", "kept")
+            if name in artifact.names
+        }
+        return {"learned": dict(artifact.attrs["report"]), "curves": curves}
+    return {}
+
+
+def stored_of(pipeline: Pipeline, session: Session) -> dict[str, dict[str, Any]]:
+    """Layer to the rank (None when dense), kept columns and numbers that it stores."""
+    return {name: dict(session.artifact(unit).attrs) for name, unit in pipeline.realised.items()}
+
+
+def curves_of(pipeline: Pipeline, session: Session) -> dict[str, list[float]]:
+    """Stage and name, "recover/kl", to a value per step, of all that the run trained."""
+    return {
+        f"{stage}/{name}": artifact.array(name).tolist()
+        for stage in ("learn", "recover")
+        for artifact in _trained(pipeline, session, stage)
+        for name in artifact.names
+        if not name.startswith(TENSOR)
+    }
+
+
+def _trained(pipeline: Pipeline, session: Session, stage: str) -> Iterator[Artifact]:
+    """What holds the curves of a stage that trains; nothing where the run has none."""
+    for unit in (unit for group in pipeline.groups for unit in group.units):
+        if unit.stage == stage and (stage == "recover" or unit.name == CURVES):
+            yield session.artifact(unit)
+
+
+def as_stage(outcome: Outcome) -> dict[str, Any]:
+    """One unit's outcome as the result shows it."""
+    return {
+        "name": outcome.stage,
+        "unit": outcome.unit,
+        "key": outcome.key,
+        "state": outcome.state,
+        "seconds": round(outcome.seconds, 6),
+    }
+
+
+def model_dir(pipeline: Pipeline, session: Session) -> Path:
+    """Where the model folder goes: --output, or a name of its own under the data directory."""
+    config = pipeline.config
+    if config.output is not None:
+        return config.output
+    key = session.manifests[pipeline.folder].key
+    method = re.sub(r"[^\w.@=+-]", "-", config.label)  # colons are no part of a folder's name
+    name = f"{Path(config.model).name}-{method}-{config.kept:g}-{key[:8]}"
+    return config.home.expanduser().absolute() / "models" / name
+
+
+def code_version() -> str:
+    """Version of the distribution, and a digest of all its source files."""
+    root = Path(__file__).resolve().parents[2]
+    digest = hashlib.sha256()
+    for package in ("compress_core", "storage", "tasks", "flows"):
+        for file in sorted((root / package).rglob("*.py")):
+            digest.update(str(file.relative_to(root)).encode() + b"\0" + file.read_bytes())
+    return f"{version('eigenpress')}+{digest.hexdigest()[:12]}"
+
+
+def save_run_record(home: Path, config: BaseModel | None, result: dict[str, Any]) -> Path:
+    """Writes what a run made, so that garbage collection knows what recent runs reach."""
+    folder = home.expanduser() / "runs"
+    folder.mkdir(exist_ok=True)
+    now = datetime.now(UTC)
+    file = folder / f"{now:%Y%m%dT%H%M%S}-{uuid4().hex[:8]}.json"
+    record = {
+        "created": now.isoformat(),
+        "config": config and config.model_dump(mode="json"),
+        "result": result,
+    }
+    replace_file(file, json.dumps(record, ensure_ascii=False, indent=1).encode())
+    return file

@@ -1,0 +1,1 @@
+"""What a command does: opened once, its pipeline built once, then run."""

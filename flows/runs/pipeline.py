@@ -1,0 +1,206 @@
+"""A configuration becomes the groups of units that the flow then runs in order.
+
+What method, options and budget make impossible on this model is refused here, before a stage runs.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from compress_core.methods import build_method
+from compress_core.types import Budget
+from flows.runs.workspace import Workspace
+from flows.settings.config import RunConfig
+from flows.settings.output import check_output
+from tasks.engine.job import Job
+from tasks.engine.units import Group, Unit
+from tasks.stages.allocate import allocate_group
+from tasks.stages.collect import collect_groups
+from tasks.stages.collect_gradients import fisher_group
+from tasks.stages.decompose import decompose_groups
+from tasks.stages.evaluate import task_group, text_group
+from tasks.stages.learn import learn_groups
+from tasks.stages.materialise import materialise_group
+from tasks.stages.probe import probe_groups
+from tasks.stages.realise import Upstream, realise_groups
+from tasks.stages.recover import recover_groups
+from tasks.stages.sequential import sequential_groups
+from tasks.stages.weigh import weigh_groups
+
+EIGHT_BITS = (
+    "{method} is mixed quantisation: it stores factors in 8 bits, and two such numbers count as "
+    "one parameter; compare its rows only with those of methods that store 8-bit numbers"
+)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluation unit and where its numbers belong."""
+
+    model: str  # "dense", "unrecovered" (what a recovery begins with) or "compressed"
+    kind: str  # "text" or "task"
+    label: str
+    unit: Unit
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """The groups of one run, in order, and the units whose artifacts make up its result."""
+
+    config: RunConfig
+    job: Job
+    groups: list[Group]
+    allocation: Unit | dict[str, Unit]  # or what was learned, by layer
+    realised: dict[str, Unit]  # layer -> unit
+    folder: Unit
+    evaluations: list[Evaluation]
+
+
+def build_pipeline(workspace: Workspace, config: RunConfig) -> Pipeline:
+    """The groups of one run, in order.
+
+    Raises:
+        ConfigError, BudgetError: Method, options or budget do not fit the model.
+    """
+    config = with_absolute_paths(config)
+    check_output(config, workspace.model.folder)
+    job = make_job(workspace, config)
+    method, models = job.method, workspace.models
+    note = EIGHT_BITS.format(method=config.label)
+    if method.eight_bits and note not in workspace.notes:
+        workspace.notes.append(note)
+    calibration, texts = workspace.texts
+    collected, weighed, fisher = [], [], []
+    wanted = method.needs_calibration or config.recovery is not None
+    first = [calibration] if wanted and calibration is not None else []
+    tokens = None
+    if first:
+        (tokens,) = first[0].units
+        if method.reads_inputs or "similarity" in method.allocate.reads:
+            collected = collect_groups(job, tokens)
+        if method.reads_inputs:
+            weighed = weigh_groups(job.model, method.weighting, _by_name(collected))
+        if "fisher" in method.weighting.needs:
+            fisher = [fisher_group(job, models, tokens)]
+    taps = _by_name(collected)
+    gradients = {u.settings["gradients of"]: u for group in fisher for u in group.units}
+    decomposed = []
+    if method.prune is None:
+        decomposed = decompose_groups(job, taps, _by_name(weighed), gradients)
+    layers = _by_name(decomposed)
+    chosen, allocation = _choose(workspace, job, tokens, taps, layers)
+    upstream = Upstream(taps, layers, allocation)
+    if method.sequential:
+        assert tokens is not None
+        realised = sequential_groups(job, tokens, upstream)
+    else:
+        realised = realise_groups(job, upstream)
+    factors = _by_name([group for group in realised if group.stage == "realise"])
+    written = [materialise_group(job, factors)]
+    (folder,) = written[0].units
+    folders = {"compressed": folder}
+    if config.recovery is not None:
+        assert tokens is not None
+        recovered, new = recover_groups(job, models, config.recovery, tokens, folder)
+        written += recovered
+        folders = {"unrecovered": folder, "compressed": new}
+    evaluated, evaluations = _evaluation_groups(workspace, config, texts, folders)
+    groups = [*first, *texts.values(), *collected, *fisher, *weighed, *decomposed, *chosen]
+    groups += [*realised, *written, *evaluated]
+    return Pipeline(config, job, groups, allocation, factors, folders["compressed"], evaluations)
+
+
+def _choose(
+    workspace: Workspace,
+    job: Job,
+    tokens: Unit | None,
+    taps: dict[str, Unit],
+    layers: dict[str, Unit],
+) -> tuple[list[Group], Unit | dict[str, Unit]]:
+    """How the budget is divided: by an allocator, or by training, layer by layer."""
+    if job.method.learn is not None:
+        assert tokens is not None
+        return learn_groups(job, workspace.models, tokens, layers)
+    probed = probe_groups(job, workspace.models, tokens, layers)
+    allocated = allocate_group(job, taps, layers, _by_name(probed))
+    return [*probed, allocated], allocated.units[0]
+
+
+def make_job(workspace: Workspace, config: RunConfig) -> Job:
+    """What a configuration asks for, checked against the model.
+
+    Raises:
+        ConfigError, BudgetError: Method, options or budget do not fit the model.
+    """
+    model = workspace.model
+    method = build_method(config.method, config.options, config.allocate)
+    kept = Budget(config.share, config.of).of_compressible(model.layout.layers, model.parameters)
+    job = Job(
+        model,
+        method,
+        kept,
+        samples=config.samples,
+        length=workspace.length,
+        batch_size=config.batch_size,
+        products=config.products,
+        seed=config.seed,
+        learn_seed=config.seed if config.learn_seed is None else config.learn_seed,
+    )
+    if method.learn is not None:
+        method.learn.check(job.layers, kept, job.samples)
+    else:
+        method.allocate.check(job.layers, kept)
+    return job
+
+
+def with_absolute_paths(config: RunConfig) -> RunConfig:
+    """The same run, so described that it can be repeated from any folder."""
+
+    def local(source: str) -> str:  # a hub id stays what it is
+        path = Path(source).expanduser()
+        return str(path.resolve()) if path.exists() else source
+
+    return config.model_copy(
+        update={
+            "model": local(config.model),
+            "calibration": config.calibration and local(config.calibration),
+            "eval_text": [local(text) for text in config.eval_text],
+            "task_path": config.task_path and config.task_path.expanduser().resolve(),
+            "home": config.home.expanduser().resolve(),
+            "output": config.output and config.output.expanduser().resolve(),
+        }
+    )
+
+
+def _by_name(groups: list[Group]) -> dict[str, Unit]:
+    return {unit.name: unit for group in groups for unit in group.units}
+
+
+def _evaluation_groups(
+    workspace: Workspace, config: RunConfig, texts: dict[str, Group], folders: dict[str, Unit]
+) -> tuple[list[Group], list[Evaluation]]:
+    groups, evaluations = [], []
+    for which, compressed in {"dense": None, **folders}.items():
+        for label, text in texts.items():
+            group = text_group(
+                workspace.models,
+                text.units[0],
+                compressed,
+                which=which,
+                batch_size=config.batch_size,
+                label=label,
+                expected_tokens=config.eval_windows * workspace.length,
+            )
+            groups.append(group)
+            evaluations.append(Evaluation(which, "text", label, group.units[0]))
+        for spec in workspace.tasks:
+            group = task_group(
+                workspace.models,
+                spec,
+                compressed,
+                which=which,
+                batch_size=config.batch_size,
+                limit=config.task_limit,
+            )
+            groups.append(group)
+            evaluations.append(Evaluation(which, "task", spec.name, group.units[0]))
+    return groups, evaluations

@@ -1,0 +1,142 @@
+"""What all runs of one command share: store, model, texts and tasks, opened and checked once."""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from compress_core.hf.checkpoint import resolve_model
+from compress_core.hf.layout import load_config
+from compress_core.hf.lm_eval_tasks import TaskSpec, find_tasks
+from compress_core.hf.text import clip_length
+from flows.report.console import current_reporter
+from flows.settings.checks import choose_device
+from flows.settings.config import Settings
+from flows.settings.home import open_home
+from storage.digests import DigestCache
+from storage.store import Store
+from tasks.engine.dense_model import DenseModel
+from tasks.engine.units import Group, Outcome, Session
+from tasks.stages.evaluate import Models
+from tasks.stages.tokenise import Text, calibration_group, evaluation_group
+
+
+@dataclass
+class Workspace:
+    """What all runs of one command share.
+
+    Attributes:
+        settings: The command's settings.
+        store: Artifacts.
+        digests: Remembered file contents.
+        model: The dense model.
+        models: Whole models held for evaluation.
+        length: Tokens per window, clipped to the model's context.
+        tasks: lm-eval tasks, found.
+        notes: What people should be told.
+        refreshed: Keys that --refresh has computed again already.
+        earlier: Key to outcome of what was computed before the flow.
+    """
+
+    settings: Settings
+    store: Store
+    digests: DigestCache
+    model: DenseModel
+    models: Models
+    length: int
+    tasks: list[TaskSpec]
+    notes: list[str] = field(default_factory=list)
+    refreshed: set[str] = field(default_factory=set)
+    earlier: dict[str, Outcome] = field(default_factory=dict)
+
+    @cached_property
+    def texts(self) -> tuple[Group | None, dict[str, Group]]:
+        """The calibration group, if there is calibration text, and label to evaluation group."""
+        return text_groups(self)
+
+
+def open_workspace(settings: Settings) -> Workspace:
+    """Opens store and model and finds the tasks.
+
+    Raises:
+        CompressError, StorageError: Something the user asked for cannot be had.
+    """
+    home = settings.home.expanduser()
+    open_home(home)
+    notes: list[str] = []
+
+    def tell(problem: str) -> None:
+        notes.append(problem)
+        if reporter := current_reporter.get():  # before there is one, notes are told together
+            reporter.note(problem)
+
+    store = Store(home / "store", on_problem=tell)
+    digests = DigestCache(home / "digests.json")
+    device = choose_device(settings.device)
+    folder = resolve_model(settings.model)
+    local = Path(settings.model).expanduser().is_dir()
+    name = None if local else settings.model.rstrip("/").rpartition("/")[2]  # not a cache's folder
+    model = DenseModel(folder, digests, device, settings.trust_remote_code, name)
+    config = load_config(model.checkpoint, settings.trust_remote_code)
+    length = clip_length(settings.length, config)
+    if length < settings.length:
+        notes.append(
+            f"windows are {length} tokens long, not {settings.length}: "
+            "the model's context ends there"
+        )
+    tasks = find_tasks(settings.tasks, settings.task_path) if settings.tasks else []
+    return Workspace(settings, store, digests, model, Models(model), length, tasks, notes)
+
+
+def text_groups(workspace: Workspace) -> tuple[Group | None, dict[str, Group]]:
+    """The calibration group, if there is calibration text, and label to evaluation group."""
+    settings, model = workspace.settings, workspace.model
+    held_out = settings.calibration is not None and not settings.eval_text
+    calibration = None
+    if settings.calibration is not None:
+        text = Text(
+            settings.calibration,
+            settings.calibration_field,
+            "calibration" if held_out else "all",
+        )
+        calibration = calibration_group(
+            model,
+            text,
+            workspace.digests,
+            samples=settings.samples,
+            length=workspace.length,
+            seed=settings.seed,
+            bos=settings.bos,
+        )
+    texts = [Text(source, settings.eval_field) for source in settings.eval_text]
+    if held_out and settings.calibration is not None:
+        texts = [Text(settings.calibration, settings.calibration_field, "held-out")]
+        workspace.notes.append(
+            f"no --eval-text: the last tenth of {settings.calibration} is held back for it"
+        )
+    labels = [text.label for text in texts]
+    groups = {
+        (text.label if labels.count(text.label) == 1 else text.source): evaluation_group(
+            model,
+            text,
+            workspace.digests,
+            length=workspace.length,
+            windows=settings.eval_windows or None,
+        )
+        for text in texts
+    }
+    return calibration, groups
+
+
+def read_texts(workspace: Workspace, needs_calibration: bool) -> None:
+    """Tokenises what the runs will read, so that a text that will not do is refused at once.
+
+    Raises:
+        TextError: A text cannot be read or is too short for one window.
+    """
+    calibration, texts = workspace.texts
+    session = Session(workspace.store, workspace.settings.refresh, refreshed=workspace.refreshed)
+    wanted = [calibration] if needs_calibration and calibration is not None else []
+    for group in [*wanted, *texts.values()]:
+        for outcome in session.run(group):
+            if outcome.state == "computed":
+                workspace.earlier[outcome.key] = outcome

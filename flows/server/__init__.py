@@ -1,0 +1,1 @@
+"""Prefect for one command, without a server of the user's."""

@@ -1,0 +1,1 @@
+"""What can be asked for: the configuration, its flags, and what is refused."""

@@ -1,0 +1,124 @@
+"""A dense model as the stages see it: its files, its layout, and the content of every weight."""
+
+import math
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from compress_core.hf.checkpoint import Checkpoint
+from compress_core.hf.folder import companion_files
+from compress_core.hf.footprint import expected_bytes
+from compress_core.hf.layout import inspect_model
+from compress_core.hf.stream import BlockStream
+from compress_core.hf.text import load_tokenizer, tokenizer_files
+from compress_core.types import ModelLayout
+from storage.digests import DigestCache, file_digest, safetensors_digests
+from storage.keys import recipe_key
+
+# What a configuration says that no number depends on.
+IGNORED_CONFIG = ("_name_or_path", "transformers_version", "use_cache", "torch_dtype", "dtype")
+
+
+class DenseModel:
+    """A model folder, inspected once and shared by all runs of a process.
+
+    Args:
+        folder: HuggingFace model folder with safetensors.
+        digests: Remembers file contents between processes.
+        device: Where it runs.
+        trust_remote_code: Passed to transformers.
+        name: What people call it; else the folder's name.
+
+    Raises:
+        ModelError: The folder is not a model that can be compressed.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        digests: DigestCache,
+        device: str = "cpu",
+        trust_remote_code: bool = False,
+        name: str | None = None,
+    ) -> None:
+        self.folder = folder
+        self.name = name or folder.resolve().name
+        self.device = device
+        self.trust_remote_code = trust_remote_code
+        self.checkpoint = Checkpoint(folder)
+        self.layout: ModelLayout = inspect_model(self.checkpoint, trust_remote_code)
+        self._digests = digests
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer."""
+        return load_tokenizer(self.folder, trust_remote_code=self.trust_remote_code)
+
+    @cached_property
+    def stream(self) -> BlockStream:
+        """The model, runnable block by block."""
+        return BlockStream(self.checkpoint, self.layout, self.device, self.trust_remote_code)
+
+    @cached_property
+    def stored(self) -> dict[str, str]:
+        """Checkpoint key to content digest, for every stored tensor."""
+        found: dict[str, str] = {}
+        for file in self.checkpoint.files:
+            found |= self._digests.of(file, "safetensors", safetensors_digests)
+        return found
+
+    @cached_property
+    def config_digest(self) -> str:
+        """Content of the configuration, less what no number depends on."""
+        config = {k: v for k, v in self.checkpoint.config.items() if k not in IGNORED_CONFIG}
+        return recipe_key(config | {"dtype": self.layout.dtype})  # whatever it is called there
+
+    @cached_property
+    def tokenizer_digest(self) -> str:
+        """Content of the files that decide tokenisation."""
+        return recipe_key(
+            {file.name: self._file_digest(file) for file in tokenizer_files(self.folder)}
+        )
+
+    @cached_property
+    def companions_digest(self) -> str:
+        """Content of the files that a compressed folder takes over as they are."""
+        return recipe_key(
+            {
+                file.relative_to(self.folder).as_posix(): self._file_digest(file)
+                for file in companion_files(self.folder)
+            }
+        )
+
+    def _file_digest(self, file: Path) -> str:
+        return self._digests.of(file, "file", lambda f: {"": file_digest(f)})[""]
+
+    @cached_property
+    def digest(self) -> str:
+        """Content of the whole model: configuration and every stored tensor."""
+        return recipe_key({"config": self.config_digest, "tensors": self.stored})
+
+    @cached_property
+    def parameters(self) -> int:
+        """Numbers in the files, each stored tensor counted once."""
+        return sum(self.numbers(key) for key in self.checkpoint.names)
+
+    @cached_property
+    def memory(self) -> int:
+        """Bytes that it holds in memory."""
+        return expected_bytes(self.checkpoint)
+
+    def numbers(self, key: str) -> int:
+        """Numbers in one stored tensor."""
+        return math.prod(self.checkpoint.shape(key))
+
+    def weight_key(self, layer: str) -> str:
+        """The checkpoint's key of a layer's weight."""
+        return self.checkpoint.key(f"{layer}.weight", self.layout.base_prefix)
+
+    def state_digest(self, parameters: Sequence[str], buffers: Sequence[str]) -> str:
+        """Content of the named parameters, and of those buffers that the files hold."""
+        prefix = self.layout.base_prefix
+        names = [*parameters, *(name for name in buffers if self.checkpoint.has(name, prefix))]
+        return recipe_key({n: self.stored[self.checkpoint.key(n, prefix)] for n in names})

@@ -1,0 +1,1 @@
+"""The stages: each reads arrays, calls the core and puts arrays."""

@@ -1,0 +1,151 @@
+"""Stage ``learn``: a training on the whole model chooses what every layer keeps.
+
+The dense model's logits (stage ``teacher``) and the decompositions do not know the budget: another
+budget or seed trains again and computes nothing else.
+"""
+
+from collections.abc import Mapping
+
+from compress_core.errors import ConfigError
+from compress_core.hf.loading import load_model
+from compress_core.learn.base import Assignment, Atoms, Learned
+from compress_core.types import LayerRef
+from tasks.engine.components import code_of, describe
+from tasks.engine.job import Job
+from tasks.engine.units import Cost, Group, Unit, Work
+from tasks.stages.arrays import get_atoms, get_chosen, put_chosen, put_tensor
+from tasks.stages.evaluate import Models
+from tasks.stages.teacher import clear_checkpoints, read_teacher, teacher_group, training_of
+
+CURVES = "curves"
+ITEM_BYTES = 50  # of memory per weight, where each may be an entry; about half of them are
+
+
+def learn_groups(
+    job: Job, models: Models, calibration: Unit, decomposed: Mapping[str, Unit]
+) -> tuple[list[Group], dict[str, Unit]]:
+    """The teacher, if it is needed, and the training: a unit per layer and one for the curves.
+
+    Args:
+        job: Gives the learner.
+        models: Loads the dense model whole.
+        calibration: The unit whose artifact holds the token windows.
+        decomposed: Layer to its ``decompose`` unit.
+
+    Returns:
+        The groups, and layer to the unit that says what it keeps.
+    """
+    learner = job.method.learn
+    assert learner is not None
+    groups, teacher = [], None
+    if learner.reads_teacher:
+        groups.append(teacher_group(job, models, calibration))
+        (teacher,) = groups[0].units
+    names = [*decomposed, CURVES]
+    units = {name: _unit(job, name, calibration, teacher, decomposed) for name in names}
+    compute = _Learn(job, models, calibration, teacher, decomposed)
+    of_all = list(units.values())
+    groups.append(Group("learn", job.method.name, of_all, compute, clear_checkpoints))
+    return groups, {name: units[name] for name in decomposed}
+
+
+def _unit(
+    job: Job,
+    name: str,
+    calibration: Unit,
+    teacher: Unit | None,
+    decomposed: Mapping[str, Unit],
+) -> Unit:
+    learner, model = job.method.learn, job.model
+    assert learner is not None
+    inputs = {"calibration tokens": calibration}
+    inputs |= {f"decomposition of {layer}": unit for layer, unit in decomposed.items()}
+    if teacher is not None:
+        inputs["teacher"] = teacher
+    layers = sum(layer.dense_cost for layer in model.layout.layers)
+    entries = job.method.decompose.offers_entries
+    per_step = 6.0 * 2 * model.parameters * learner.batch * job.length
+    return Unit(
+        "learn",
+        name,
+        settings={
+            **describe(learner),
+            "kept": job.kept,
+            "seed": job.learn_seed,
+            "dtype": model.layout.dtype,
+            "of": name,
+        },
+        code=[code_of(learner), "compress_core.hf.loading.load_model"],
+        sources={"model": model.digest},
+        inputs=inputs,
+        cost=Cost(
+            learner.steps * per_step / (len(decomposed) + 1),
+            4 * model.checkpoint.nbytes + (ITEM_BYTES * layers if entries else 0),
+            1000,
+        ),
+    )
+
+
+class _Learn:
+    def __init__(
+        self,
+        job: Job,
+        models: Models,
+        calibration: Unit,
+        teacher: Unit | None,
+        decomposed: Mapping[str, Unit],
+    ) -> None:
+        self.job = job
+        self.models = models
+        self.calibration = calibration
+        self.teacher = teacher
+        self.decomposed = decomposed
+
+    def __call__(self, work: Work) -> None:
+        """Trains once for all missing units.
+
+        Raises:
+            ConfigError: Some units are there and this training came to another end, as on another
+                device.
+        """
+        job, learner = self.job, self.job.method.learn
+        assert learner is not None
+        self.models.drop()
+        model = load_model(
+            job.model.folder, job.model.device, trust_remote_code=job.model.trust_remote_code
+        )
+
+        def atoms(layer: LayerRef) -> Atoms:
+            return get_atoms(work.artifact(self.decomposed[layer.name]))
+
+        training = training_of(job, work, self.calibration, learner.batch)
+        teacher = None if self.teacher is None else read_teacher(work, self.teacher)
+        learned = learner.learn(
+            Assignment(model, job.model.layout, atoms, job.kept, teacher, training)
+        )
+        self._require_same(work, learned)
+        for unit in work.missing:
+            self._keep(work, unit, learned)
+
+    def _require_same(self, work: Work, learned: Learned) -> None:
+        """What is left of an earlier training has to go with this one: they share the budget."""
+        missing = {unit.name for unit in work.missing}
+        for unit in work.group.units:
+            if unit.name in missing or unit.name not in learned.chosen:
+                continue
+            if not learned.chosen[unit.name].same(get_chosen(work.artifact(unit))):
+                raise ConfigError(
+                    f"what an earlier training chose for layer {unit.name} is not what this one "
+                    "did: train all again with --refresh learn"
+                )
+
+    def _keep(self, work: Work, unit: Unit, learned: Learned) -> None:
+        with work.draft(unit) as draft:
+            if unit.name == CURVES:
+                draft.attrs["report"] = dict(learned.report)
+                for name, curve in learned.curves.items():
+                    put_tensor(draft, name, curve)
+            elif unit.name in learned.chosen:
+                put_chosen(draft, learned.chosen[unit.name])
+            else:
+                raise ConfigError(f"{self.job.method.name} chose nothing for layer {unit.name}")

@@ -1,0 +1,143 @@
+"""Stage ``register``: the run is tracked and its model becomes a version in the registry.
+
+A side effect, so it is never cached.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from tasks.engine.dense_model import DenseModel
+from tasks.tracking import client as tracking
+from tasks.tracking.plots import plot_allocation, plot_training
+
+KEY_LENGTH = 20  # characters of a key in a tag: unique, and `store why` takes any prefix
+
+
+@task(cache_policy=NO_CACHE, persist_result=False, task_run_name="register · {name}")
+def register(
+    name: str,
+    home: Path,
+    model: DenseModel,
+    stored: dict[str, dict[str, Any]],
+    result: dict[str, Any],
+    config: str,
+    curves: Mapping[str, Sequence[float]] | None = None,
+) -> dict[str, Any]:
+    """Logs parameters, metrics and artifacts, and registers the model folder.
+
+    Args:
+        name: Name in the registry.
+        home: Data directory.
+        model: The dense model.
+        stored: Layer name to what it stores: rank, columns and numbers.
+        result: The run's result so far.
+        config: The resolved configuration, as YAML.
+        curves: Name to a value per step of what the run trained.
+
+    Returns:
+        ``{"name", "version", "run_id"}``.
+    """
+    with TemporaryDirectory() as folder:
+        picture = Path(folder) / "allocation.png"
+        plot_allocation(model.layout.layers, stored, picture)
+        pictures: dict[str, Path] = {}
+        if "kept" in result.get("curves", {}):
+            pictures["training.png"] = Path(folder) / "training.png"
+            plot_training([result], pictures["training.png"])
+        run_id = tracking.record_run(
+            home,
+            experiment="eigenpress",
+            run_name=f"{result['model']} {result['method']} kept {result['kept']:g}",
+            parameters=_parameters(result),
+            metrics=_metrics(result),
+            artifacts={
+                "eigenpress.yaml": config,
+                "allocation.csv": allocation_table(model, stored),
+                "allocation.png": picture,
+                "result.json": json.dumps(result, indent=1, ensure_ascii=False),
+                **pictures,
+            },
+            tags={"code_version": result["code_version"]},
+            curves=curves,
+        )
+    registered = tracking.register_model(
+        home,
+        name=name,
+        model_dir=Path(result["model_dir"]),
+        run_id=run_id,
+        tags=_tags(result),
+    )
+    return {"name": registered.name, "version": registered.version, "run_id": run_id}
+
+
+def allocation_table(model: DenseModel, stored: Mapping[str, Mapping[str, Any]]) -> str:
+    """CSV: a line per layer with its shape, rank (empty when dense) and stored numbers."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    sizes = ["rank", "columns", "parameters", "dense_parameters"]
+    writer.writerow(["layer", "block", "out", "in", *sizes])
+    for layer in model.layout.layers:
+        own = stored[layer.name]
+        writer.writerow(
+            [
+                *(layer.name, layer.block, layer.out_features, layer.in_features),
+                *("" if own["rank"] is None else own["rank"], own["columns"]),
+                *(own["numbers"], layer.dense_cost),
+            ]
+        )
+    return text.getvalue()
+
+
+def _parameters(result: Mapping[str, Any]) -> dict[str, Any]:
+    names = ("model", "method", "kept", "of", "seed", "code_version")
+    options = {f"option.{name}": value for name, value in result["options"].items()}
+    return {name: result[name] for name in names} | options
+
+
+def _metrics(result: Mapping[str, Any]) -> dict[str, float]:
+    metrics: dict[str, float] = {}
+    for which, values in result["metrics"].items():
+        for kind in ("texts", "tasks"):
+            for label, numbers in values[kind].items():
+                for metric, value in numbers.items():
+                    metrics[f"{which}/{label}/{metric}"] = float(value)
+        for name in ("perplexity", "kl"):
+            if name in values:
+                metrics[f"{which}/{name}"] = values[name]
+    for name, value in result.get("learned", {}).items():
+        metrics[f"learned/{name}"] = float(value)
+    for group in ("parameters", "bytes", "memory"):
+        for name, value in result[group].items():
+            metrics[f"{group}/{name}"] = float(value)
+    for stage in result["stages"]:
+        for name in (f"seconds/{stage['name']}", f"{stage['state']}/{stage['name']}"):
+            amount = stage["seconds"] if name.startswith("seconds") else 1.0
+            metrics[name] = metrics.get(name, 0.0) + amount
+    return metrics
+
+
+def _tags(result: Mapping[str, Any]) -> dict[str, str]:
+    tags = {
+        "method": str(result["method"]),
+        "kept": f"{result['kept']:g}",
+        "seed": str(result["seed"]),
+        "code_version": result["code_version"],
+        "parameters": json.dumps(result["parameters"]),
+        "bytes": json.dumps(result["bytes"]),
+    }
+    for which, values in result["metrics"].items():
+        for label, numbers in [*values["texts"].items(), *values["tasks"].items()]:
+            tags[f"{which}.{label}"] = json.dumps(numbers)
+        tags |= {f"{which}.{n}": f"{values[n]:.6g}" for n in ("perplexity", "kl") if n in values}
+    keys: dict[str, list[str]] = {}
+    for stage in result["stages"]:
+        keys.setdefault(stage["name"], []).append(stage["key"][:KEY_LENGTH])
+    return tags | {f"keys.{stage}": " ".join(found) for stage, found in keys.items()}
