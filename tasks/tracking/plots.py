@@ -1,14 +1,20 @@
 """Pictures of a run: where the budget went, and what quality each size has."""
 
+import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, StrMethodFormatter
+from matplotlib.ticker import FuncFormatter
 
 from compress_core.types import LayerRef
+
+COLOURS = [("-", marker, f"C{number}") for number, marker in enumerate("oD^P*hd")]
+GREYS = (("--", "s", "0.7"), ("--", "v", "0.5"), ("--", "X", "0.25"))
 
 
 def plot_allocation(
@@ -38,56 +44,79 @@ def plot_allocation(
     figure.savefig(file, dpi=120)
 
 
-def _sparse_label(value: float, _: int | None) -> str:
-    """Labels 2 and 5 of each decade, so that a narrow range has numbers and a wide one no crowd."""
-    return f"{value:g}" if f"{value:e}"[0] in "25" else ""
-
-
-def plot_sweep(results: Sequence[Mapping[str, Any]], file: Path) -> None:
+def plot_sweep(
+    results: Sequence[Mapping[str, Any]],
+    series: Mapping[str, int | None],
+    rest: int,
+    file: Path,
+) -> None:
     """Perplexity against stored parameters, a line per method, dense as a level.
 
     Args:
         results: Results of runs on one model and text.
+        series: Methods whose lines are drawn, in the order of the legend; with a number (0 to 2),
+            in that shade of grey, else in a colour.
+        rest: How many rows the table has beside these; the legend says so.
         file: PNG to write.
     """
-    methods = list(dict.fromkeys(result["method"] for result in results))
-    many = len(methods) > 6  # then the legend has no room inside the axes
-    size = (9.5, max(4.5, 0.24 * len(methods))) if many else (6.5, 4.5)
-    figure = Figure(figsize=size, layout="constrained")
+    figure = Figure(figsize=(8.5, 4.8), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    for number, method in enumerate(methods):
+    colours = iter(COLOURS)
+    dense = results[0]["metrics"]["dense"]["perplexity"]
+    drawn = [dense]
+    for method, grey in series.items():
+        line, marker, colour = next(colours) if grey is None else GREYS[grey]
         cells = sorted(
             (r["parameters"]["compressed"] / 1e6, r["metrics"]["compressed"]["perplexity"])
             for r in results
-            if r["method"] == method and "perplexity" in r["metrics"]["compressed"]
+            if r["method"] == method
         )
+        drawn += [cell[1] for cell in cells]
         axes.plot(
-            [c[0] for c in cells],
-            [c[1] for c in cells],
-            marker="osDv^"[number // 10 % 5],
-            linestyle=("-", "--", "-.")[number // 10 % 3],
-            color=f"C{number % 10}",
-            label=method,
+            [cell[0] for cell in cells],
+            [cell[1] for cell in cells],
+            linestyle=line,
+            marker=marker,
+            color=colour,
+            label=_wrapped(method),
         )
-    dense = results[0]
-    if "perplexity" in dense["metrics"]["dense"]:
-        level = dense["metrics"]["dense"]["perplexity"]
-        axes.axhline(level, color="black", linestyle=":", label="dense")
-    low, high = axes.get_ylim()
-    if high > 4 * low:
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axes.yaxis.set_minor_formatter(FuncFormatter(_sparse_label))
+    axes.axhline(dense, color="black", linestyle=":", label="dense")
+    _scale(axes, min(drawn), max(drawn))
     axes.set_xlabel("stored parameters, millions")
     axes.set_ylabel("perplexity")
     axes.grid(alpha=0.3, which="both")
-    if many:
-        figure.legend(loc="outside right upper", frameon=False, fontsize="small")
-    else:
-        axes.legend(frameon=False)
-    axes.set_title(f"{dense['model']} on {next(iter(dense['metrics']['dense']['texts']))}")
+    more = f"{rest} more {'row' if rest == 1 else 'rows'} in the table" if rest else None
+    small = {"fontsize": 9, "title_fontsize": 9, "frameon": False}
+    figure.legend(loc="outside right upper", title=more, **small)
+    text = next(iter(results[0]["metrics"]["dense"]["texts"]))
+    axes.set_title(f"{results[0]['model']} on {text}")
     figure.savefig(file, dpi=120)
+
+
+def _wrapped(method: str, width: int = 26) -> str:
+    """A method's name on as many lines as it needs, broken before an option."""
+    lines = [""]
+    for part in re.split("(?=[:+])", method):
+        if lines[-1] and len(lines[-1] + part) > width:
+            lines.append("  ")
+        lines[-1] += part
+    return "\n".join(lines)
+
+
+def _scale(axes: Axes, low: float, high: float) -> None:
+    """Logarithmic where values are far apart, with plain numbers, as many as have room."""
+    if high <= 4 * low:
+        return
+    axes.set_yscale("log")
+    decades = math.log10(high / low)
+    digits = "12357" if decades < 1 else "125" if decades < 2.5 else "1"
+
+    def label(value: float, _: int | None) -> str:
+        return f"{value:g}" if f"{value:e}"[0] in digits else ""
+
+    axes.yaxis.set_major_formatter(FuncFormatter(label))
+    axes.yaxis.set_minor_formatter(FuncFormatter(label))
 
 
 def plot_training(results: Sequence[Mapping[str, Any]], file: Path) -> None:
