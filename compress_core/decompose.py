@@ -65,6 +65,11 @@ class LowRank:
         """Components."""
         return self.u.shape[1]
 
+    @property
+    def in_features(self) -> int:
+        """Inputs of the layer, those of kept columns among them."""
+        return self.v.shape[1] + (0 if self.index is None else len(self.index))
+
     def dense(self) -> Tensor:
         """W′ (out, in), in the dtype of ``u``."""
         product = self.u @ self.v
@@ -72,7 +77,7 @@ class LowRank:
             product = product + self.sparse.dense()
         if self.columns is None or self.index is None:
             return product
-        rest, kept = split_inputs(product.shape[1] + len(self.index), self.index)
+        rest, kept = split_inputs(self.in_features, self.index)
         whole = product.new_empty(product.shape[0], len(rest) + len(kept))
         whole[:, rest] = product
         whole[:, kept] = self.columns

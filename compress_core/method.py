@@ -7,10 +7,9 @@ from compress_core.allocate.base import Allocator
 from compress_core.allocate.uniform import Uniform
 from compress_core.decompose import Decomposer, ProjectOutputs
 from compress_core.errors import ConfigError
+from compress_core.fit import DENSE, PREFIX, Fitter, Prefix
 from compress_core.learn.base import Learner
 from compress_core.metric import Unweighted, Weighting
-from compress_core.prune.base import Pruner
-from compress_core.refine.base import DENSE, PREFIX, Prefix, Refiner
 from compress_core.types import LayerRef, Stack
 
 
@@ -58,12 +57,13 @@ class Method:
         summary: One line for the table of methods.
         paper: arXiv id, or "" for folklore.
         weighting: Metric of the error.
-        decompose: Budget-free decomposition.
+        decompose: Budget-free decomposition; None for a method that prunes, whose fitter begins
+            with the weight and a share.
         allocate: How the budget is divided.
-        refine: How a layer cut to its share is bettered; None leaves it.
-        prefix: How inputs behind compressed layers are measured, for a refiner that reads them.
+        fit: How a layer cut to its share is bettered, or made where nothing is decomposed; None
+            leaves it as it was cut.
+        prefix: How inputs behind compressed layers are measured, for a fitter that reads them.
         sharing: Which layers have an in-factor in common; None for none.
-        prune: What makes a layer of its share where nothing is decomposed beforehand.
         learn: What chooses among the decomposition's atoms by training, in place of ``allocate``.
         eight_bits: Whether components are stored in 8 bits. What is learned is then charged so, and
             such a model cannot be trained on.
@@ -73,12 +73,11 @@ class Method:
     summary: str
     paper: str
     weighting: Weighting = Unweighted()
-    decompose: Decomposer = ProjectOutputs()
+    decompose: Decomposer | None = ProjectOutputs()
     allocate: Allocator = Uniform()
-    refine: Refiner | None = None
+    fit: Fitter | None = None
     prefix: Prefix = Prefix()
     sharing: Sharing | None = None
-    prune: Pruner | None = None
     learn: Learner | None = None
     eight_bits: bool = False
 
@@ -92,14 +91,20 @@ class Method:
     def needs_calibration(self) -> bool:
         """Whether it reads calibration text at all."""
         measured = self.allocate.reads & {"similarity", "divergence"}
-        fitted = self.refine or self.prune or self.learn
-        return bool(self.weighting.needs or measured or fitted is not None)
+        fitted = self.fit is not None or self.learn is not None
+        return bool(self.weighting.needs or measured or fitted)
+
+    @property
+    def prunes(self) -> bool:
+        """Whether layers are made of their weight and share, with no decomposition beforehand."""
+        return self.decompose is None
 
     @property
     def stores_entries(self) -> bool:
         """Whether layers may have sparse entries, whose places take bytes of their own."""
-        learned = self.learn is not None and self.decompose.offers_entries
-        return self.prune is not None or learned
+        if self.decompose is None:
+            return True
+        return self.learn is not None and self.decompose.offers_entries
 
     @property
     def sequential(self) -> bool:
@@ -109,8 +114,7 @@ class Method:
     @property
     def _moments(self) -> frozenset[str]:
         """Second moments that fitting a layer reads."""
-        fitted = self.refine or self.prune
-        return frozenset() if fitted is None else fitted.reads
+        return frozenset() if self.fit is None else self.fit.reads
 
     def stacks(self, layers: Sequence[LayerRef]) -> list[Stack]:
         """What is decomposed as one: every layer by itself unless in-factors are shared.

@@ -6,6 +6,7 @@ R H Rᵀ for some rows R.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from compress_core.errors import ConfigError, NumericsError
+from compress_core.record import Packed, Record
 from compress_core.stats import InputStats
 
 
@@ -27,10 +29,33 @@ class Metric(Protocol):
         """The same metric on ``device``."""
         ...
 
+    def pack(self) -> Packed:
+        """What is kept of it between stages."""
+        ...
+
+    @classmethod
+    def unpack(cls, record: Record, gram: InputStats | None) -> "Metric":
+        """The metric that :meth:`pack` kept.
+
+        Args:
+            record: What was kept.
+            gram: The statistics it was made of, where the weighting ``keeps_gram``.
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class Plain:
     """H = I: every input direction counts the same."""
+
+    def pack(self) -> Packed:
+        """Nothing."""
+        return Packed()
+
+    @classmethod
+    def unpack(cls, record: Record, gram: InputStats | None) -> "Plain":
+        """Itself."""
+        return cls()
 
     def output_gram(self, rows: Tensor) -> Tensor:
         """R Rᵀ."""
@@ -46,6 +71,15 @@ class Diagonal:
     """H = D²: each input channel counts by its scale ``d`` (in,), float64, positive."""
 
     d: Tensor
+
+    def pack(self) -> Packed:
+        """The scales."""
+        return Packed({"d": self.d})
+
+    @classmethod
+    def unpack(cls, record: Record, gram: InputStats | None) -> "Diagonal":
+        """The scales that were kept."""
+        return cls(record.tensor("d"))
 
     def output_gram(self, rows: Tensor) -> Tensor:
         """R D² Rᵀ."""
@@ -63,6 +97,18 @@ class SecondMoment:
 
     h: Tensor
 
+    def pack(self) -> Packed:
+        """A description only: the Gram itself is kept already, where it was measured."""
+        diagonal = self.h.diagonal()
+        dead = int((diagonal == 0).sum())
+        return Packed({}, {"mean square": float(diagonal.mean()), "dead channels": dead})
+
+    @classmethod
+    def unpack(cls, record: Record, gram: InputStats | None) -> "SecondMoment":
+        """The moment of the statistics that were kept."""
+        assert gram is not None
+        return cls(gram.moment)
+
     def output_gram(self, rows: Tensor) -> Tensor:
         """R H Rᵀ, made exactly symmetric."""
         gram = (rows @ self.h) @ rows.T
@@ -71,6 +117,32 @@ class SecondMoment:
     def to(self, device: torch.device | str) -> "SecondMoment":
         """The same metric on ``device``."""
         return SecondMoment(self.h.to(device))
+
+
+METRICS: dict[str, type[Metric]] = {
+    "plain": Plain,
+    "diagonal": Diagonal,
+    "second moment": SecondMoment,
+}
+"""Every metric, by the name under which it is kept."""
+
+
+def pack_metric(metric: Metric) -> Packed:
+    """What is kept of a metric, and of which kind it is.
+
+    Raises:
+        TypeError: A metric that is not in ``METRICS``.
+    """
+    for name, kind in METRICS.items():
+        if type(metric) is kind:
+            packed = metric.pack()
+            return Packed(packed.tensors, {**packed.attrs, "metric": name})
+    raise TypeError(f"metric {type(metric).__name__} is not in METRICS")
+
+
+def unpack_metric(record: Record, gram: InputStats | None = None) -> Metric:
+    """The metric that :func:`pack_metric` kept; ``gram`` as :meth:`Metric.unpack` takes it."""
+    return METRICS[record.attrs["metric"]].unpack(record, gram)
 
 
 class Weighting(Protocol):
@@ -143,7 +215,7 @@ class OutputError:
                 f"the Gram matrix {tuple(stats.gram.shape)} of {stats.tokens} tokens is not finite "
                 "or has a negative diagonal; the calibration statistics are damaged"
             )
-        return SecondMoment(stats.gram / stats.tokens)
+        return SecondMoment(stats.moment)
 
 
 @dataclass(frozen=True)
@@ -174,3 +246,8 @@ class FisherScale:
         if not float(scale.sum()) > 0:
             raise NumericsError("no weight of the layer has a gradient, so none can be weighed")
         return Diagonal(scale + self.epsilon * scale.mean())
+
+
+def summed_fisher(parts: Sequence[Tensor]) -> Tensor:
+    """Fisher information (in,) of a stack's columns, from its layers'."""
+    return torch.stack(list(parts)).sum(dim=0)

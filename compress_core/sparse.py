@@ -68,10 +68,20 @@ def pack(mask: torch.Tensor) -> dict[str, torch.Tensor]:
     if index_layout(rows, columns, int(mask.sum())) == "csr":
         counts = mask.sum(dim=1, dtype=torch.int32)
         return {"sparse_columns": narrow(mask.nonzero()[:, 1]), "sparse_counts": counts}
-    flat = mask.flatten()
+    return {"sparse_bits": pack_bits(mask)}
+
+
+def pack_bits(flags: torch.Tensor) -> torch.Tensor:
+    """Flags (bool, any shape) as bits, uint8 (ceil(n / 8),), row by row, lowest bit first."""
+    flat = flags.flatten()
     padded = torch.nn.functional.pad(flat.to(torch.uint8), (0, -flat.numel() % 8)).view(-1, 8)
-    powers = 2 ** torch.arange(8, dtype=torch.uint8, device=mask.device)
-    return {"sparse_bits": (padded * powers).sum(dim=1, dtype=torch.uint8)}
+    powers = 2 ** torch.arange(8, dtype=torch.uint8, device=flags.device)
+    return (padded * powers).sum(dim=1, dtype=torch.uint8)
+
+
+def unpack_bits(packed: torch.Tensor, count: int) -> torch.Tensor:
+    """The first ``count`` flags that :func:`pack_bits` made bits of, bool (count,)."""
+    return _bits(packed)[:count]
 
 
 def unpack(

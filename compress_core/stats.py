@@ -7,11 +7,13 @@ cross statistics Σ x_dense xᵀ.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor
 
 from compress_core.errors import NumericsError
+from compress_core.record import Packed, Record, pack_symmetric, unpack_symmetric
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,28 @@ class InputStats:
     tokens: int
     gram: Tensor
     abs_sum: Tensor
+
+    @property
+    def moment(self) -> Tensor:
+        """E[x xᵀ], float64 (in, in)."""
+        return self.gram / self.tokens
+
+    def pack(self) -> Packed:
+        """What is kept of it: of the symmetric Gram only the lower triangle."""
+        tensors = {"gram": pack_symmetric(self.gram), "abs_sum": self.abs_sum}
+        return Packed(tensors, {"tokens": self.tokens})
+
+    @classmethod
+    def unpack(cls, record: Record) -> "InputStats":
+        """The statistics that :meth:`pack` kept."""
+        abs_sum = record.tensor("abs_sum")
+        gram = unpack_symmetric(record.tensor("gram"), len(abs_sum))
+        return cls(int(record.attrs["tokens"]), gram, abs_sum)
+
+    @classmethod
+    def summed(cls, parts: Sequence["InputStats"]) -> "InputStats":
+        """Of several taps that the same tokens go through, summed token by token."""
+        return reduce(lambda a, b: cls(a.tokens, a.gram + b.gram, a.abs_sum + b.abs_sum), parts)
 
 
 class InputAccumulator:
@@ -83,6 +107,28 @@ class PrefixStats:
     tokens: int
     gram: Tensor
     cross: Tensor
+
+    @property
+    def moment(self) -> Tensor:
+        """E[x xᵀ] of the compressed model's inputs, float64 (in, in)."""
+        return self.gram / self.tokens
+
+    @property
+    def cross_moment(self) -> Tensor:
+        """E[x_dense xᵀ], float64 (in, in)."""
+        return self.cross / self.tokens
+
+    def pack(self) -> Packed:
+        """What is kept of it: of the symmetric Gram only the lower triangle."""
+        tensors = {"gram": pack_symmetric(self.gram), "cross": self.cross}
+        return Packed(tensors, {"tokens": self.tokens})
+
+    @classmethod
+    def unpack(cls, record: Record) -> "PrefixStats":
+        """The statistics that :meth:`pack` kept."""
+        cross = record.tensor("cross")
+        gram = unpack_symmetric(record.tensor("gram"), len(cross))
+        return cls(int(record.attrs["tokens"]), gram, cross)
 
 
 class PrefixAccumulator:

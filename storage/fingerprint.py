@@ -1,4 +1,4 @@
-"""Which code an entry point can reach inside a package, and a short hash of each piece of it.
+"""Which code an entry point can reach inside some packages, and a short hash of each piece of it.
 
 Purely static: the sources are read and parsed, nothing is imported, so it works without torch and
 runs no side effects. Where the reach cannot be known exactly it errs towards more: a needless
@@ -17,8 +17,10 @@ from storage.source import BODY, Module, Target, parse_module
 Place = tuple[str, str]  # module, top-level name
 
 
-def code_fingerprint(entry_points: Sequence[str], package: str = "compress_core") -> dict[str, str]:
-    """Return a hash of every top-level definition that the entry points reach inside a package.
+def code_fingerprint(
+    entry_points: Sequence[str], packages: Sequence[str], closed: Sequence[str] = ()
+) -> dict[str, str]:
+    """Return a hash of every top-level definition that the entry points reach inside packages.
 
     Reach follows names and attributes through imports (also inside functions), re-exports,
     decorators, base classes, annotations and `@registry.register` definitions. A module used
@@ -27,22 +29,30 @@ def code_fingerprint(entry_points: Sequence[str], package: str = "compress_core"
 
     Args:
         entry_points: dotted names of top-level definitions ("compress_core.metric.Plain").
-        package: the package to stay in.
+        packages: the packages to stay in.
+        closed: packages or modules inside them whose code decides no number: nothing of them is
+            reached, nor through them.
 
     Returns:
         dotted name of a definition -> 16 hex digits, sorted by name.
 
     Raises:
-        StorageError: the package or an entry point does not exist.
-        SyntaxError: a module of the package is not Python.
+        StorageError: a package or an entry point does not exist.
+        SyntaxError: a module of the packages is not Python.
     """
-    return dict(_fingerprint(tuple(entry_points), _read_sources(package)))
+    sources = tuple(file for package in packages for file in read_sources(package))
+    open_to = tuple(file for file in sources if not _inside(file[0], closed))
+    return dict(fingerprint_of(tuple(entry_points), open_to))
+
+
+def _inside(module: str, places: Sequence[str]) -> bool:
+    return any(module == place or module.startswith(f"{place}.") for place in places)
 
 
 Sources = tuple[tuple[str, bool, str, str], ...]  # (module, is package, text, path) of each file
 
 
-def _read_sources(package: str) -> Sources:
+def read_sources(package: str) -> Sources:
     """Read all modules of a package, found without importing anything."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
@@ -58,7 +68,8 @@ def _read_sources(package: str) -> Sources:
 
 
 @functools.lru_cache(maxsize=256)
-def _fingerprint(entry_points: tuple[str, ...], sources: Sources) -> tuple[tuple[str, str], ...]:
+def fingerprint_of(entry_points: tuple[str, ...], sources: Sources) -> tuple[tuple[str, str], ...]:
+    """Return (dotted name, hash) of what the entry points reach in sources given as text."""
     reach = _Reach(_Package({name: parse_module(name, *rest) for name, *rest in sources}))
     for entry_point in entry_points:
         reach.enter(entry_point)
@@ -68,7 +79,7 @@ def _fingerprint(entry_points: tuple[str, ...], sources: Sources) -> tuple[tuple
 
 
 class _Package:
-    """The parsed modules of a package and what names in them mean."""
+    """The parsed modules of the packages and what names in them mean."""
 
     def __init__(self, modules: dict[str, Module]) -> None:
         self._modules = modules
@@ -149,7 +160,7 @@ class _Reach:
         module_name, _, name = entry_point.rpartition(".")
         if module_name not in self.package:
             raise StorageError(
-                f"entry point {entry_point!r}: {module_name!r} is no module of the package; "
+                f"entry point {entry_point!r}: {module_name!r} is no module of the packages; "
                 "name a top-level definition, such as package.module.function"
             )
         places = list(self.package.member(self.package[module_name], (name,), frozenset()))

@@ -1,18 +1,17 @@
-"""A method applied to layers in memory: what the stages do with a store, done without one."""
+"""A method applied to layers in memory: the core's own steps, with no store between them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from compress_core.decompose import LowRank, Prepared, ReadRows
+from compress_core.layer.make import Given, decompose_stack, pack_prepared, realise_share
+from compress_core.layer.stored import stored_numbers
 from compress_core.method import Method
-from compress_core.metric import Metric
-from compress_core.refine.base import DENSE, Moments
-from compress_core.refine.columns import index_cost
-from compress_core.stats import InputAccumulator, InputStats
-from compress_core.types import Share
+from compress_core.metric import Metric, summed_fisher
+from compress_core.stats import InputAccumulator, InputStats, PrefixAccumulator, PrefixStats
+from compress_core.types import LayerRef, Share, Stack
 
 
 @dataclass(frozen=True)
@@ -34,75 +33,75 @@ class Seen:
 
 def first_rows(prepared: Prepared) -> ReadRows:
     """Reads a decomposition from memory, as the store would from disk."""
-    return lambda name, rows: prepared.arrays[name][:rows]
+    return pack_prepared(prepared).tensor
+
+
+def as_stack(stack: Sequence[Seen]) -> Stack:
+    """The layers as the core names them."""
+    return Stack(
+        tuple(
+            LayerRef(f"layer {place}", 0, len(layer.weight), layer.weight.shape[1], f"tap {place}")
+            for place, layer in enumerate(stack)
+        )
+    )
+
+
+def input_stats(layer: Seen) -> InputStats:
+    """What is measured at its input in the dense model."""
+    accumulator = InputAccumulator(layer.dense.shape[1])
+    accumulator.add(layer.dense[None])
+    return accumulator.finish()
+
+
+def prefix_stats(layer: Seen) -> PrefixStats:
+    """The same behind compressed layers."""
+    accumulator = PrefixAccumulator(layer.dense.shape[1])
+    accumulator.add(layer.dense[None], layer.behind[None])
+    return accumulator.finish()
 
 
 def metric_of(method: Method, stack: Sequence[Seen]) -> Metric:
     """The metric of a stack of layers: that of their summed statistics."""
     if "fisher" in method.weighting.needs:
-        return method.weighting.metric(torch.stack([layer.fisher for layer in stack]).sum(dim=0))
-    parts = []
-    for layer in stack:
-        accumulator = InputAccumulator(layer.dense.shape[1])
-        accumulator.add(layer.dense[None])
-        parts.append(accumulator.finish())
-    gram = torch.stack([part.gram for part in parts]).sum(dim=0)
-    abs_sum = torch.stack([part.abs_sum for part in parts]).sum(dim=0)
-    return method.weighting.metric(InputStats(parts[0].tokens, gram, abs_sum))
+        return method.weighting.metric(summed_fisher([layer.fisher for layer in stack]))
+    return method.weighting.metric(InputStats.summed([input_stats(layer) for layer in stack]))
 
 
 def prepare(method: Method, stack: Sequence[Seen], rank: int) -> Prepared:
     """The decomposition of a stack of layers."""
-    weight = torch.cat([layer.weight for layer in stack])
-    return method.decompose.prepare(weight, metric_of(method, stack), rank)
+    assert method.decompose is not None
+    weights = [layer.weight for layer in stack]
+    return decompose_stack(
+        method.decompose, as_stack(stack), weights, metric_of(method, stack), rank
+    )
 
 
 def realise(
     method: Method, stack: Sequence[Seen], prepared: Prepared | None, share: Share
 ) -> list[LowRank]:
-    """What every layer of a stack stores: refined where the method refines, or pruned."""
-    if method.prune is not None:
-        (layer,) = stack
-        return [method.prune.prune(layer.weight, share, _moments(method, layer))]
-    assert prepared is not None
-    whole = method.decompose.realise(first_rows(prepared), share)
-    found, row = [], 0
-    for layer in stack:
-        u = whole.u[row : row + len(layer.weight)]
-        row += len(layer.weight)
-        factors = LowRank(u.double(), whole.v.double())
-        if method.refine is not None:
-            factors = method.refine.refine(layer.weight, factors, _moments(method, layer))
-        found.append(factors)
+    """What every layer of a stack stores, in float64."""
+    names, found = as_stack(stack), []
+    for layer, seen in zip(names.members, stack, strict=True):
+        given = Given(
+            layer,
+            names,
+            weight=lambda seen=seen: seen.weight,  # type: ignore[misc]
+            decomposition=None if prepared is None else pack_prepared(prepared),
+            dense=input_stats(seen),
+            behind=prefix_stats(seen),
+        )
+        low = realise_share(method.decompose, method.fit, given, share)
+        assert low is not None
+        found.append(replace(low, u=low.u.double(), v=low.v.double()))
     return found
 
 
 def numbers_of(members: Sequence[LowRank]) -> int:
-    """Numbers stored for a stack: its in-factor once, every layer's own part, columns' indices."""
-    numbers = members[0].v.numel()
-    for low in members:
-        numbers += low.u.numel()
-        if low.columns is not None and low.index is not None:
-            features = low.v.shape[1] + len(low.index)
-            numbers += low.columns.numel() + len(low.index) * index_cost(features)
-        if low.sparse is not None:
-            numbers += low.sparse.nonzeros
-    return numbers
+    """Numbers stored for a stack: its in-factor once."""
+    return sum(stored_numbers(low, own=not place)["numbers"] for place, low in enumerate(members))
 
 
 def output_error(layer: Seen, low: LowRank) -> float:
     """Squared error per token of the output on the dense model's inputs."""
     error = layer.dense @ (low.dense() - layer.weight).T
     return float(error.square().sum()) / len(layer.dense)
-
-
-def _moments(method: Method, layer: Seen) -> Moments:
-    fitted = method.refine or method.prune
-    assert fitted is not None
-    tokens = len(layer.dense)
-    if DENSE in fitted.reads:
-        assert not method.sequential
-        return Moments(dense=layer.dense.T @ layer.dense / tokens)
-    return Moments(
-        prefix=layer.behind.T @ layer.behind / tokens, cross=layer.dense.T @ layer.behind / tokens
-    )

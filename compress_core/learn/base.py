@@ -13,7 +13,8 @@ from torch import Tensor
 from compress_core.decompose import LowRank
 from compress_core.learn.loop import Step, Training, TrainState, run_steps, saving_memory
 from compress_core.learn.teacher import Teacher
-from compress_core.sparse import Sparse
+from compress_core.record import Packed, Record
+from compress_core.sparse import Sparse, pack_bits, unpack_bits
 from compress_core.types import LayerRef, ModelLayout
 
 
@@ -55,6 +56,31 @@ class Chosen:
         parts = ("index", "scale", "entries", "bias")
         pairs = [(getattr(self, part), getattr(other, part)) for part in parts]
         return all(a is b if a is None or b is None else torch.equal(a, b) for a, b in pairs)
+
+    def pack(self) -> Packed:
+        """What is kept of it; the entries that stay as bits."""
+        attrs: dict[str, Any] = {"rank": None if self.index is None else len(self.index)}
+        if self.index is None or self.scale is None:
+            return Packed({}, attrs)
+        tensors = {"index": self.index.to(torch.int32), "scale": self.scale.to(torch.float32)}
+        if self.bias is not None:
+            tensors["bias"] = self.bias.to(torch.float32)
+        if self.entries is not None:
+            attrs["entries"] = len(self.entries)
+            tensors["entries"] = pack_bits(self.entries)
+        return Packed(tensors, attrs)
+
+    @classmethod
+    def unpack(cls, record: Record) -> "Chosen":
+        """What :meth:`pack` kept."""
+        if record.attrs["rank"] is None:
+            return cls(None)
+        entries = None
+        if "entries" in record.attrs:
+            entries = unpack_bits(record.tensor("entries"), int(record.attrs["entries"]))
+        bias = record.tensor("bias") if "bias" in record.names else None
+        index = record.tensor("index").to(torch.int64)
+        return cls(index, record.tensor("scale"), entries, bias)
 
     def cost(self, layer: LayerRef) -> int:
         """Numbers stored for ``layer``; where an entry is does not count, as in the papers."""

@@ -139,6 +139,6 @@ def _check_divisible(method: Method, allocate: str) -> None:
     Raises:
         ConfigError: It prunes, so that every layer keeps the same share, or it learns its shares.
     """
-    if method.prune is not None or method.learn is not None:
+    if method.prunes or method.learn is not None:
         how = "learns its shares" if method.learn else "keeps the same share of every layer"
         raise ConfigError(f"method {method.name!r} {how}: leave out the allocator {allocate!r}")

@@ -16,10 +16,10 @@ dense model, which it shares with SVD-LLM.
 
 from compress_core.allocate.importance import Importance
 from compress_core.errors import ConfigError
+from compress_core.fit import Prefix
 from compress_core.method import Method
 from compress_core.metric import OutputError
 from compress_core.options import one_of
-from compress_core.refine.base import Prefix
 from compress_core.refine.least_squares import Alternate
 
 
@@ -58,7 +58,7 @@ def ada_svd(
         "2502.01403",
         weighting=OutputError(),
         allocate=Importance(mrr=mrr),
-        refine=Alternate(sweeps, toward_dense),
+        fit=Alternate(sweeps, toward_dense),
         prefix=Prefix(
             prefix,  # type: ignore[arg-type]  # it checks
             buckets if calibration == "stack_of_batch" else 0,

@@ -9,10 +9,10 @@ In our convention weights are stacked by rows: the shared basis is the in-factor
 """
 
 from compress_core.errors import ConfigError
+from compress_core.fit import Prefix
 from compress_core.method import Method, Sharing
 from compress_core.metric import OutputError
 from compress_core.options import one_of
-from compress_core.refine.base import Prefix
 from compress_core.refine.least_squares import Alternate
 
 # Layers that write to the residual stream, as the architectures name them.
@@ -38,7 +38,7 @@ def basis_sharing(group: int = 2, update: str = "none", prefix: str = "layer") -
         "one basis for the layers of adjacent blocks",
         "2410.03765",
         weighting=OutputError(),
-        refine=Alternate(0) if update == "u" else None,
+        fit=Alternate(0) if update == "u" else None,
         prefix=Prefix(prefix),  # type: ignore[arg-type]  # it checks
         sharing=Sharing(group, WRITERS),
     )

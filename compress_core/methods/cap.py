@@ -19,6 +19,7 @@ behind compressed layers. With these a smaller λ (``lambda_scale=0.1``) is far 
 entries are shrunk, and miss what the components that do not stay had of them.
 """
 
+from compress_core.fit import Fitter, Prefix
 from compress_core.learn.base import Learner
 from compress_core.learn.bernoulli import EntryPolicy
 from compress_core.learn.gains import GainPolicy
@@ -26,7 +27,6 @@ from compress_core.learn.group import GroupPolicy
 from compress_core.method import Method
 from compress_core.metric import Unweighted
 from compress_core.options import one_of
-from compress_core.refine.base import Prefix, Refiner
 from compress_core.refine.masked import MaskedLeastSquares, PrefixMaskedLeastSquares
 from compress_core.robust_pca import ChannelScale, RobustPca
 
@@ -72,7 +72,7 @@ def cap(
         "group": GroupPolicy(steps or 30, eta=eta or 0.3, init=init),  # type: ignore[arg-type]
         "gradient": GainPolicy(steps or 128, init=init),  # type: ignore[arg-type]
     }
-    refiners: dict[str, Refiner | None] = {
+    refiners: dict[str, Fitter | None] = {
         "none": None,
         "dense": MaskedLeastSquares(),
         "prefix": PrefixMaskedLeastSquares(),
@@ -83,7 +83,7 @@ def cap(
         "2505.03801",
         weighting=ChannelScale() if scale == "activations" else Unweighted(),
         decompose=RobustPca(iterations, lambda_scale, tolerance),
-        refine=refiners[refit],
+        fit=refiners[refit],
         prefix=Prefix("layer"),
         learn=learners[policy],
     )

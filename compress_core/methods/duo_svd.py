@@ -42,7 +42,7 @@ def duo_svd(
         "2510.19385",
         weighting=OutputError(),
         allocate=Knapsack(probe_windows=probe_windows),
-        refine=PreserveColumns(
+        fit=PreserveColumns(
             refit=refit_columns,
             search=search,  # type: ignore[arg-type]  # checked above
             accept=accept,

@@ -40,5 +40,6 @@ def hassle_free(
         "SparseGPT and truncation by turns, least output error",
         "2502.00899",
         allocate=Entries(low_rank=low_rank, pattern=pattern),
-        prune=HassleFree(iterations, damping, own_damping, blocksize, pattern),
+        decompose=None,
+        fit=HassleFree(iterations, damping, own_damping, blocksize, pattern),
     )

@@ -31,5 +31,6 @@ def oats(low_rank: float = 0.25, iterations: int = 80, pattern: str = "unstructu
         "sparse plus low rank by turns, in the scale of the inputs",
         "2409.13652",
         allocate=Entries(low_rank=low_rank, pattern=pattern),
-        prune=Oats(iterations, pattern),
+        decompose=None,
+        fit=Oats(iterations, pattern),
     )

@@ -7,9 +7,9 @@ do not know are left out of H⁺, and inputs are measured after every layer, not
 block.
 """
 
+from compress_core.fit import Prefix
 from compress_core.method import Method
 from compress_core.metric import OutputError
-from compress_core.refine.base import Prefix
 from compress_core.refine.cross_truncation import CrossTruncate
 
 
@@ -29,6 +29,6 @@ def saes_svd(alpha_least: float = 0.25, alpha_most: float = 0.75, prefix: str = 
         "truncation that makes up for earlier layers' errors",
         "2602.03051",
         weighting=OutputError(),
-        refine=CrossTruncate(alpha_least, alpha_most),
+        fit=CrossTruncate(alpha_least, alpha_most),
         prefix=Prefix(prefix),  # type: ignore[arg-type]  # it checks
     )

@@ -40,5 +40,6 @@ def slim(
         "pruned, with a low-rank adapter for the error",
         "2410.09615",
         allocate=Entries(adapter=rank_share, pattern=pattern),
-        prune=Adapter(mask, damping, blocksize, pattern),
+        decompose=None,
+        fit=Adapter(mask, damping, blocksize, pattern),
     )

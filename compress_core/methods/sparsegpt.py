@@ -29,5 +29,6 @@ def sparsegpt(pattern: str = "unstructured", damping: float = 0.01, blocksize: i
         "entries removed one column at a time, the rest making up for them",
         "2301.00774",
         allocate=Entries(pattern=pattern),
-        prune=SparseGPT(damping, blocksize, pattern),
+        decompose=None,
+        fit=SparseGPT(damping, blocksize, pattern),
     )

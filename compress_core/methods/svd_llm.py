@@ -11,10 +11,10 @@ makes of those same inputs (``toward_dense=0``); fitting to the dense model's ou
 published code uses 16 samples for it, we use all.
 """
 
+from compress_core.fit import Prefix
 from compress_core.method import Method
 from compress_core.metric import OutputError
 from compress_core.options import one_of
-from compress_core.refine.base import Prefix
 from compress_core.refine.least_squares import Alternate
 
 
@@ -37,6 +37,6 @@ def svd_llm(update: str = "none", toward_dense: float = 0.0, prefix: str = "laye
         "least output error on calibration text",
         "2403.07378",
         weighting=OutputError(),
-        refine=refine if update == "u" else None,
+        fit=refine if update == "u" else None,
         prefix=step,
     )

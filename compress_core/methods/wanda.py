@@ -25,5 +25,6 @@ def wanda(pattern: str = "unstructured") -> Method:
         "entries that are large on large inputs, row by row",
         "2306.11695",
         allocate=Entries(pattern=pattern),
-        prune=Wanda(pattern),
+        decompose=None,
+        fit=Wanda(pattern),
     )

@@ -6,12 +6,12 @@ from typing import ClassVar
 from torch import Tensor
 
 from compress_core.decompose import LowRank
+from compress_core.fit import PREFIX, Moments, Start, start_share
 from compress_core.options import one_of
 from compress_core.prune.alternate import reciprocal, truncate
 from compress_core.prune.obs import SparseGPT, check_surgery
 from compress_core.prune.select import UNSTRUCTURED, read_pattern
 from compress_core.prune.wanda import Wanda, input_scale
-from compress_core.refine.base import PREFIX, Moments
 from compress_core.sparse import Sparse
 from compress_core.types import Share
 
@@ -40,8 +40,9 @@ class Adapter:
         check_surgery(self.damping, self.blocksize)
         read_pattern(self.pattern)
 
-    def prune(self, weight: Tensor, share: Share, moments: Moments) -> LowRank:
+    def fit(self, weight: Tensor, start: Start, moments: Moments) -> LowRank:
         """``share.nonzeros`` entries and an adapter of ``share.rank``."""
+        share = start_share(start)
         scale = input_scale(moments)
         sparse = self._pruned(weight, share, moments)
         u, v = truncate((weight - sparse.dense()) * scale, share.rank or 0)
@@ -50,9 +51,9 @@ class Adapter:
     def _pruned(self, weight: Tensor, share: Share, moments: Moments) -> Sparse:
         entries = Share(0, share.nonzeros)
         if self.mask == "wanda":
-            low = Wanda(self.pattern).prune(weight, entries, moments)
+            low = Wanda(self.pattern).fit(weight, entries, moments)
         else:
             surgery = SparseGPT(self.damping, self.blocksize, self.pattern)
-            low = surgery.prune(weight, entries, moments)
+            low = surgery.fit(weight, entries, moments)
         assert low.sparse is not None
         return low.sparse

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from compress_core.decompose import LowRank, eigen_descending, project
 from compress_core.errors import ConfigError
+from compress_core.fit import PREFIX, Moments, Start, start_share
 from compress_core.metric import SecondMoment
 from compress_core.prune.obs import check_surgery, damped, inverse_factor, remove
 from compress_core.prune.select import UNSTRUCTURED, read_pattern, select_rows
 from compress_core.prune.wanda import input_scale, second_moment
-from compress_core.refine.base import PREFIX, Moments
 from compress_core.sparse import Sparse
 from compress_core.types import Share
 
@@ -37,8 +37,9 @@ class Oats:
         check_turns(self.iterations)
         read_pattern(self.pattern)
 
-    def prune(self, weight: Tensor, share: Share, moments: Moments) -> LowRank:
+    def fit(self, weight: Tensor, start: Start, moments: Moments) -> LowRank:
         """Factors of ``share.rank`` and ``share.nonzeros`` entries beside them."""
+        share = start_share(start)
         scale = input_scale(moments)
         parts = self.turns(weight * scale, share, lambda error: None)
         return unscaled(parts, scale)
@@ -88,8 +89,9 @@ class HassleFree:
             raise ConfigError(f"own_damping is 0 or more, got {self.own_damping:g}")
         read_pattern(self.pattern)
 
-    def prune(self, weight: Tensor, share: Share, moments: Moments) -> LowRank:
+    def fit(self, weight: Tensor, start: Start, moments: Moments) -> LowRank:
         """Factors of ``share.rank`` and ``share.nonzeros`` entries beside them."""
+        share = start_share(start)
         gram = second_moment(moments)
         h, read = damped(gram, self.damping, self.own_damping), weight * (gram.diagonal() > 0)
         return self.turns(read, share, h, lambda error: None)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from compress_core.decompose import LowRank
 from compress_core.errors import ConfigError, NumericsError
+from compress_core.fit import PREFIX, Moments, Start, start_share
 from compress_core.prune.select import (
     UNSTRUCTURED,
     Pattern,
@@ -23,9 +24,7 @@ from compress_core.prune.select import (
     read_pattern,
 )
 from compress_core.prune.wanda import second_moment, without_factors
-from compress_core.refine.base import PREFIX, Moments
 from compress_core.sparse import Sparse
-from compress_core.types import Share
 
 Select = Callable[[Tensor, int], Tensor]  # (scores of some columns, the first's index) -> mask
 
@@ -49,8 +48,9 @@ class SparseGPT:
         check_surgery(self.damping, self.blocksize)
         read_pattern(self.pattern)
 
-    def prune(self, weight: Tensor, share: Share, moments: Moments) -> LowRank:
+    def fit(self, weight: Tensor, start: Start, moments: Moments) -> LowRank:
         """``share.nonzeros`` entries, their values changed to make up for the others."""
+        share = start_share(start)
         gram = second_moment(moments)
         factor = inverse_factor(damped(gram, self.damping), self.damping)
         pattern, read = read_pattern(self.pattern), weight * (gram.diagonal() > 0)

@@ -8,10 +8,9 @@ from torch import Tensor
 
 from compress_core.decompose import LowRank
 from compress_core.errors import NumericsError
+from compress_core.fit import PREFIX, Moments, Start, start_share
 from compress_core.prune.select import UNSTRUCTURED, read_pattern, select_rows
-from compress_core.refine.base import PREFIX, Moments
 from compress_core.sparse import Sparse
-from compress_core.types import Share
 
 
 @dataclass(frozen=True)
@@ -28,8 +27,9 @@ class Wanda:
     def __post_init__(self) -> None:
         read_pattern(self.pattern)
 
-    def prune(self, weight: Tensor, share: Share, moments: Moments) -> LowRank:
+    def fit(self, weight: Tensor, start: Start, moments: Moments) -> LowRank:
         """The best ``share.nonzeros`` entries; nothing else."""
+        share = start_share(start)
         scores = weight.abs() * input_scale(moments)
         mask = select_rows(scores, share.nonzeros, read_pattern(self.pattern))
         return without_factors(Sparse.of(weight, mask))

@@ -10,12 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from compress_core.decompose import LowRank, energies, project, split_inputs
 from compress_core.errors import ConfigError
+from compress_core.fit import DENSE, Moments, Start, start_factors
 from compress_core.metric import SecondMoment
-from compress_core.refine.base import DENSE, Moments, inverse
+from compress_core.refine.inverse import inverse
 
 GOLDEN = (math.sqrt(5) - 1) / 2
 SMALL_INDEX = 32767  # inputs that a 16-bit index can name
@@ -27,6 +29,11 @@ Search = Literal["golden", "grid"]
 def index_cost(features: int) -> int:
     """Numbers that one column's index counts for."""
     return 1 if features <= SMALL_INDEX else 2
+
+
+def index_dtype(features: int) -> torch.dtype:
+    """Dtype in which the index of a column is stored."""
+    return torch.int16 if features <= SMALL_INDEX else torch.int32
 
 
 @dataclass(frozen=True)
@@ -75,8 +82,9 @@ class PreserveColumns:
                 f"accept, a relative gain in error, is in [0, 1); got {self.accept:g}"
             )
 
-    def refine(self, weight: Tensor, factors: LowRank, moments: Moments) -> LowRank:
+    def fit(self, weight: Tensor, start: Start, moments: Moments) -> LowRank:
         """The trade with the least error, or ``factors`` where none is worth it."""
+        factors = start_factors(start)
         assert moments.dense is not None
         gram = moments.dense
         rank = factors.rank

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from compress_core.decompose import LowRank, eigen_descending
 from compress_core.errors import ConfigError
-from compress_core.refine.base import PREFIX, Moments, inverse
+from compress_core.fit import PREFIX, Moments, Start, start_factors
+from compress_core.refine.inverse import inverse
 from compress_core.refine.least_squares import INPUT_FLOOR
 
 
@@ -39,8 +40,9 @@ class CrossTruncate:
                 f"alpha needs 0 <= alpha_least <= alpha_most, got {self.least:g} and {self.most:g}"
             )
 
-    def refine(self, weight: Tensor, factors: LowRank, moments: Moments) -> LowRank:
+    def fit(self, weight: Tensor, start: Start, moments: Moments) -> LowRank:
         """A truncation of the same rank; of ``factors`` only the rank matters."""
+        factors = start_factors(start)
         gram, cross = moments.prefix, moments.cross
         assert gram is not None and cross is not None
         inverted = inverse(gram, INPUT_FLOOR)

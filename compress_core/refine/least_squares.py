@@ -13,7 +13,8 @@ from torch import Tensor
 
 from compress_core.decompose import LowRank
 from compress_core.errors import ConfigError
-from compress_core.refine.base import PREFIX, Moments, inverse
+from compress_core.fit import PREFIX, Moments, Start, start_factors
+from compress_core.refine.inverse import inverse
 
 SMALL_FLOOR = 1e-8  # of v H vᵀ, rank by rank
 INPUT_FLOOR = 1e-6  # of H itself: float32 activations know their directions no better
@@ -48,8 +49,9 @@ class Alternate:
         if not 0 <= self.toward_dense <= 1:
             raise ConfigError(f"toward_dense is in [0, 1], got {self.toward_dense:g}")
 
-    def refine(self, weight: Tensor, factors: LowRank, moments: Moments) -> LowRank:
+    def fit(self, weight: Tensor, start: Start, moments: Moments) -> LowRank:
         """Least squares of one factor after the other."""
+        factors = start_factors(start)
         gram, cross = moments.prefix, moments.cross
         assert gram is not None and cross is not None
         target = gram

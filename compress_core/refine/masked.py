@@ -16,8 +16,9 @@ from torch import Tensor
 
 from compress_core.decompose import LowRank, project
 from compress_core.errors import ConfigError
+from compress_core.fit import DENSE, PREFIX, Moments, Start, start_factors
 from compress_core.metric import SecondMoment
-from compress_core.refine.base import DENSE, PREFIX, Moments, inverse
+from compress_core.refine.inverse import inverse
 from compress_core.sparse import Sparse
 
 FLOOR = 1e-6  # of the largest eigenvalue: directions that float32 activations do not know
@@ -42,12 +43,13 @@ class MaskedLeastSquares:
         if self.turns < 1 or self.steps < 1 or self.damp < 0:
             raise ConfigError("a refit needs at least one turn and one step, and damp >= 0")
 
-    def refine(self, weight: Tensor, factors: LowRank, moments: Moments) -> LowRank:
+    def fit(self, weight: Tensor, start: Start, moments: Moments) -> LowRank:
         """Factors and values of the same rank, at the same places."""
+        factors = start_factors(start)
         assert moments.dense is not None
-        return self.fit(weight, factors, moments.dense, weight @ moments.dense)
+        return self.solve(weight, factors, moments.dense, weight @ moments.dense)
 
-    def fit(self, weight: Tensor, factors: LowRank, p: Tensor, t: Tensor) -> LowRank:
+    def solve(self, weight: Tensor, factors: LowRank, p: Tensor, t: Tensor) -> LowRank:
         """The fit itself.
 
         Args:
@@ -98,13 +100,14 @@ class PrefixMaskedLeastSquares:
         if not 0 <= self.toward_dense <= 1:
             raise ConfigError(f"toward_dense must be in [0, 1], got {self.toward_dense:g}")
 
-    def refine(self, weight: Tensor, factors: LowRank, moments: Moments) -> LowRank:
+    def fit(self, weight: Tensor, start: Start, moments: Moments) -> LowRank:
         """Factors and values of the same rank, at the same places."""
+        factors = start_factors(start)
         assert moments.prefix is not None and moments.cross is not None
         part = self.toward_dense
         target = weight @ ((1 - part) * moments.prefix + part * moments.cross)
         fit = MaskedLeastSquares(self.turns, self.steps, self.damp)
-        return fit.fit(weight, factors, moments.prefix, target)
+        return fit.solve(weight, factors, moments.prefix, target)
 
 
 def _solver(p: Tensor, ridge: float) -> Callable[[Tensor], Tensor]:

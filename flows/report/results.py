@@ -16,7 +16,8 @@ from flows.runs.pipeline import Evaluation, Pipeline
 from flows.runs.workspace import Workspace
 from storage.artifact import Artifact
 from storage.disk import replace_file
-from tasks.engine.units import Outcome, Session
+from tasks.engine.session import Session
+from tasks.engine.units import Outcome
 from tasks.stages.learn import CURVES
 from tasks.stages.recover import TENSOR
 

@@ -13,7 +13,7 @@ from flows.runs.sweep import sweep_flow
 from flows.settings.config import SweepConfig
 from flows.settings.home import open_home
 from storage.store import Store
-from tasks.engine.units import Session
+from tasks.engine.session import Session
 from tasks.stages.pretrain import publish_trained, train_group
 
 KEPT = (0.8, 0.6, 0.4)

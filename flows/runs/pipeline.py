@@ -84,7 +84,7 @@ def build_pipeline(workspace: Workspace, config: RunConfig) -> Pipeline:
     taps = _by_name(collected)
     gradients = {u.settings["gradients of"]: u for group in fisher for u in group.units}
     decomposed = []
-    if method.prune is None:
+    if not method.prunes:
         decomposed = decompose_groups(job, taps, _by_name(weighed), gradients)
     layers = _by_name(decomposed)
     chosen, allocation = _choose(workspace, job, tokens, taps, layers)

@@ -30,7 +30,8 @@ from flows.settings.checks import check_methods
 from flows.settings.config import RunConfig, write_yaml
 from flows.settings.output import CONFIG_FILE, check_output
 from tasks.engine.prefect_task import run_group
-from tasks.engine.units import Group, Outcome, Session
+from tasks.engine.session import Session
+from tasks.engine.units import Group, Outcome
 from tasks.stages.materialise import publishing
 from tasks.tracking.register import register
 

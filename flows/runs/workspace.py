@@ -15,8 +15,9 @@ from flows.settings.home import open_home
 from storage.digests import DigestCache
 from storage.store import Store
 from tasks.engine.dense_model import DenseModel
-from tasks.engine.units import Group, Outcome, Session
-from tasks.stages.evaluate import Models
+from tasks.engine.session import Session
+from tasks.engine.units import Group, Outcome
+from tasks.engine.whole_models import Models
 from tasks.stages.tokenise import Text, calibration_group, evaluation_group
 
 

@@ -16,6 +16,8 @@ from compress_core.types import ModelLayout
 from storage.digests import DigestCache, file_digest, safetensors_digests
 from storage.keys import recipe_key
 
+FOLDER = "model"  # what an artifact that holds a model folder calls it
+
 # What a configuration says that no number depends on.
 IGNORED_CONFIG = ("_name_or_path", "transformers_version", "use_cache", "torch_dtype", "dtype")
 

@@ -1,6 +1,5 @@
 """One method at one budget on one model: what all stages of a run have in common."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -8,9 +7,7 @@ from torch import Tensor
 
 from compress_core.method import Method
 from compress_core.types import LayerRef, Stack
-from storage.artifact import Artifact
 from tasks.engine.dense_model import DenseModel
-from tasks.stages.arrays import get_tensor
 
 
 @dataclass(frozen=True)
@@ -58,25 +55,14 @@ class Job:
             member.name: name for name, stack in self.stacks.items() for member in stack.members
         }
 
-    def rows(self, layer: LayerRef) -> slice:
-        """Where a layer's rows are in its stack."""
-        start = 0
-        for member in self.stacks[self.stack_of[layer.name]].members:
-            if member.name == layer.name:
-                break
-            start += member.out_features
-        return slice(start, start + layer.out_features)
+    def owner(self, layer: LayerRef) -> str:
+        """The layer under whose name the in-factor is stored: the first of the stack."""
+        return self.stack(layer).members[0].name
 
-    def weight(self, layer: LayerRef) -> Tensor:
-        """A layer's dense weight (out, in), as stored."""
-        weight = self.model.checkpoint.read(self.model.weight_key(layer.name))
-        return weight.T if layer.transposed else weight
+    def stack(self, layer: LayerRef) -> Stack:
+        """The stack that a layer is in."""
+        return self.stacks[self.stack_of[layer.name]]
 
-
-def reader(source: Artifact) -> Callable[[str, int], Tensor]:
-    """Reads the first rows of a decomposition's arrays."""
-
-    def read(name: str, rows: int) -> Tensor:
-        return get_tensor(source, name, rows=rows)
-
-    return read
+    def stored(self, layer: LayerRef) -> Tensor:
+        """The tensor that holds a layer's weight, as its file has it."""
+        return self.model.checkpoint.read(self.model.weight_key(layer.name))

@@ -6,41 +6,17 @@ units of earlier groups, so its key is known, from the contents of those, before
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass, field
-from functools import cache
-from threading import Event
-from time import perf_counter
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from compress_core.errors import CompressError
 from storage.artifact import Artifact
-from storage.draft import Draft
-from storage.errors import ArtifactMissingError
-from storage.fingerprint import code_fingerprint
-from storage.keys import recipe_key
-from storage.manifest import Manifest
-from storage.store import Store
+from tasks.engine.code import fingerprint
+from tasks.engine.stages import STAGES
+
+if TYPE_CHECKING:
+    from tasks.engine.session import Session, Work
 
 View = Callable[[Artifact], Any]
-ALONE = (
-    "collect",
-    "weigh",
-    "decompose",
-    "measure",
-    "advance",
-    "learn",
-    "recover",
-)  # stages beside which no whole model is held
-
-
-class Interrupted(Exception):
-    """Ends the work of a group whose command was told to stop."""
-
-
-@cache  # sources do not change while a process runs
-def _fingerprint(code: tuple[str, ...]) -> dict[str, str]:
-    return code_fingerprint(code)
 
 
 @dataclass(frozen=True)
@@ -59,7 +35,8 @@ class Unit:
         stage: Name of its stage.
         name: Layer, tap or text it is about; shown to people, not part of the key.
         settings: JSON values that decide its numbers.
-        code: Definitions in ``compress_core`` that compute it, as dotted names.
+        code: What computes it besides its group's ``compute``: functions, classes or instances of
+            them; everything they reach counts.
         sources: Role to content digest of what is read from outside the store.
         inputs: Role to upstream unit, whose content digest enters the key.
         views: Role to upstream unit and the part of it that matters, which enters the key instead.
@@ -72,7 +49,7 @@ class Unit:
         name: str,
         *,
         settings: Mapping[str, Any],
-        code: Sequence[str],
+        code: Sequence[Any] = (),
         sources: Mapping[str, str] | None = None,
         inputs: Mapping[str, "Unit"] | None = None,
         views: Mapping[str, tuple["Unit", View]] | None = None,
@@ -97,7 +74,7 @@ class Unit:
         return {
             "stage": self.stage,
             "settings": self.settings,
-            "code": _fingerprint(self.code),
+            "code": fingerprint(self.code),
             "sources": self.sources,
             "inputs": {role: digest(unit) for role, unit in self.inputs.items()}
             | {role: view(unit, part) for role, (unit, part) in self.views.items()},
@@ -111,9 +88,9 @@ class Group:
         stage: Name of their stage.
         label: What the group is about ("block 3").
         units: The units, at least one.
-        compute: Computes and commits the units of ``work.missing``.
+        compute: Computes and commits the units of ``work.missing``; its code is part of theirs.
         after: Called when all units are there, cached or not, with the recipe of the last one.
-        line: What people are shown it under, where stages take turns; else the stage.
+        line: What people are shown it under, where that is not its stage's own line.
     """
 
     def __init__(
@@ -125,11 +102,13 @@ class Group:
         after: Callable[["Session", Mapping[str, Any]], None] | None = None,
         line: str | None = None,
     ) -> None:
-        self.line = line or stage
+        self.line = line or STAGES[stage].line or stage
         self.stage = stage
         self.label = label
         self.units = tuple(units)
         self.compute = compute
+        for unit in self.units:
+            unit.code = (*unit.code, compute)
         self.after = after
 
 
@@ -142,172 +121,3 @@ class Outcome:
     key: str
     state: str
     seconds: float
-
-
-Listener = Callable[[str, int, int], None]  # label, done, in all
-
-
-class Session:
-    """One run against one store: which artifact each unit turned out to be.
-
-    Args:
-        store: Where artifacts are kept.
-        refresh: Stages that are computed again even when they are cached.
-        listener: Told of progress inside a group.
-        info: Recorded with every artifact computed; never part of its identity.
-        refreshed: Keys computed again already; runs of one sweep share it.
-        release: Called before a stage that needs memory for itself computes.
-        earlier: Key to outcome of units that the same command computed before this run; the run
-            reports them as its own, once.
-
-    Attributes:
-        stopping: Set when the command was told to stop: groups run in threads, where Ctrl-C does
-            not reach them.
-    """
-
-    def __init__(
-        self,
-        store: Store,
-        refresh: Sequence[str] = (),
-        listener: Listener = lambda label, done, total: None,
-        info: Mapping[str, Any] | None = None,
-        refreshed: set[str] | None = None,
-        earlier: dict[str, Outcome] | None = None,
-        release: Callable[[], None] = lambda: None,
-    ) -> None:
-        self.store = store
-        self.refresh = frozenset(refresh)
-        self.listener = listener
-        self.info = dict(info or {})
-        self.earlier = {} if earlier is None else earlier
-        self.release = release
-        self.stopping = Event()
-        self.manifests: dict[Unit, Manifest] = {}
-        self.refreshed = set() if refreshed is None else refreshed
-
-    def artifact(self, unit: Unit) -> Artifact:
-        """The artifact of a unit that is done."""
-        return self.store.open(self.manifests[unit].key, unit.stage)
-
-    def recipe(self, unit: Unit) -> dict[str, Any]:
-        """The recipe of a unit whose inputs are done."""
-        return unit.recipe(
-            lambda upstream: self.manifests[upstream].digest,
-            lambda upstream, part: part(self.artifact(upstream)),
-        )
-
-    def run(self, group: Group) -> list[Outcome]:
-        """Finds or computes every unit of a group.
-
-        Raises:
-            CompressError: As the computation did, with the stage and the group named.
-        """
-        work = Work(self, group)
-        outcomes = {}
-        for unit in group.units:
-            started = perf_counter()
-            recipe = self.recipe(unit)
-            key = recipe_key(recipe)
-            if unit.stage in self.refresh and key not in self.refreshed:
-                self.refreshed.add(key)
-                with suppress(ArtifactMissingError):  # nothing to refresh: computed anyway
-                    self.store.remove(key)
-            manifest = self.store.find(key, unit.stage)
-            if manifest is None:
-                work.add(unit, key, recipe)
-                continue
-            self.manifests[unit] = manifest
-            seconds = perf_counter() - started
-            cached = Outcome(unit.stage, unit.name, key, "cached", seconds)
-            outcomes[unit] = self.earlier.pop(key, cached)
-        if work.missing:
-            if group.stage in ALONE:
-                self.release()
-            try:
-                group.compute(work)
-            except CompressError as error:
-                raise type(error)(f"stage {group.stage}, {group.label}: {error}") from error
-            for unit in work.missing:
-                seconds = work.seconds[unit]
-                outcomes[unit] = Outcome(
-                    unit.stage, unit.name, work.keys[unit], "computed", seconds
-                )
-        if group.after is not None:
-            group.after(self, recipe)
-        return [outcomes[unit] for unit in group.units]
-
-
-@dataclass
-class Work:
-    """What a group's ``compute`` is given: the units to do and the means to do them."""
-
-    session: Session
-    group: Group
-    missing: list[Unit] = field(default_factory=list)
-    keys: dict[Unit, str] = field(default_factory=dict)
-    recipes: dict[Unit, dict[str, Any]] = field(default_factory=dict)
-    seconds: dict[Unit, float] = field(default_factory=dict)
-    _mark: float = field(default_factory=perf_counter)
-
-    def add(self, unit: Unit, key: str, recipe: dict[str, Any]) -> None:
-        """Puts a unit on the list."""
-        self.missing.append(unit)
-        self.keys[unit] = key
-        self.recipes[unit] = recipe
-        self._mark = perf_counter()
-
-    def artifact(self, unit: Unit) -> Artifact:
-        """The artifact of an upstream unit."""
-        return self.session.artifact(unit)
-
-    def progress(self, done: int, total: int, detail: str = "") -> None:
-        """Tells the listener how far the group is, and where it stands in a word.
-
-        Raises:
-            Interrupted: The command was told to stop.
-        """
-        if self.session.stopping.is_set():
-            raise Interrupted
-        label = f"{self.group.stage} {self.group.label}"
-        self.session.listener(f"{label} {detail}" if detail else label, done, total)
-
-    def draft(self, unit: Unit) -> AbstractContextManager[Draft]:
-        """A draft that becomes the unit's artifact when its block ends without an error."""
-        return _Commit(self, unit)
-
-    def elapsed(self) -> float:
-        """Seconds since the last unit of the group was committed."""
-        now = perf_counter()
-        seconds, self._mark = now - self._mark, now
-        return seconds
-
-
-class _Commit(AbstractContextManager[Draft]):
-    def __init__(self, work: Work, unit: Unit) -> None:
-        self.work = work
-        self.unit = unit
-        manifests = work.session.manifests
-        self.draft = work.session.store.draft(
-            key=work.keys[unit],
-            stage=unit.stage,
-            unit=unit.name,
-            recipe=work.recipes[unit],
-            inputs={
-                role: {"key": manifests[up].key, "digest": manifests[up].digest}
-                for role, up in unit.upstream.items()
-            },
-        )
-
-    def __enter__(self) -> Draft:
-        self.opened = self.draft.__enter__()
-        self.opened.info.update(self.work.session.info)
-        return self.opened
-
-    def __exit__(self, *error: Any) -> None:
-        if error[0] is None:
-            seconds = self.work.elapsed()
-            self.work.seconds[self.unit] = seconds
-            self.opened.info["seconds"] = seconds
-        self.draft.__exit__(*error)
-        if error[0] is None:
-            self.work.session.manifests[self.unit] = self.opened.manifest

@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from compress_core.allocate.base import Evidence
 from compress_core.types import Share
 from storage.artifact import Artifact
-from tasks.engine.components import code_of, describe
+from tasks.engine.components import describe
 from tasks.engine.job import Job
-from tasks.engine.units import Group, Unit, View, Work
+from tasks.engine.session import Work
+from tasks.engine.units import Group, Unit, View
 from tasks.stages.arrays import get_tensor
 
 
@@ -32,26 +33,7 @@ def allocate_group(
         inputs |= {f"losses of {name}": unit for name, unit in decomposed.items()}
     if "divergence" in allocator.reads:
         views |= {f"divergence of {name}": (unit, _divergence) for name, unit in probed.items()}
-    blocks = job.model.layout.blocks if "similarity" in allocator.reads else ()
-    views |= {f"similarity of {path}": (collected[path], _cosine) for path in blocks}
-
-    def compute(work: Work) -> None:
-        evidence = Evidence(
-            losses={
-                name: get_tensor(work.artifact(unit), "loss")
-                for name, unit in (decomposed.items() if "losses" in allocator.reads else ())
-            },
-            similarity={b: _cosine(work.artifact(collected[p])) for b, p in enumerate(blocks)},
-            divergence={name: _divergence(work.artifact(unit)) for name, unit in probed.items()},
-            tokens=job.samples * job.length,
-        )
-        shares = allocator.allocate(layers, job.kept, evidence)
-        with work.draft(work.missing[0]) as draft:
-            draft.attrs["ranks"] = {name: share.rank for name, share in shares.items()}
-            entries = {name: share.nonzeros for name, share in shares.items() if share.nonzeros}
-            if entries:
-                draft.attrs["nonzeros"] = entries
-
+    views |= {f"similarity of {path}": (collected[path], _cosine) for path in _read_blocks(job)}
     unit = Unit(
         "allocate",
         "model",
@@ -63,11 +45,53 @@ def allocate_group(
             },
             **({"tokens": job.samples * job.length} if "losses" in allocator.reads else {}),
         },
-        code=[code_of(allocator), "compress_core.types.LayerRef"],
+        code=[allocator],
         inputs=inputs,
         views=views,
     )
-    return Group("allocate", "model", [unit], compute)
+    return Group("allocate", "model", [unit], _Allocate(job, collected, decomposed, probed))
+
+
+class _Allocate:
+    def __init__(
+        self,
+        job: Job,
+        collected: Mapping[str, Unit],
+        decomposed: Mapping[str, Unit],
+        probed: Mapping[str, Unit],
+    ) -> None:
+        self.job = job
+        self.collected = collected
+        self.decomposed = decomposed
+        self.probed = probed
+
+    def __call__(self, work: Work) -> None:
+        job, reads = self.job, self.job.method.allocate.reads
+        evidence = Evidence(
+            losses={
+                name: get_tensor(work.artifact(unit), "loss")
+                for name, unit in (self.decomposed.items() if "losses" in reads else ())
+            },
+            similarity={
+                block: _cosine(work.artifact(self.collected[path]))
+                for block, path in enumerate(_read_blocks(job))
+            },
+            divergence={
+                name: _divergence(work.artifact(unit)) for name, unit in self.probed.items()
+            },
+            tokens=job.samples * job.length,
+        )
+        shares = job.method.allocate.allocate(job.layers, job.kept, evidence)
+        with work.draft(work.missing[0]) as draft:
+            draft.attrs["ranks"] = {name: share.rank for name, share in shares.items()}
+            entries = {name: share.nonzeros for name, share in shares.items() if share.nonzeros}
+            if entries:
+                draft.attrs["nonzeros"] = entries
+
+
+def _read_blocks(job: Job) -> tuple[str, ...]:
+    """Blocks whose cosine the allocator reads."""
+    return job.model.layout.blocks if "similarity" in job.method.allocate.reads else ()
 
 
 def _cosine(artifact: Artifact) -> float:

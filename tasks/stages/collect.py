@@ -11,17 +11,16 @@ import torch
 from torch import Tensor
 
 from compress_core.errors import NumericsError
+from compress_core.hf.stream import BlockStream
 from compress_core.stats import CosineAccumulator
 from storage.keys import recipe_key
+from tasks.engine.code import fingerprint
 from tasks.engine.dense_model import DenseModel
 from tasks.engine.job import Job
 from tasks.engine.scratch import SCRATCH, discard, keep, load
-from tasks.engine.units import Cost, Group, Session, Unit, Work
-from tasks.stages.arrays import get_tensor, put_stats
-
-STREAM = "compress_core.hf.stream.BlockStream"
-CODE = ("compress_core.stats.InputAccumulator", STREAM)
-COSINE_CODE = ("compress_core.stats.CosineAccumulator", STREAM)
+from tasks.engine.session import Session, Work
+from tasks.engine.units import Cost, Group, Unit
+from tasks.stages.arrays import get_tensor, put
 
 
 def collect_groups(job: Job, calibration: Unit) -> list[Group]:
@@ -48,7 +47,7 @@ def collect_groups(job: Job, calibration: Unit) -> list[Group]:
                 "collect",
                 tap,
                 settings={"products": job.products, "dtype": layout.dtype, "input of": tap},
-                code=CODE,
+                code=[BlockStream],
                 sources=sources,
                 inputs={"calibration tokens": calibration},
                 cost=_cost(job, block, layers[0].in_features),
@@ -59,7 +58,7 @@ def collect_groups(job: Job, calibration: Unit) -> list[Group]:
             "collect",
             layout.blocks[block],
             settings={"dtype": layout.dtype, "cosine of": layout.blocks[block]},
-            code=COSINE_CODE,
+            code=[BlockStream],
             sources=sources,
             inputs={"calibration tokens": calibration},
         )
@@ -141,7 +140,7 @@ class _Collect:
                 if name == path:
                     draft.attrs["cosine"] = cosine.finish()
                 else:
-                    put_stats(draft, measured[name])
+                    put(draft, measured[name].pack())
         self._leave(work, hidden, recipe)
 
     def tidy(self, session: Session, recipe: Mapping[str, Any]) -> None:
@@ -159,7 +158,7 @@ class _Collect:
             "settings": {"dtype": self.model.layout.dtype, "block": block},
             "sources": sources | {"weights of earlier blocks": self.earlier[block]},
             "inputs": recipe["inputs"],
-            "code": {part: hash_ for part, hash_ in recipe["code"].items() if "stats" not in part},
+            "code": fingerprint([BlockStream]),
         }
 
     def _enter(self, work: Work, tokens: Tensor, recipe: Mapping[str, Any]) -> Tensor:

@@ -1,12 +1,12 @@
 """Stage ``collect``, for methods that weigh by gradients: one backward pass of the dense model."""
 
 from compress_core.hf.fisher import fisher_columns
+from compress_core.hf.loading import load_model
 from tasks.engine.job import Job
-from tasks.engine.units import Cost, Group, Unit, Work
+from tasks.engine.session import Work
+from tasks.engine.units import Cost, Group, Unit
+from tasks.engine.whole_models import Models
 from tasks.stages.arrays import get_tensor, put_tensor
-from tasks.stages.evaluate import Models
-
-CODE = ("compress_core.hf.fisher.fisher_columns", "compress_core.hf.loading.load_model")
 
 
 def fisher_group(job: Job, models: Models, calibration: Unit) -> Group:
@@ -18,19 +18,6 @@ def fisher_group(job: Job, models: Models, calibration: Unit) -> Group:
         calibration: The unit whose artifact holds the token windows.
     """
     model = job.model
-
-    def compute(work: Work) -> None:
-        found = fisher_columns(
-            models.get(work, None),
-            model.layout,
-            get_tensor(work.artifact(calibration), "tokens"),
-            device=model.device,
-            progress=work.progress,
-        )
-        for unit in work.missing:
-            with work.draft(unit) as draft:
-                put_tensor(draft, "fisher", found[unit.settings["gradients of"]])
-
     layers = model.layout.layers
     operations = 6.0 * job.samples * job.length * model.parameters / len(layers)
     units = [
@@ -38,11 +25,31 @@ def fisher_group(job: Job, models: Models, calibration: Unit) -> Group:
             "collect",
             f"gradients of {layer.name}",  # a tap may have the layer's own name
             settings={"dtype": model.layout.dtype, "gradients of": layer.name},
-            code=CODE,
+            code=[load_model],
             sources={"model": model.digest},
             inputs={"calibration tokens": calibration},
             cost=Cost(operations, 2 * model.checkpoint.nbytes, 8 * layer.in_features),
         )
         for layer in layers
     ]
-    return Group("collect", "gradients", units, compute)
+    return Group("collect", "gradients", units, _Gradients(job, models, calibration))
+
+
+class _Gradients:
+    def __init__(self, job: Job, models: Models, calibration: Unit) -> None:
+        self.job = job
+        self.models = models
+        self.calibration = calibration
+
+    def __call__(self, work: Work) -> None:
+        model = self.job.model
+        found = fisher_columns(
+            self.models.get(work, None),
+            model.layout,
+            get_tensor(work.artifact(self.calibration), "tokens"),
+            device=model.device,
+            progress=work.progress,
+        )
+        for unit in work.missing:
+            with work.draft(unit) as draft:
+                put_tensor(draft, "fisher", found[unit.settings["gradients of"]])

@@ -2,19 +2,15 @@
 
 from collections.abc import Mapping
 
-import torch
-from torch import Tensor
-
-from compress_core.errors import CompressError
-from compress_core.metric import Metric, Plain
+from compress_core.layer.make import decompose_stack, pack_prepared
+from compress_core.metric import Metric, Plain, summed_fisher, unpack_metric
 from compress_core.stats import InputStats
 from compress_core.types import Stack
-from tasks.engine.components import code_of, describe
+from tasks.engine.components import describe
 from tasks.engine.job import Job
-from tasks.engine.units import Cost, Group, Unit, Work
-from tasks.stages.arrays import get_metric, get_stats, get_tensor, put_sparse, put_tensor
-
-METRICS = ("Metric", "Plain", "Diagonal", "SecondMoment")
+from tasks.engine.session import Work
+from tasks.engine.units import Cost, Group, Unit
+from tasks.stages.arrays import Stored, dense_weight_of, get_tensor, put
 
 
 def decompose_groups(
@@ -31,6 +27,8 @@ def decompose_groups(
         weighed: Tap name to its ``weigh`` unit; empty when the metric needs no statistics.
         fisher: Layer name to the unit of its Fisher information; empty where not needed.
     """
+    if job.method.decompose is None:
+        return []
     by_block: dict[int, list[Unit]] = {}
     for name, stack in job.stacks.items():
         inputs = _inputs(job, stack, collected, weighed, fisher)
@@ -63,6 +61,7 @@ def _inputs(
 
 def _unit(job: Job, name: str, stack: Stack, inputs: dict[str, Unit]) -> Unit:
     model, method, layer = job.model, job.method, stack.as_layer
+    assert method.decompose is not None
     measured = any(role.startswith("statistics") for role in inputs)
     weights = {
         "weight" if len(stack.members) == 1 else f"weight {i}": model.stored[
@@ -81,11 +80,7 @@ def _unit(job: Job, name: str, stack: Stack, inputs: dict[str, Unit]) -> Unit:
             "rank": rank,
             "transposed": stack.members[0].transposed,
         },
-        code=[
-            code_of(method.decompose),
-            *([code_of(method.weighting)] if measured else []),
-            *(f"compress_core.metric.{metric}" for metric in METRICS),
-        ],
+        code=[method.decompose, *([method.weighting] if measured else [])],
         sources=weights,
         inputs=inputs,
         cost=Cost(
@@ -101,46 +96,33 @@ class _Decompose:
         self.job = job
 
     def __call__(self, work: Work) -> None:
-        device = self.job.model.device
+        decomposer, device = self.job.method.decompose, self.job.model.device
+        assert decomposer is not None
         metrics: dict[str, Metric] = {}  # layers of one tap share it
         for done, unit in enumerate(work.missing):
             stack = self.job.stacks[unit.name]
-            layer = stack.as_layer
-            place = unit.name if "fisher" in self.job.method.weighting.needs else layer.tap
+            place = unit.name if "fisher" in self.job.method.weighting.needs else stack.as_layer.tap
             if place not in metrics:
                 metrics = {place: self._metric(work, unit).to(device)}
-            weight = torch.cat([self.job.weight(member) for member in stack.members])
-            try:
-                prepared = self.job.method.decompose.prepare(
-                    weight.to(device), metrics[place], unit.settings["rank"]
-                )
-            except CompressError as error:
-                raise type(error)(f"layer {layer.name}: {error}") from error
+            weights = [dense_weight_of(self.job, member) for member in stack.members]
+            rank = unit.settings["rank"]
+            prepared = decompose_stack(decomposer, stack, weights, metrics[place], rank, device)
             with work.draft(unit) as draft:
-                if prepared.sparse is not None:
-                    put_sparse(draft, prepared.sparse, torch.float32)
-                for name, tensor in prepared.arrays.items():
-                    put_tensor(draft, name, tensor)
-                put_tensor(draft, "loss", prepared.loss)
+                put(draft, pack_prepared(prepared))
             work.progress(done + 1, len(work.missing))
 
     def _metric(self, work: Work, unit: Unit) -> Metric:
-        statistics = [up for role, up in unit.inputs.items() if role.startswith("statistics")]
-        if statistics:
-            read = _fisher if "fisher" in self.job.method.weighting.needs else _input_stats
-            return self.job.method.weighting.metric(read(work, statistics))
+        """The metric of a unit: kept, or made of what several layers of its stack read."""
+        weighting = self.job.method.weighting
+        parts = [
+            work.artifact(up) for role, up in unit.inputs.items() if role.startswith("statistics")
+        ]
         if "metric" in unit.inputs:
-            return get_metric(work.artifact(unit.inputs["metric"]))
+            gram = InputStats.unpack(Stored(parts[0])) if parts else None
+            return unpack_metric(Stored(work.artifact(unit.inputs["metric"])), gram)
+        if "fisher" in weighting.needs:
+            return weighting.metric(summed_fisher([get_tensor(part, "fisher") for part in parts]))
+        if parts:
+            stats = [InputStats.unpack(Stored(part)) for part in parts]
+            return weighting.metric(InputStats.summed(stats))
         return Plain()
-
-
-def _fisher(work: Work, units: list[Unit]) -> Tensor:
-    return torch.stack([get_tensor(work.artifact(unit), "fisher") for unit in units]).sum(dim=0)
-
-
-def _input_stats(work: Work, units: list[Unit]) -> InputStats:
-    """Statistics of one tap, or of several that belong to one stack, summed token by token."""
-    first, *others = [get_stats(work.artifact(unit)) for unit in units]
-    for other in others:
-        first = InputStats(first.tokens, first.gram + other.gram, first.abs_sum + other.abs_sum)
-    return first

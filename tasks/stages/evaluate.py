@@ -3,7 +3,7 @@
 What is measured is the folder on disk, loaded as a user would load it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from compress_core.errors import ConfigError
@@ -11,42 +11,10 @@ from compress_core.evaluate import perplexity_and_kl
 from compress_core.hf.lm_eval_tasks import TaskSpec, run_tasks
 from compress_core.hf.loading import load_model
 from tasks.engine.dense_model import DenseModel
-from tasks.engine.units import Cost, Group, Unit, Work
+from tasks.engine.session import Work
+from tasks.engine.units import Cost, Group, Unit
+from tasks.engine.whole_models import Models
 from tasks.stages.arrays import get_tensor
-from tasks.stages.materialise import FOLDER
-
-CODE = ("compress_core.evaluate.perplexity_and_kl", "compress_core.hf.loading.load_model")
-TASK_CODE = ("compress_core.hf.lm_eval_tasks.run_tasks", "compress_core.hf.loading.load_model")
-
-
-class Models:
-    """The whole models that evaluation needs, loaded when they are needed.
-
-    Args:
-        dense: The dense model.
-    """
-
-    def __init__(self, dense: DenseModel) -> None:
-        self.dense = dense
-        self._loaded: dict[str, Any] = {}
-
-    def get(self, work: Work, compressed: Unit | None) -> Any:
-        """The dense model, or the one of a ``materialise`` unit; at most one of each is held."""
-        slot = "compressed" if compressed else "dense"
-        folder = work.artifact(compressed).file(FOLDER) if compressed else self.dense.folder
-        held = self._loaded.get(slot)
-        if held is None or held[0] != folder:
-            self._loaded.pop(slot, None)
-            loaded = load_model(
-                folder, self.dense.device, trust_remote_code=self.dense.trust_remote_code
-            )
-            self._loaded[slot] = (folder, loaded)
-        return self._loaded[slot][1]
-
-    def drop(self, slot: str | None = None) -> None:
-        """Frees one model, "dense" or "compressed", or both."""
-        for held in [slot] if slot else list(self._loaded):
-            self._loaded.pop(held, None)
 
 
 def text_group(
@@ -72,30 +40,10 @@ def text_group(
     """
     dense = models.dense
     name = f"{which} on {label}"
-
-    def compute(work: Work) -> None:
-        windows = get_tensor(work.artifact(tokens), "tokens")
-        metrics = perplexity_and_kl(
-            models.get(work, compressed),
-            windows,
-            reference=models.get(work, None) if compressed else None,
-            batch_size=batch_size,
-            device=dense.device,
-            progress=work.progress,
-        )
-        with work.draft(work.missing[0]) as draft:
-            draft.attrs |= {
-                "perplexity": metrics.perplexity,
-                "nll": metrics.nll,
-                "kl": metrics.kl if compressed else 0.0,
-                "windows": metrics.windows,
-                "length": metrics.length,
-                "tokens": metrics.tokens,
-            }
-
     passes = 2 if compressed else 1
     operations = 2.0 * dense.parameters * expected_tokens * passes
-    return _group(name, dense, tokens, compressed, {}, CODE, compute, operations)
+    compute = _Text(models, tokens, compressed, batch_size)
+    return _group(name, dense, tokens, compressed, {}, compute, operations)
 
 
 def task_group(
@@ -109,27 +57,10 @@ def task_group(
 ) -> Group:
     """One lm-eval task on one model."""
     dense = models.dense
-
-    def compute(work: Work) -> None:
-        results = run_tasks(
-            models.get(work, compressed),
-            dense.tokenizer,
-            [spec],
-            batch_size=batch_size,
-            device=dense.device,
-            limit=limit,
-        )
-        scores = dict(results.pop(spec.name, {}))
-        for member, metrics in results.items():  # a tag or a group has scores of its members
-            scores |= {f"{member}/{metric}": value for metric, value in metrics.items()}
-        if not scores:
-            raise ConfigError(f"task {spec.name} gives no number; check its metric_list")
-        with work.draft(work.missing[0]) as draft:
-            draft.attrs |= scores
-
     name = f"{which} on task {spec.name}"
     settings = {"task": spec.digest_parts(), "limit": limit, "tokenizer": dense.tokenizer_digest}
-    return _group(name, dense, None, compressed, settings, TASK_CODE, compute)
+    compute = _Task(models, spec, compressed, batch_size, limit)
+    return _group(name, dense, None, compressed, settings, compute)
 
 
 def _group(
@@ -138,7 +69,6 @@ def _group(
     tokens: Unit | None,
     compressed: Unit | None,
     settings: dict[str, Any],
-    code: Sequence[str],
     compute: Callable[[Work], None],
     operations: float = 0.0,
 ) -> Group:
@@ -149,9 +79,72 @@ def _group(
         "evaluate",
         name,
         settings=settings | {"dtype": dense.layout.dtype},
-        code=code,
+        code=[load_model],
         sources={"dense model": dense.digest},
         inputs=inputs,
         cost=Cost(operations=operations, memory=dense.checkpoint.nbytes * (2 if compressed else 1)),
     )
     return Group("evaluate", name, [unit], compute)
+
+
+class _Text:
+    def __init__(
+        self, models: Models, tokens: Unit, compressed: Unit | None, batch_size: int
+    ) -> None:
+        self.models = models
+        self.tokens = tokens
+        self.compressed = compressed
+        self.batch_size = batch_size
+
+    def __call__(self, work: Work) -> None:
+        metrics = perplexity_and_kl(
+            self.models.get(work, self.compressed),
+            get_tensor(work.artifact(self.tokens), "tokens"),
+            reference=self.models.get(work, None) if self.compressed else None,
+            batch_size=self.batch_size,
+            device=self.models.dense.device,
+            progress=work.progress,
+        )
+        with work.draft(work.missing[0]) as draft:
+            draft.attrs |= {
+                "perplexity": metrics.perplexity,
+                "nll": metrics.nll,
+                "kl": metrics.kl if self.compressed else 0.0,
+                "windows": metrics.windows,
+                "length": metrics.length,
+                "tokens": metrics.tokens,
+            }
+
+
+class _Task:
+    def __init__(
+        self,
+        models: Models,
+        spec: TaskSpec,
+        compressed: Unit | None,
+        batch_size: int,
+        limit: int | None,
+    ) -> None:
+        self.models = models
+        self.spec = spec
+        self.compressed = compressed
+        self.batch_size = batch_size
+        self.limit = limit
+
+    def __call__(self, work: Work) -> None:
+        dense, name = self.models.dense, self.spec.name
+        results = run_tasks(
+            self.models.get(work, self.compressed),
+            dense.tokenizer,
+            [self.spec],
+            batch_size=self.batch_size,
+            device=dense.device,
+            limit=self.limit,
+        )
+        scores = dict(results.pop(name, {}))
+        for member, metrics in results.items():  # a tag or a group has scores of its members
+            scores |= {f"{member}/{metric}": value for metric, value in metrics.items()}
+        if not scores:
+            raise ConfigError(f"task {name} gives no number; check its metric_list")
+        with work.draft(work.missing[0]) as draft:
+            draft.attrs |= scores

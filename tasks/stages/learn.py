@@ -8,14 +8,17 @@ from collections.abc import Mapping
 
 from compress_core.errors import ConfigError
 from compress_core.hf.loading import load_model
-from compress_core.learn.base import Assignment, Atoms, Learned
+from compress_core.layer.make import read_atoms
+from compress_core.learn.base import Assignment, Atoms, Chosen, Learned
 from compress_core.types import LayerRef
-from tasks.engine.components import code_of, describe
+from tasks.engine.checkpoints import clear_checkpoints
+from tasks.engine.components import describe
 from tasks.engine.job import Job
-from tasks.engine.units import Cost, Group, Unit, Work
-from tasks.stages.arrays import get_atoms, get_chosen, put_chosen, put_tensor
-from tasks.stages.evaluate import Models
-from tasks.stages.teacher import clear_checkpoints, read_teacher, teacher_group, training_of
+from tasks.engine.session import Work
+from tasks.engine.units import Cost, Group, Unit
+from tasks.engine.whole_models import Models
+from tasks.stages.arrays import Stored, put, put_tensor
+from tasks.stages.teacher import read_teacher, teacher_group, training_of
 
 CURVES = "curves"
 ITEM_BYTES = 50  # of memory per weight, where each may be an entry; about half of them are
@@ -63,7 +66,7 @@ def _unit(
     if teacher is not None:
         inputs["teacher"] = teacher
     layers = sum(layer.dense_cost for layer in model.layout.layers)
-    entries = job.method.decompose.offers_entries
+    entries = job.method.stores_entries
     per_step = 6.0 * 2 * model.parameters * learner.batch * job.length
     return Unit(
         "learn",
@@ -75,7 +78,7 @@ def _unit(
             "dtype": model.layout.dtype,
             "of": name,
         },
-        code=[code_of(learner), "compress_core.hf.loading.load_model"],
+        code=[learner],
         sources={"model": model.digest},
         inputs=inputs,
         cost=Cost(
@@ -116,7 +119,7 @@ class _Learn:
         )
 
         def atoms(layer: LayerRef) -> Atoms:
-            return get_atoms(work.artifact(self.decomposed[layer.name]))
+            return read_atoms(Stored(work.artifact(self.decomposed[layer.name])))
 
         training = training_of(job, work, self.calibration, learner.batch)
         teacher = None if self.teacher is None else read_teacher(work, self.teacher)
@@ -133,7 +136,7 @@ class _Learn:
         for unit in work.group.units:
             if unit.name in missing or unit.name not in learned.chosen:
                 continue
-            if not learned.chosen[unit.name].same(get_chosen(work.artifact(unit))):
+            if not learned.chosen[unit.name].same(Chosen.unpack(Stored(work.artifact(unit)))):
                 raise ConfigError(
                     f"what an earlier training chose for layer {unit.name} is not what this one "
                     "did: train all again with --refresh learn"
@@ -146,6 +149,6 @@ class _Learn:
                 for name, curve in learned.curves.items():
                     put_tensor(draft, name, curve)
             elif unit.name in learned.chosen:
-                put_chosen(draft, learned.chosen[unit.name])
+                put(draft, learned.chosen[unit.name].pack())
             else:
                 raise ConfigError(f"{self.job.method.name} chose nothing for layer {unit.name}")

@@ -13,28 +13,36 @@ from pathlib import Path
 from uuid import uuid4
 
 from compress_core.hf.checkpoint import Checkpoint
+from compress_core.hf.factored import FactoredLinear
+from compress_core.hf.factorise import (
+    check_indices,
+    factorise_from_config,
+    require_factors,
+    shared_factors,
+)
 from compress_core.hf.folder import FactoredWeights, write_folder
 from compress_core.hf.footprint import expected_bytes
+from compress_core.hf.quantised_linear import QuantisedLinear
+from compress_core.hf.sparse_linear import SparseLinear
 from storage.artifact import Artifact
 from storage.disk import is_disk_full
 from storage.errors import StorageError, StoreFullError, StorePermissionError
 from storage.keys import recipe_key
+from tasks.engine.dense_model import FOLDER
 from tasks.engine.job import Job
-from tasks.engine.units import Cost, Group, Unit, Work
-from tasks.stages.realise import owner_of, read_factors
+from tasks.engine.session import Work
+from tasks.engine.units import Cost, Group, Unit
+from tasks.stages.realise import read_factors
 
-FOLDER = "model"
-CODE = (
-    "compress_core.hf.folder.write_folder",
-    "compress_core.hf.footprint.expected_bytes",
-    # What the modelling file that is written has and uses:
-    "compress_core.hf.factored.FactoredLinear",
-    "compress_core.hf.sparse_linear.SparseLinear",
-    "compress_core.hf.quantised_linear.QuantisedLinear",
-    "compress_core.hf.factorise.factorise_from_config",
-    "compress_core.hf.factorise.shared_factors",
-    "compress_core.hf.factorise.require_factors",
-    "compress_core.hf.factorise.check_indices",
+# What the modelling file that is written has and uses; nothing else names it.
+WRITTEN = (
+    FactoredLinear,
+    SparseLinear,
+    QuantisedLinear,
+    factorise_from_config,
+    shared_factors,
+    require_factors,
+    check_indices,
 )
 
 
@@ -47,56 +55,13 @@ def materialise_group(job: Job, realised: Mapping[str, Unit]) -> Group:
     """
     model, layout, kept = job.model, job.model.layout, job.kept
     weights = {model.weight_key(layer.name) for layer in layout.layers}
-
-    def factors(work: Work) -> Iterator[FactoredWeights]:
-        for done, layer in enumerate(layout.layers):
-            found = read_factors(work, job, realised, layer)
-            if found is not None:
-                owner = owner_of(job, layer)
-                yield FactoredWeights(
-                    name=layer.name,
-                    weight_key=model.weight_key(layer.name),
-                    u=found.u,
-                    v=found.v if owner == layer.name else None,
-                    columns=found.columns,
-                    column_index=found.index,
-                    shared_with=None if owner == layer.name else owner,
-                    sparse=found.sparse,
-                    bias=found.bias,
-                    codes=found.codes,
-                )
-            work.progress(done + 1, len(layout.layers))
-
-    def compute(work: Work) -> None:
-        with work.draft(work.missing[0]) as draft:
-            summary = write_folder(
-                draft.add_file(FOLDER),
-                model.checkpoint,
-                factors(work),
-                architecture=layout.architecture,
-                base_class=layout.base_class,
-                base_prefix=layout.base_prefix,
-            )
-            numbers = sum(int(work.artifact(unit).attrs["numbers"]) for unit in realised.values())
-            draft.attrs |= {
-                "parameters": summary.parameters,
-                "bytes": summary.nbytes,
-                "compressible": numbers,
-                "memory": {
-                    "dense": model.memory,
-                    "compressed": expected_bytes(
-                        Checkpoint(summary.folder, compressed=summary.layers > 0)
-                    ),
-                },
-            }
-
     compressible = sum(layer.dense_cost for layer in layout.layers)
     per_number = model.checkpoint.nbytes / max(1, model.parameters)
     unit = Unit(
         "materialise",
         "model",
         settings={"layers": sorted(realised)},
-        code=CODE,
+        code=WRITTEN,
         sources={
             "configuration": model.config_digest,
             "tokenizer and other files": model.companions_digest,
@@ -108,7 +73,56 @@ def materialise_group(job: Job, realised: Mapping[str, Unit]) -> Group:
         inputs=dict(realised),
         cost=Cost(disk=int(model.checkpoint.nbytes - (1 - kept) * compressible * per_number)),
     )
-    return Group("materialise", "model", [unit], compute)
+    return Group("materialise", "model", [unit], _Materialise(job, realised))
+
+
+class _Materialise:
+    def __init__(self, job: Job, realised: Mapping[str, Unit]) -> None:
+        self.job = job
+        self.realised = realised
+
+    def __call__(self, work: Work) -> None:
+        model, layout = self.job.model, self.job.model.layout
+        with work.draft(work.missing[0]) as draft:
+            summary = write_folder(
+                draft.add_file(FOLDER),
+                model.checkpoint,
+                self._factors(work),
+                architecture=layout.architecture,
+                base_class=layout.base_class,
+                base_prefix=layout.base_prefix,
+            )
+            stored = [int(work.artifact(unit).attrs["numbers"]) for unit in self.realised.values()]
+            written = Checkpoint(summary.folder, compressed=summary.layers > 0)
+            draft.attrs |= {
+                "parameters": summary.parameters,
+                "bytes": summary.nbytes,
+                "compressible": sum(stored),
+                "memory": {
+                    "dense": expected_bytes(model.checkpoint),
+                    "compressed": expected_bytes(written),
+                },
+            }
+
+    def _factors(self, work: Work) -> Iterator[FactoredWeights]:
+        job, layers = self.job, self.job.model.layout.layers
+        for done, layer in enumerate(layers):
+            found = read_factors(work, job, self.realised, layer)
+            if found is not None:
+                owner = job.owner(layer)
+                yield FactoredWeights(
+                    name=layer.name,
+                    weight_key=job.model.weight_key(layer.name),
+                    u=found.u,
+                    v=found.v if owner == layer.name else None,
+                    columns=found.columns,
+                    column_index=found.index,
+                    shared_with=None if owner == layer.name else owner,
+                    sparse=found.sparse,
+                    bias=found.bias,
+                    codes=found.codes,
+                )
+            work.progress(done + 1, len(layers))
 
 
 @contextmanager

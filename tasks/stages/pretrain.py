@@ -13,8 +13,10 @@ from compress_core.hf.pretrain import PretrainSettings, pretrain
 from compress_core.hf.python_docs import gather_python_text
 from storage.artifact import Artifact
 from storage.keys import recipe_key
-from tasks.engine.units import Cost, Group, Unit, Work
-from tasks.stages.materialise import FOLDER, publish
+from tasks.engine.dense_model import FOLDER
+from tasks.engine.session import Work
+from tasks.engine.units import Cost, Group, Unit
+from tasks.stages.materialise import publish
 
 TEXTS = ("calibration.jsonl", "evaluation.jsonl")
 
@@ -22,25 +24,30 @@ TEXTS = ("calibration.jsonl", "evaluation.jsonl")
 def train_group(settings: PretrainSettings) -> Group:
     """The one unit that trains the model and keeps it with its calibration and evaluation text."""
     train, *others = gather_python_text(settings.max_characters, settings.seed)
-
-    def compute(work: Work) -> None:
-        with work.draft(work.missing[0]) as draft:
-            pretrain(train, draft.add_file(FOLDER), settings, progress=work.progress)
-            for name, documents in zip(TEXTS, others, strict=True):
-                write_documents(draft.add_file(name), documents)
-
     unit = Unit(
         "train",
         "python-llama",
         settings=asdict(settings),
-        code=[
-            "compress_core.hf.pretrain.pretrain",
-            "compress_core.hf.python_docs.gather_python_text",
-        ],
+        code=[gather_python_text],
         sources={"text of the standard library": recipe_key({"parts": [train, *others]})},
         cost=Cost(disk=40_000_000),
     )
-    return Group("train", "python-llama", [unit], compute)
+    return Group("train", "python-llama", [unit], _Pretrain(settings, train, others))
+
+
+class _Pretrain:
+    def __init__(
+        self, settings: PretrainSettings, train: Sequence[str], others: Sequence[Sequence[str]]
+    ) -> None:
+        self.settings = settings
+        self.train = train
+        self.others = others
+
+    def __call__(self, work: Work) -> None:
+        with work.draft(work.missing[0]) as draft:
+            pretrain(self.train, draft.add_file(FOLDER), self.settings, progress=work.progress)
+            for name, documents in zip(TEXTS, self.others, strict=True):
+                write_documents(draft.add_file(name), documents)
 
 
 def write_documents(file: Path, documents: Sequence[str]) -> None:

@@ -9,13 +9,16 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from compress_core.allocate.base import Probe, share_at
+from compress_core.hf.loading import load_model
 from compress_core.hf.probe import KlProbe
+from compress_core.layer.make import stack_weights
 from compress_core.types import LayerRef, Share
-from tasks.engine.components import code_of, describe
-from tasks.engine.job import Job, reader
-from tasks.engine.units import Cost, Group, Unit, Work
-from tasks.stages.arrays import get_tensor
-from tasks.stages.evaluate import Models
+from tasks.engine.components import describe
+from tasks.engine.job import Job
+from tasks.engine.session import Work
+from tasks.engine.units import Cost, Group, Unit
+from tasks.engine.whole_models import Models
+from tasks.stages.arrays import Stored, dense_weight_of, get_tensor
 
 
 def probe_groups(
@@ -58,12 +61,7 @@ def _unit(
         "probe",
         layer.name,
         settings={**describe(probe), "windows": windows, "dtype": model.layout.dtype},
-        code=[
-            "compress_core.hf.probe.KlProbe",
-            "compress_core.hf.loading.load_model",
-            "compress_core.allocate.base.share_at",
-            code_of(job.method.decompose),
-        ],
+        code=[load_model, job.method.decompose],
         sources={"model": model.digest},
         inputs=inputs,
         cost=Cost(operations, 3 * model.checkpoint.nbytes, 100),
@@ -132,7 +130,8 @@ class _Probe:
         """The stack's weights at a share, by layer."""
         stack = self.job.stacks[layer.name]
         if share.rank is None:
-            return {member.name: self.job.weight(member) for member in stack.members}
-        source = work.artifact(self.decomposed[layer.name])
-        weight = self.job.method.decompose.realise(reader(source), share).dense()
-        return {member.name: weight[self.job.rows(member)] for member in stack.members}
+            return {member.name: dense_weight_of(self.job, member) for member in stack.members}
+        decomposer = self.job.method.decompose
+        assert decomposer is not None
+        record = Stored(work.artifact(self.decomposed[layer.name]))
+        return stack_weights(decomposer, stack, record, share)

@@ -3,30 +3,19 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
-from compress_core.decompose import LowRank, in_eight_bits
-from compress_core.errors import CompressError, NumericsError
-from compress_core.learn.base import pick
-from compress_core.refine.base import DENSE, Moments
-from compress_core.refine.columns import index_cost
-from compress_core.sparse import Sparse
-from compress_core.types import LayerRef, Share, affordable
-from tasks.engine.components import code_of, describe
-from tasks.engine.job import Job, reader
-from tasks.engine.units import Cost, Group, Unit, Work
+from compress_core.decompose import LowRank
+from compress_core.fit import DENSE
+from compress_core.layer.make import Given, realise_chosen, realise_share, rows_of
+from compress_core.layer.stored import pack_layer, unpack_layer
+from compress_core.learn.base import Chosen
+from compress_core.stats import InputStats, PrefixStats
+from compress_core.types import LayerRef, affordable
+from tasks.engine.components import describe
+from tasks.engine.job import Job
+from tasks.engine.session import Work
+from tasks.engine.units import Cost, Group, Unit
 from tasks.stages.allocate import share_of, view_of
-from tasks.stages.arrays import (
-    get_atoms,
-    get_chosen,
-    get_factors,
-    get_prefix_stats,
-    get_stats,
-    put_factors,
-)
-
-DENSE_ATTRS = {"rank": None, "columns": 0, "nonzeros": 0}
+from tasks.stages.arrays import Stored, dense_weight_of, put
 
 
 @dataclass(frozen=True)
@@ -72,11 +61,11 @@ def realise_unit(
     """
     model, method = job.model, job.method
     stack = job.stack_of[layer.name]
-    rows = job.rows(layer)
+    rows = rows_of(job.stack(layer), layer)
     settings = {
         "dtype": model.checkpoint.dtype(model.weight_key(layer.name)),
         "rows": [rows.start, rows.stop],
-        "owner": owner_of(job, layer) == layer.name,
+        "owner": job.owner(layer) == layer.name,
     }
     inputs, views, sources = {}, {}, {}
     if stack in upstream.decomposed:
@@ -87,11 +76,10 @@ def realise_unit(
         inputs["learned"] = upstream.allocation[layer.name]
     if method.eight_bits:
         settings["bits"] = 8
-    fitted = method.refine or method.prune
-    if fitted is not None:
-        settings |= {"fit": describe(fitted), "transposed": layer.transposed}
+    if method.fit is not None:
+        settings |= {"fit": describe(method.fit), "transposed": layer.transposed}
         sources["weight"] = model.stored[model.weight_key(layer.name)]
-        if DENSE in fitted.reads:
+        if DENSE in method.fit.reads:
             inputs["statistics"] = upstream.collected[layer.tap]
         if method.sequential:
             inputs["prefix"] = measured[layer.tap]
@@ -101,30 +89,20 @@ def realise_unit(
         "realise",
         layer.name,
         settings=settings,
-        code=[
-            *([] if method.prune else [code_of(method.decompose)]),
-            *([code_of(fitted)] if fitted is not None else []),
-            *(["compress_core.learn.base.pick"] if method.learn else []),
-            *(["compress_core.decompose.in_eight_bits"] if method.eight_bits else []),
-        ],
+        code=[part for part in (method.decompose, method.fit) if part is not None],
         sources=sources,
         inputs=inputs,
         views=views,
         cost=Cost(
-            numbers if fitted is None else 40.0 * small**2 * layer.in_features,
+            numbers if method.fit is None else 40.0 * small**2 * layer.in_features,
             8 * numbers,
             4 * numbers,
         ),
     )
 
 
-def owner_of(job: Job, layer: LayerRef) -> str:
-    """The layer under whose name the in-factor is stored: the first of the stack."""
-    return job.stacks[job.stack_of[layer.name]].members[0].name
-
-
 class Realise:
-    """Cuts or prunes, refines and stores the layers of a group."""
+    """Cuts, fits or prunes the layers of a group, and stores them."""
 
     def __init__(self, job: Job, allocation: Unit | Mapping[str, Unit]) -> None:
         self.job = job
@@ -133,124 +111,48 @@ class Realise:
 
     def __call__(self, work: Work) -> None:
         """Computes the missing units of a group."""
+        checkpoint = self.job.model.checkpoint
         for done, unit in enumerate(work.missing):
             layer = self.layers[unit.name]
             factors = self._factors(work, unit, layer)
-            own = owner_of(self.job, layer) == layer.name
             with work.draft(unit) as draft:
-                if factors is None:
-                    draft.attrs |= DENSE_ATTRS | {"numbers": layer.dense_cost}
-                    continue
-                dtype = self.job.model.checkpoint.torch_dtype(self.job.model.weight_key(layer.name))
-                if self.job.method.eight_bits:
-                    factors = in_eight_bits(factors, dtype)
-                put_factors(draft, factors, dtype, own_v=own)
-                draft.attrs |= count(factors, own)
+                packed = pack_layer(
+                    factors,
+                    checkpoint.torch_dtype(self.job.model.weight_key(layer.name)),
+                    layer.dense_cost,
+                    own=self.job.owner(layer) == layer.name,
+                    eight_bits=self.job.method.eight_bits,
+                )
+                put(draft, packed)
             work.progress(done + 1, len(work.missing))
 
     def _factors(self, work: Work, unit: Unit, layer: LayerRef) -> LowRank | None:
         """What the layer stores; None where it stays dense."""
-        method = self.job.method
+        method, given = self.job.method, self._given(work, unit, layer)
         if not isinstance(self.allocation, Unit):
-            factors = self._picked(work, unit, layer)
-            if factors is not None:
-                _require_finite(layer, factors)
-            return factors
+            chosen = Chosen.unpack(Stored(work.artifact(unit.inputs["learned"])))
+            return realise_chosen(method.fit, given, chosen)
         share = share_of(work.artifact(self.allocation), self.job.stack_of[layer.name])
-        if share.rank is None:
-            return None
-        try:
-            if method.prune is not None:
-                factors = method.prune.prune(self._weight(layer), share, self._moments(work, unit))
-            else:
-                factors = self._cut(work, unit, layer, share)
-        except CompressError as error:
-            raise type(error)(f"layer {layer.name}: {error}") from error
-        _require_finite(layer, factors)
-        return factors
+        return realise_share(method.decompose, method.fit, given, share)
 
-    def _picked(self, work: Work, unit: Unit, layer: LayerRef) -> LowRank | None:
-        """What was learned to keep, fitted where the method refines."""
-        atoms = get_atoms(work.artifact(unit.inputs["decomposition"]))
-        factors = pick(atoms, get_chosen(work.artifact(unit.inputs["learned"])))
-        refiner = self.job.method.refine
-        if factors is None or refiner is None:
-            return factors
-        sparse = factors.sparse and Sparse(
-            factors.sparse.mask.to(self.job.model.device), self._wide(factors.sparse.values)
+    def _given(self, work: Work, unit: Unit, layer: LayerRef) -> Given:
+        kept = {role: Stored(work.artifact(up)) for role, up in unit.inputs.items()}
+        return Given(
+            layer,
+            self.job.stack(layer),
+            weight=lambda: dense_weight_of(self.job, layer),
+            decomposition=kept.get("decomposition"),
+            dense=InputStats.unpack(kept["statistics"]) if "statistics" in kept else None,
+            behind=PrefixStats.unpack(kept["prefix"]) if "prefix" in kept else None,
+            device=self.job.model.device,
         )
-        wide = LowRank(self._wide(factors.u), self._wide(factors.v), None, None, sparse)
-        try:
-            return refiner.refine(self._weight(layer), wide, self._moments(work, unit))
-        except CompressError as error:
-            raise type(error)(f"layer {layer.name}: {error}") from error
-
-    def _cut(self, work: Work, unit: Unit, layer: LayerRef, share: Share) -> LowRank:
-        source = work.artifact(unit.inputs["decomposition"])
-        whole = self.job.method.decompose.realise(reader(source), share)
-        factors = LowRank(whole.u[self.job.rows(layer)].contiguous(), whole.v)
-        refiner = self.job.method.refine
-        if refiner is None:
-            return factors
-        wide = LowRank(self._wide(factors.u), self._wide(factors.v))
-        return refiner.refine(self._weight(layer), wide, self._moments(work, unit))
-
-    def _weight(self, layer: LayerRef) -> Tensor:
-        return self._wide(self.job.weight(layer))
-
-    def _wide(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self.job.model.device, torch.float64)
-
-    def _moments(self, work: Work, unit: Unit) -> Moments:
-        dense = prefix = cross = None
-        if "statistics" in unit.inputs:
-            stats = get_stats(work.artifact(unit.inputs["statistics"]))
-            dense = self._wide(stats.gram / stats.tokens)
-        if "prefix" in unit.inputs:
-            behind = get_prefix_stats(work.artifact(unit.inputs["prefix"]))
-            prefix = self._wide(behind.gram / behind.tokens)
-            cross = self._wide(behind.cross / behind.tokens)
-        return Moments(dense, prefix, cross)
-
-
-def _require_finite(layer: LayerRef, factors: LowRank) -> None:
-    sparse = None if factors.sparse is None else factors.sparse.values
-    given = (factors.u, factors.v, factors.columns, sparse, factors.bias)
-    parts = [part for part in given if part is not None]
-    if not all(bool(part.isfinite().all()) for part in parts):
-        raise NumericsError(f"layer {layer.name}: its factors are not finite")
-
-
-def count(factors: LowRank, own: bool) -> dict[str, int]:
-    """Rank, kept columns, sparse entries, and numbers stored.
-
-    In-factors count where they are ``own``, the index of a column as a number, the place of a
-    sparse entry not at all, as in the papers: it is in the bytes. Of factors in 8 bits two codes
-    count as one number, and a scale as one.
-    """
-    numbers = factors.u.numel() + (factors.v.numel() if own else 0)
-    if factors.codes is not None:
-        numbers = factors.codes.numbers
-    columns = 0 if factors.index is None else len(factors.index)
-    entries = 0 if factors.sparse is None else factors.sparse.nonzeros
-    numbers += entries + (0 if factors.bias is None else factors.bias.numel())
-    if factors.columns is not None:
-        features = factors.v.shape[1] + columns
-        numbers += factors.columns.numel() + columns * index_cost(features)
-    return {
-        "rank": factors.rank,
-        "columns": columns,
-        "nonzeros": entries,
-        "numbers": numbers,
-    }
 
 
 def read_factors(
     work: Work, job: Job, realised: Mapping[str, Unit], layer: LayerRef
 ) -> LowRank | None:
     """The stored factors of a layer; None for one that stays dense."""
-    artifact = work.artifact(realised[layer.name])
-    if artifact.attrs["rank"] is None:
-        return None
-    owner = owner_of(job, layer)
-    return get_factors(artifact, work.artifact(realised[owner]))
+    record = Stored(work.artifact(realised[layer.name]))
+    owner = job.owner(layer)
+    shared = None if owner == layer.name else Stored(work.artifact(realised[owner]))
+    return unpack_layer(record, shared)

@@ -4,6 +4,7 @@ It works on the folder that ``materialise`` wrote, of whatever method: numbers c
 does not. The dense model's predictions (stage ``teacher``) are those that every training reads.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -15,13 +16,15 @@ from compress_core.hf.replace import write_replaced
 from compress_core.recover.parts import stored_tensors
 from compress_core.recover.recovery import Recovered, recover
 from compress_core.recover.settings import Recovery
+from tasks.engine.checkpoints import clear_checkpoints
 from tasks.engine.components import describe
+from tasks.engine.dense_model import FOLDER
 from tasks.engine.job import Job
-from tasks.engine.units import Cost, Group, Unit, Work
+from tasks.engine.session import Work
+from tasks.engine.units import Cost, Group, Unit
+from tasks.engine.whole_models import Models
 from tasks.stages.arrays import get_tensor, put_tensor
-from tasks.stages.evaluate import Models
-from tasks.stages.materialise import FOLDER
-from tasks.stages.teacher import clear_checkpoints, read_teacher, teacher_group, training_of
+from tasks.stages.teacher import read_teacher, teacher_group, training_of
 
 TENSOR = "tensor."  # what the arrays of trained tensors are called, beside those of the curves
 
@@ -63,10 +66,6 @@ def _unit(
         "recover",
         recovery.how,
         settings={**describe(recovery), "dtype": model.layout.dtype},
-        code=[
-            "compress_core.recover.recovery.recover",
-            "compress_core.hf.loading.load_model",
-        ],
         inputs={
             "compressed model": materialised,
             "calibration tokens": calibration,
@@ -135,14 +134,29 @@ def _folder_group(job: Job, trained: Unit, materialised: Unit) -> Group:
     """The folder of ``materialised`` with the trained tensors in it."""
     model = job.model
     stems = {layer.name: _stem(model.weight_key(layer.name)) for layer in model.layout.layers}
+    unit = Unit(
+        "materialise",
+        "recovered model",
+        settings={"keys": stems},
+        inputs={"compressed model": materialised, "trained": trained},
+        cost=Cost(disk=materialised.cost.disk),
+    )
+    return Group("materialise", "recovered model", [unit], _Replace(stems, trained, materialised))
 
-    def compute(work: Work) -> None:
-        artifact, before = work.artifact(trained), work.artifact(materialised)
+
+class _Replace:
+    def __init__(self, stems: Mapping[str, str], trained: Unit, materialised: Unit) -> None:
+        self.stems = stems
+        self.trained = trained
+        self.materialised = materialised
+
+    def __call__(self, work: Work) -> None:
+        artifact, before = work.artifact(self.trained), work.artifact(self.materialised)
         arrays = {}
         for array in artifact.names:
             if array.startswith(TENSOR):
                 layer, _, part = array.removeprefix(TENSOR).rpartition(".")
-                arrays[stems[layer] + part] = array
+                arrays[self.stems[layer] + part] = array
 
         def read(key: str) -> Tensor:
             return get_tensor(artifact, arrays[key])
@@ -150,16 +164,6 @@ def _folder_group(job: Job, trained: Unit, materialised: Unit) -> Group:
         with work.draft(work.missing[0]) as draft:
             write_replaced(before.file(FOLDER), draft.add_file(FOLDER), arrays, read)
             draft.attrs |= before.attrs
-
-    unit = Unit(
-        "materialise",
-        "recovered model",
-        settings={"keys": stems},
-        code=["compress_core.hf.replace.write_replaced"],
-        inputs={"compressed model": materialised, "trained": trained},
-        cost=Cost(disk=materialised.cost.disk),
-    )
-    return Group("materialise", "recovered model", [unit], compute)
 
 
 def _stem(weight_key: str) -> str:

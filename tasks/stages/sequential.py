@@ -13,20 +13,18 @@ import torch
 from torch import Tensor
 
 from compress_core.hf.prefix import PairAccumulator, PrefixStream
+from compress_core.hf.stream import BlockStream
 from compress_core.stats import PrefixAccumulator, StackOfBatch, buckets_of
 from compress_core.types import LayerRef
 from tasks.engine.job import Job
 from tasks.engine.scratch import SCRATCH, discard, keep, load
-from tasks.engine.units import Cost, Group, Session, Unit, Work
-from tasks.stages.arrays import get_tensor, put_prefix_stats
+from tasks.engine.session import Session, Work
+from tasks.engine.units import Cost, Group, Unit
+from tasks.stages.arrays import get_tensor, put
 from tasks.stages.collect import block_digest
 from tasks.stages.realise import Realise, Upstream, read_factors, realise_unit
 
 LINE = "sequential"
-PAIR = "compress_core.hf.prefix.PrefixStream"
-CODE = (PAIR, "compress_core.stats.PrefixAccumulator")
-STACKED_CODE = (PAIR, "compress_core.stats.StackOfBatch", "compress_core.stats.buckets_of")
-FACTORS = "compress_core.decompose.LowRank"
 
 
 def sequential_groups(
@@ -109,7 +107,7 @@ class _Prefix:
                 "input of": tap,
                 **stacked,
             },
-            code=[*(STACKED_CODE if stacked else CODE), FACTORS],
+            code=[BlockStream],
             sources=sources,
             inputs=inputs,
             cost=Cost(
@@ -125,7 +123,7 @@ class _Prefix:
             "advance",
             self.job.model.layout.blocks[block],
             settings={"dtype": self.job.model.layout.dtype},
-            code=[PAIR, FACTORS],
+            code=[BlockStream],
             sources=sources,
             inputs=inputs,
             cost=Cost(4.0 * self.job.samples * self.job.length * depth),
@@ -166,7 +164,7 @@ class _Prefix:
         )
         for tap, unit in wanted.items():
             with work.draft(unit) as draft:
-                put_prefix_stats(draft, sums[tap].finish())
+                put(draft, sums[tap].finish().pack())
 
     def advance(self, work: Work) -> None:
         """Carries the hidden states through a block; the states themselves are scratch."""

@@ -8,11 +8,9 @@ from compress_core.hf.text import evaluation_windows, sample_windows, split_held
 from storage.digests import DigestCache, file_digest
 from storage.keys import recipe_key
 from tasks.engine.dense_model import DenseModel
-from tasks.engine.units import Cost, Group, Unit, Work
+from tasks.engine.session import Work
+from tasks.engine.units import Cost, Group, Unit
 from tasks.stages.arrays import put_tensor
-
-READ = "compress_core.hf.documents.read_documents"
-SPLIT = "compress_core.hf.text.split_held_out"
 
 
 @dataclass(frozen=True)
@@ -72,50 +70,59 @@ def calibration_group(
     bos: bool,
 ) -> Group:
     """Windows of ``length`` tokens drawn at random places of the calibration text."""
-
-    def compute(work: Work) -> None:
-        windows = sample_windows(
-            text.documents(model),
-            model.tokenizer,
-            samples=samples,
-            length=length,
-            seed=seed,
-            bos=bos,
-        )
-        with work.draft(work.missing[0]) as draft:
-            put_tensor(draft, "tokens", windows)
-
     unit = Unit(
         "tokenise",
         "calibration",
         settings={"samples": samples, "length": length, "seed": seed, "bos": bos}
         | {"part": text.part, "field": text.field, "format": text.format},
-        code=[READ, SPLIT, "compress_core.hf.text.sample_windows"],
         sources={"text": text.digest(model, digests), "tokenizer": model.tokenizer_digest},
         cost=Cost(disk=samples * length * 8),
     )
-    return Group("tokenise", "calibration", [unit], compute)
+    return Group("tokenise", "calibration", [unit], _Sample(model, text, unit))
 
 
 def evaluation_group(
     model: DenseModel, text: Text, digests: DigestCache, *, length: int, windows: int | None
 ) -> Group:
     """Consecutive windows of an evaluation text."""
-
-    def compute(work: Work) -> None:
-        tokens = evaluation_windows(
-            text.documents(model), model.tokenizer, length=length, windows=windows
-        )
-        with work.draft(work.missing[0]) as draft:
-            put_tensor(draft, "tokens", tokens)
-
     unit = Unit(
         "tokenise",
         f"evaluation on {text.label}",
         settings={"length": length, "windows": windows}
         | {"part": text.part, "field": text.field, "format": text.format},
-        code=[READ, SPLIT, "compress_core.hf.text.evaluation_windows"],
         sources={"text": text.digest(model, digests), "tokenizer": model.tokenizer_digest},
         cost=Cost(disk=(windows or 0) * length * 8),
     )
-    return Group("tokenise", unit.name, [unit], compute)
+    return Group("tokenise", unit.name, [unit], _Consecutive(model, text, unit))
+
+
+class _Sample:
+    def __init__(self, model: DenseModel, text: Text, unit: Unit) -> None:
+        self.model = model
+        self.text = text
+        self.settings = unit.settings
+
+    def __call__(self, work: Work) -> None:
+        windows = sample_windows(
+            self.text.documents(self.model),
+            self.model.tokenizer,
+            **{name: self.settings[name] for name in ("samples", "length", "seed", "bos")},
+        )
+        with work.draft(work.missing[0]) as draft:
+            put_tensor(draft, "tokens", windows)
+
+
+class _Consecutive:
+    def __init__(self, model: DenseModel, text: Text, unit: Unit) -> None:
+        self.model = model
+        self.text = text
+        self.settings = unit.settings
+
+    def __call__(self, work: Work) -> None:
+        windows = evaluation_windows(
+            self.text.documents(self.model),
+            self.model.tokenizer,
+            **{name: self.settings[name] for name in ("length", "windows")},
+        )
+        with work.draft(work.missing[0]) as draft:
+            put_tensor(draft, "tokens", windows)

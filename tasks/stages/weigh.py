@@ -1,10 +1,12 @@
 """Stage ``weigh``: what was measured at a tap becomes the metric of its layers' error."""
 
-from compress_core.metric import Weighting
-from tasks.engine.components import code_of, describe
+from compress_core.metric import Weighting, pack_metric
+from compress_core.stats import InputStats
+from tasks.engine.components import describe
 from tasks.engine.dense_model import DenseModel
-from tasks.engine.units import Cost, Group, Unit, Work
-from tasks.stages.arrays import get_stats, put_metric
+from tasks.engine.session import Work
+from tasks.engine.units import Cost, Group, Unit
+from tasks.stages.arrays import Stored, put
 
 
 def weigh_groups(
@@ -19,14 +21,7 @@ def weigh_groups(
     """
     if not weighting.needs or "fisher" in weighting.needs:  # that is per layer, and a vector
         return []
-
-    def compute(work: Work) -> None:
-        for done, unit in enumerate(work.missing):
-            stats = get_stats(work.artifact(unit.inputs["statistics"]))
-            with work.draft(unit) as draft:
-                put_metric(draft, weighting.metric(stats))
-            work.progress(done + 1, len(work.missing))
-
+    compute = _Weigh(weighting)
     groups = []
     for block in range(len(model.layout.blocks)):
         units = []
@@ -37,10 +32,22 @@ def weigh_groups(
                     "weigh",
                     tap,
                     settings=describe(weighting),
-                    code=[code_of(weighting)],
+                    code=[weighting],
                     inputs={"statistics": collected[tap]},
                     cost=Cost(features**2, 8 * features**2, 8 * features),
                 )
             )
         groups.append(Group("weigh", f"block {block}", units, compute))
     return groups
+
+
+class _Weigh:
+    def __init__(self, weighting: Weighting) -> None:
+        self.weighting = weighting
+
+    def __call__(self, work: Work) -> None:
+        for done, unit in enumerate(work.missing):
+            stats = InputStats.unpack(Stored(work.artifact(unit.inputs["statistics"])))
+            with work.draft(unit) as draft:
+                put(draft, pack_metric(self.weighting.metric(stats)))
+            work.progress(done + 1, len(work.missing))

@@ -7,7 +7,8 @@ import numpy as np
 
 from flows.server import runtime
 from storage.store import Store
-from tasks.engine.units import Group, Session, Unit, Work
+from tasks.engine.session import Session, Work
+from tasks.engine.units import Group, Unit
 from tests.benchmarks.conftest import Bench
 
 BLOCKS, UNITS = 24, 7

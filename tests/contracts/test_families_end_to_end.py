@@ -18,9 +18,9 @@ from compress_core.hf.layout import inspect_model
 from compress_core.hf.loading import load_model
 from compress_core.types import LayerRef, Share
 from storage.artifact import Artifact
+from tasks.engine.dense_model import FOLDER
 from tasks.stages.allocate import read_shares
 from tasks.stages.arrays import get_tensor
-from tasks.stages.materialise import FOLDER
 from tests.contracts.more_families import MORE, any_model
 from tests.families import FAMILIES, VOCABULARY, token_batch
 from tests.pipeline import pico

@@ -28,7 +28,7 @@ LAYERS = [
     for kind, (m, n) in KINDS.items()
 ]
 SHARING = [name for name in METHODS if build_method(name).learn is None]  # shares are not trained
-PRUNING = [name for name in SHARING if build_method(name).prune is not None]
+PRUNING = [name for name in SHARING if build_method(name).prunes]
 CALIBRATED = set(METHODS) - {"svd"}
 DEFAULTS: dict[str, dict[str, Any]] = {
     "svd": {},
@@ -100,7 +100,7 @@ def decomposed(method: Method) -> dict[str, tuple[Stack, list[Seen], Prepared | 
     found = {}
     for stack in method.stacks(LAYERS):
         layer, seen = stack.as_layer, [seen_by(member) for member in stack.members]
-        prepared = prepare(method, seen, layer.paying_rank) if method.prune is None else None
+        prepared = prepare(method, seen, layer.paying_rank) if not method.prunes else None
         found[layer.name] = (stack, seen, prepared)
     return found
 
@@ -157,7 +157,7 @@ class TestMethod:
         assert method == build_method(name)
         with pytest.raises(dataclasses.FrozenInstanceError):
             method.name = "other"  # type: ignore[misc]
-        for part in (method.weighting, method.allocate, method.refine, method.prefix, method.prune):
+        for part in (method.weighting, method.allocate, method.fit, method.prefix):
             if part is not None:
                 with pytest.raises(dataclasses.FrozenInstanceError):
                     setattr(part, "anything", 1)  # noqa: B010

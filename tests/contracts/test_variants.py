@@ -11,6 +11,7 @@ from compress_core.allocate.importance import Importance
 from compress_core.allocate.knapsack import Knapsack
 from compress_core.allocate.uniform import Uniform
 from compress_core.errors import ConfigError
+from compress_core.fit import Prefix
 from compress_core.method import Method, Sharing
 from compress_core.methods import METHODS, Variant, build_method, parse_variant
 from compress_core.methods.basis_sharing import WRITERS
@@ -19,7 +20,6 @@ from compress_core.prune.adapter import Adapter
 from compress_core.prune.alternate import HassleFree, Oats
 from compress_core.prune.obs import SparseGPT
 from compress_core.prune.wanda import Wanda
-from compress_core.refine.base import Prefix
 from compress_core.refine.columns import PreserveColumns
 from compress_core.refine.cross_truncation import CrossTruncate
 from compress_core.refine.least_squares import Alternate
@@ -82,7 +82,7 @@ def test_what_is_not_a_variant_is_refused_with_an_example(text: str) -> None:
 SELF_DIVIDING = {
     name: "learns its shares" if build_method(name).learn else "keeps the same share of every layer"
     for name in METHODS
-    if build_method(name).prune or build_method(name).learn
+    if build_method(name).prunes or build_method(name).learn
 }
 
 
@@ -129,41 +129,41 @@ def test_what_the_text_says_comes_before_what_is_given_beside_it() -> None:
 
 def test_options_are_read_as_the_type_of_their_default() -> None:
     assert build_method("asvd:alpha=0.25") == build_method("asvd", {"alpha": 0.25})
-    assert build_method("ada_svd", {"toward_dense": 0, "sweeps": "3"}).refine == Alternate(3, 0.0)
+    assert build_method("ada_svd", {"toward_dense": 0, "sweeps": "3"}).fit == Alternate(3, 0.0)
     for text, value in (("true", True), ("TRUE", True), ("false", False)):
         built = build_method("duo_svd", {"refit_columns": text})
         assert built == build_method("duo_svd", {"refit_columns": value})
-        assert built.refine == PreserveColumns(refit=value)
+        assert built.fit == PreserveColumns(refit=value)
 
 
 @pytest.mark.parametrize(
     ("text", "part", "expected"),
     [
         ("fwsvd:epsilon=0.1", "weigh", FisherScale(epsilon=0.1)),
-        ("svd_llm", "refine", None),
-        ("svd_llm:toward_dense=0.5", "refine", None),
-        ("svd_llm:update=u", "refine", Alternate(0, 0.0)),
-        ("svd_llm:update=u:toward_dense=0.5", "refine", Alternate(0, 0.5)),
+        ("svd_llm", "fit", None),
+        ("svd_llm:toward_dense=0.5", "fit", None),
+        ("svd_llm:update=u", "fit", Alternate(0, 0.0)),
+        ("svd_llm:update=u:toward_dense=0.5", "fit", Alternate(0, 0.5)),
         ("svd_llm:update=u:prefix=block", "prefix", Prefix("block", 0)),
         ("ada_svd", "prefix", Prefix("layer", 64)),
         ("ada_svd:buckets=4", "prefix", Prefix("layer", 4)),
         ("ada_svd:calibration=streaming:buckets=4", "prefix", Prefix("layer", 0)),
-        ("ada_svd:sweeps=3", "refine", Alternate(3, 1.0)),
-        ("duo_svd:search=grid:accept=0", "refine", PreserveColumns(False, "grid", 0.0)),
-        ("saes_svd:alpha_least=0:alpha_most=2", "refine", CrossTruncate(0, 2)),
+        ("ada_svd:sweeps=3", "fit", Alternate(3, 1.0)),
+        ("duo_svd:search=grid:accept=0", "fit", PreserveColumns(False, "grid", 0.0)),
+        ("saes_svd:alpha_least=0:alpha_most=2", "fit", CrossTruncate(0, 2)),
         ("basis_sharing:group=4", "sharing", Sharing(4, WRITERS)),
-        ("basis_sharing", "refine", None),
-        ("wanda:pattern=2:4", "prune", Wanda("2:4")),
+        ("basis_sharing", "fit", None),
+        ("wanda:pattern=2:4", "fit", Wanda("2:4")),
         ("wanda:pattern=2:4", "allocate", Entries(pattern="2:4")),
-        ("sparsegpt:damping=0.1:blocksize=64", "prune", SparseGPT(0.1, 64)),
+        ("sparsegpt:damping=0.1:blocksize=64", "fit", SparseGPT(0.1, 64)),
         ("oats", "allocate", Entries(low_rank=0.25)),
-        ("oats:low_rank=0.5:iterations=8", "prune", Oats(8)),
+        ("oats:low_rank=0.5:iterations=8", "fit", Oats(8)),
         ("oats:low_rank=0.5:pattern=2:8", "allocate", Entries(0.5, pattern="2:8")),
         ("slim", "allocate", Entries(adapter=0.1)),
-        ("slim:mask=sparsegpt:damping=0.1", "prune", Adapter("sparsegpt", 0.1)),
+        ("slim:mask=sparsegpt:damping=0.1", "fit", Adapter("sparsegpt", 0.1)),
         ("hassle_free", "allocate", Entries(low_rank=0.3)),
-        ("hassle_free:iterations=5", "prune", HassleFree(5)),
-        ("basis_sharing:update=u", "refine", Alternate(0, 0.0)),
+        ("hassle_free:iterations=5", "fit", HassleFree(5)),
+        ("basis_sharing:update=u", "fit", Alternate(0, 0.0)),
     ],
 )
 def test_options_set_what_they_are_for(text: str, part: str, expected: Any) -> None:
@@ -173,11 +173,11 @@ def test_options_set_what_they_are_for(text: str, part: str, expected: Any) -> N
 def test_what_a_refiner_reads_makes_a_method_read_it() -> None:
     plain = Method("mine", "", "")
     assert not (plain.needs_calibration or plain.reads_inputs or plain.sequential)
-    columns = Method("mine", "", "", refine=PreserveColumns())
+    columns = Method("mine", "", "", fit=PreserveColumns())
     assert columns.needs_calibration and columns.reads_inputs and not columns.sequential
-    update = Method("mine", "", "", refine=Alternate())
+    update = Method("mine", "", "", fit=Alternate())
     assert update.needs_calibration and update.sequential and not update.reads_inputs
-    pruned = Method("mine", "", "", prune=Wanda())
+    pruned = Method("mine", "", "", decompose=None, fit=Wanda())
     assert pruned.needs_calibration and pruned.sequential and not pruned.reads_inputs
 
 

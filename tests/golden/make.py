@@ -60,7 +60,7 @@ def golden_values(name: str) -> dict[str, dict[str, list[float]]]:
     method = build_method(name)
     if method.learn is not None:
         return {"training": learned_values(method)}
-    if method.prune is not None:
+    if method.prunes:
         return {label: pruned_values(method, label, shape) for label, shape in SHAPES.items()}
     values = {}
     for label, shape in SHAPES.items():
@@ -94,7 +94,7 @@ def pruned_values(method: Method, label: str, shape: tuple[int, int]) -> dict[st
 
 def learned_values(method: Method) -> dict[str, list[float]]:
     """What a method that trains finds on a tiny model, and how it came there."""
-    assert method.learn is not None
+    assert method.learn is not None and method.decompose is not None
     tokens = np.random.default_rng(20260103).integers(0, VOCABULARY, (12, 16))
     school = prepare_lesson(made_up_model, method.decompose, torch.from_numpy(tokens))
     teacher = teach(made_up_model(1), school.windows, VOCABULARY, batch_size=4, device="cpu")

@@ -171,5 +171,5 @@ def test_options_out_of_range_are_refused(options: str, problem: str) -> None:
 def test_the_defaults_are_the_papers() -> None:
     method = build_method("cap")
     assert method.learn == EntryPolicy(steps=3, eta=0.05, window=5)
-    assert method.decompose == RobustPca(10, 1.0) and method.refine is None
+    assert method.decompose == RobustPca(10, 1.0) and method.fit is None
     assert not method.reads_inputs and method.needs_calibration

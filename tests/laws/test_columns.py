@@ -10,8 +10,8 @@ from torch import Tensor
 
 from compress_core.decompose import LowRank, energies, project
 from compress_core.errors import ConfigError
+from compress_core.fit import Moments
 from compress_core.metric import SecondMoment
-from compress_core.refine.base import Moments
 from compress_core.refine.columns import PreserveColumns, Search, index_cost
 from tests import literal
 from tests.made_up import SEEDS, weight_and_inputs
@@ -37,7 +37,7 @@ def truncated(weight: Tensor, inputs: Tensor, rank: int) -> LowRank:
 
 def refined(refiner: PreserveColumns, weight: Tensor, inputs: Tensor, rank: int) -> LowRank:
     moments = Moments(dense=inputs.T @ inputs / len(inputs))
-    return refiner.refine(weight, truncated(weight, inputs, rank), moments)
+    return refiner.fit(weight, truncated(weight, inputs, rank), moments)
 
 
 def error_of(low: LowRank, weight: Tensor, inputs: Tensor) -> float:

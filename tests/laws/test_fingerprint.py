@@ -112,7 +112,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtu
         importlib.invalidate_caches()
 
         def fingerprint(*entry_points: str) -> Files:
-            found = code_fingerprint([f"{name}.{entry}" for entry in entry_points], name)
+            found = code_fingerprint([f"{name}.{entry}" for entry in entry_points], [name])
             assert name not in sys.modules
             return {key.removeprefix(f"{name}."): value for key, value in found.items()}
 
@@ -211,14 +211,24 @@ def test_an_entry_point_that_does_not_exist_is_refused(write) -> None:
     fingerprint = write()
     with pytest.raises(StorageError, match=r"'nothing' is not defined .* defines .*solve"):
         fingerprint("algebra.nothing")
-    with pytest.raises(StorageError, match="no module of the package"):
+    with pytest.raises(StorageError, match="no module of the packages"):
         fingerprint("nowhere.solve")
-    with pytest.raises(StorageError, match="no module of the package"):
+    with pytest.raises(StorageError, match="no module of the packages"):
         fingerprint("algebra.Base.width")
     with pytest.raises(StorageError, match="not defined at the top level"):
         fingerprint("algebra")
     with pytest.raises(StorageError, match="there is no package"):
-        code_fingerprint([], "no_such_package_at_all")
+        code_fingerprint([], ["no_such_package_at_all"])
+
+
+def test_closed_modules_are_neither_reached_nor_reached_through(write, tmp_path: Path) -> None:
+    write()
+    (name,) = (path.name for path in tmp_path.iterdir())
+    entry, constants = [f"{name}.algebra.solve"], f"{name}.constants"
+    whole = code_fingerprint(entry, [name])
+    closed = code_fingerprint(entry, [name], [constants])
+    assert {key for key in whole if not key.startswith(f"{constants}.")} == set(closed)
+    assert len(closed) < len(whole)
 
 
 def test_hashes_are_short_sorted_and_the_same_in_another_process(write, tmp_path: Path) -> None:
@@ -228,7 +238,7 @@ def test_hashes_are_short_sorted_and_the_same_in_another_process(write, tmp_path
     (name,) = (path.name for path in tmp_path.iterdir())
     code = (
         "from storage.fingerprint import code_fingerprint as f; "
-        f"print(f(['{name}.algebra.build', '{name}.algebra.solve'], '{name}'))"
+        f"print(f(['{name}.algebra.build', '{name}.algebra.solve'], ['{name}']))"
     )
     root = str(Path(__file__).resolve().parents[2])
     other = subprocess.run(
@@ -244,8 +254,8 @@ def test_hashes_are_short_sorted_and_the_same_in_another_process(write, tmp_path
 def test_the_real_core_is_fingerprinted_without_torch() -> None:
     code = (
         "import sys; from storage.fingerprint import code_fingerprint as f; "
-        "print(len(f(['compress_core.errors.ConfigError'])), 'torch' in sys.modules, "
-        "'compress_core' in sys.modules)"
+        "core = ['compress_core']; found = len(f(['compress_core.errors.ConfigError'], core)); "
+        "print(found, 'torch' in sys.modules, 'compress_core' in sys.modules)"
     )
     root = str(Path(__file__).resolve().parents[2])
     done = subprocess.run(

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from compress_core.decompose import LowRank
-from compress_core.refine.base import Moments, Refiner
+from compress_core.fit import Fitter, Moments
 from compress_core.refine.masked import (
     MaskedLeastSquares,
     PrefixMaskedLeastSquares,
@@ -39,12 +39,12 @@ def test_a_refit_never_errs_more_and_keeps_rank_and_places(rank: int, seed: int)
     u, s, v = torch.linalg.svd(weight, full_matrices=False)
     low = LowRank(u[:, :rank] * s[:rank], v[:rank], sparse=Sparse.of(0.5 * weight, mask))
     gram, cross = behind.T @ behind / 100, dense.T @ behind / 100
-    cases: list[tuple[Refiner, Moments, Tensor]] = [
+    cases: list[tuple[Fitter, Moments, Tensor]] = [
         (MaskedLeastSquares(damp=0.0), Moments(dense=dense.T @ dense / 100), dense),
         (PrefixMaskedLeastSquares(damp=0.0), Moments(prefix=gram, cross=cross), behind),
     ]
     for refiner, moments, inputs in cases:
-        fitted = refiner.refine(weight, low, moments)
+        fitted = refiner.fit(weight, low, moments)
         assert fitted.rank == rank and fitted.sparse is not None
         assert torch.equal(fitted.sparse.mask, mask)
         errors = [
@@ -53,7 +53,7 @@ def test_a_refit_never_errs_more_and_keeps_rank_and_places(rank: int, seed: int)
         assert errors[1] <= errors[0] * (1 + 1e-9)
     bare = LowRank(low.u, low.v)
     if rank:
-        again = MaskedLeastSquares().refine(weight, bare, cases[0][1])
+        again = MaskedLeastSquares().fit(weight, bare, cases[0][1])
         assert again.sparse is None and again.rank == rank
 
 
@@ -65,7 +65,7 @@ def test_with_a_ridge_directions_that_inputs_hardly_have_count_too() -> None:
     energy = torch.arange(1.0, 61).pow(-6).double()
     p, damp = (basis * energy) @ basis.T, 1e-6
     start = LowRank(torch.zeros(24, 20).double(), torch.zeros(20, 60).double())
-    fit = MaskedLeastSquares(damp=damp).fit(weight, start, p, weight @ p)
+    fit = MaskedLeastSquares(damp=damp).solve(weight, start, p, weight @ p)
     ridged = energy + damp * energy.mean()
     error = (((fit.dense() - weight) @ basis).square() * ridged).sum()
     tail = torch.linalg.svdvals((weight @ basis) * ridged.sqrt())[20:].square().sum()

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from compress_core.errors import ConfigError
+from compress_core.fit import Moments
 from compress_core.methods import build_method
 from compress_core.prune.adapter import Adapter
 from compress_core.prune.alternate import HassleFree, Oats, truncate
 from compress_core.prune.obs import SparseGPT, damped
 from compress_core.prune.wanda import Wanda
-from compress_core.refine.base import Moments
 from compress_core.types import Share
 from tests.made_up import SEEDS, weight_and_inputs
 
@@ -60,7 +60,7 @@ def test_oats_error_never_rises_from_turn_to_turn(
 def test_oats_without_factors_is_wanda(rows: int, columns: int, seed: int, part: float) -> None:
     weight, h = made(rows, columns, seed)
     share, moments = Share(0, int(part * rows * columns)), Moments(prefix=h)
-    one, other = (p.prune(weight, share, moments) for p in (Oats(), Wanda()))
+    one, other = (p.fit(weight, share, moments) for p in (Oats(), Wanda()))
     assert one.sparse is not None and other.sparse is not None
     assert torch.equal(one.sparse.mask, other.sparse.mask)
     torch.testing.assert_close(one.dense(), other.dense())
@@ -73,7 +73,7 @@ def test_oats_finds_what_is_sparse_plus_low_rank_in_the_scale_of_the_inputs() ->
     weight[torch.arange(40), (7 * torch.arange(40) + 3) % 40] += 8  # one in each row and column
     scale = torch.linspace(0.5, 2, 40, dtype=torch.float64)
     moments = Moments(prefix=torch.diag(scale.square()))
-    low = Oats().prune(weight, Share(2, 120), moments)
+    low = Oats().fit(weight, Share(2, 120), moments)
     assert float((low.dense() - weight).norm() / weight.norm()) < 1e-6
 
 
@@ -86,8 +86,8 @@ def test_an_adapter_never_raises_the_error_in_the_scale_of_the_inputs(
     scale, moments = h.diagonal().sqrt(), Moments(prefix=h)
     share = Share(rank, int(part * rows * columns))
     pruner = Wanda() if mask == "wanda" else SparseGPT()
-    without = pruner.prune(weight, Share(0, share.nonzeros), moments)
-    low = Adapter(mask).prune(weight, share, moments)
+    without = pruner.fit(weight, Share(0, share.nonzeros), moments)
+    low = Adapter(mask).fit(weight, share, moments)
     assert low.sparse is not None and without.sparse is not None
     assert torch.equal(low.sparse.dense(), without.sparse.dense())
     before, after = (float(((weight - x.dense()) * scale).square().sum()) for x in (without, low))
@@ -111,7 +111,7 @@ def test_hassle_free_error_falls_and_is_below_that_of_its_parts(
     assert float((rest @ h * rest).sum()) == pytest.approx(errors[-1], rel=1e-6, abs=1e-9)
     assert low.sparse is not None
     assert (low.rank, low.sparse.nonzeros) == (min(rank, rows, columns), share.nonzeros)
-    alone = HassleFree().prune(weight, Share(0, share.nonzeros), Moments(prefix=h))
+    alone = HassleFree().fit(weight, Share(0, share.nonzeros), Moments(prefix=h))
     rest = weight - alone.dense()
     assert errors[0] <= float((rest @ h * rest).sum()) * (1 + 1e-9) + 1e-9
 
@@ -121,10 +121,10 @@ def test_inputs_that_are_always_zero_and_an_empty_rank_are_ordinary(method: str)
     weight, h = made(10, 12, 3)
     h[[2, 7]] = 0
     h[:, [2, 7]] = 0
-    pruner = build_method(method).prune
+    pruner = build_method(method).fit
     assert pruner is not None
     for share in (Share(0, 50), Share(2, 40), Share(1, 1), Share(2, 120)):
-        low = pruner.prune(weight, share, Moments(prefix=h))
+        low = pruner.fit(weight, share, Moments(prefix=h))
         assert bool(low.dense().isfinite().all())
         assert low.sparse is not None
         assert (low.rank, low.sparse.nonzeros) == (share.rank, share.nonzeros)
@@ -133,9 +133,9 @@ def test_inputs_that_are_always_zero_and_an_empty_rank_are_ordinary(method: str)
 @pytest.mark.parametrize("method", ["oats", "slim", "hassle_free"])
 def test_the_sparse_part_keeps_n_of_every_m(method: str) -> None:
     weight, h = made(10, 12, 4)
-    pruner = build_method(f"{method}:pattern=2:4").prune
+    pruner = build_method(f"{method}:pattern=2:4").fit
     assert pruner is not None
-    low = pruner.prune(weight, Share(2, 60), Moments(prefix=h))
+    low = pruner.fit(weight, Share(2, 60), Moments(prefix=h))
     assert low.sparse is not None
     assert bool((low.sparse.mask.view(10, 3, 4).sum(dim=2) == 2).all())
 

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from compress_core.decompose import LowRank
 from compress_core.errors import ConfigError, NumericsError
+from compress_core.fit import Moments
 from compress_core.prune.obs import SparseGPT, damped, inverse_factor, remove, sweep
 from compress_core.prune.select import best_of_all, read_pattern
 from compress_core.prune.wanda import Wanda
-from compress_core.refine.base import Moments
 from compress_core.types import Share
 from tests.made_up import SEEDS, weight_and_inputs
 
@@ -42,7 +42,7 @@ def test_wanda_is_the_best_removal_from_each_row_where_inputs_do_not_correlate(
 ) -> None:
     weight, h = made(rows, columns, seed)
     diagonal, each = torch.diag(h.diagonal()), int(part * columns)
-    low = Wanda().prune(weight, Share(0, rows * each), Moments(prefix=h))
+    low = Wanda().fit(weight, Share(0, rows * each), Moments(prefix=h))
     assert torch.equal(low.dense(), weight * entries_of(low))
     for row, found in zip(weight, low.dense(), strict=True):
         least = min(
@@ -60,7 +60,7 @@ def test_the_sweep_keeps_exactly_what_it_is_told_to(
 ) -> None:
     weight, h = made(rows, columns, seed)
     count = int(part * rows * columns)
-    low = SparseGPT(blocksize=blocksize).prune(weight, Share(0, count), Moments(prefix=h))
+    low = SparseGPT(blocksize=blocksize).fit(weight, Share(0, count), Moments(prefix=h))
     assert int(entries_of(low).sum()) == count
     blocks = entries_of(low).split(blocksize, dim=1)
     for block in blocks:  # the same share of each block of columns
@@ -76,7 +76,7 @@ def test_the_sweep_keeps_n_of_every_m(
     weight, h = made(rows, groups * pattern.of, seed)
     count = rows * groups * pattern.keep
     for pruner in (SparseGPT(blocksize=blocksize, pattern=text), Wanda(text)):
-        mask = entries_of(pruner.prune(weight, Share(0, count), Moments(prefix=h)))
+        mask = entries_of(pruner.fit(weight, Share(0, count), Moments(prefix=h)))
         grouped = mask.view(rows, groups, pattern.of)
         assert bool((grouped.sum(dim=2) == pattern.keep).all())
 
@@ -145,8 +145,8 @@ def test_sparsegpt_has_less_error_than_wanda_and_wanda_than_magnitudes(
     weight, h = made(24, 32, seed)
     share, moments = Share(0, int(part * weight.numel())), Moments(prefix=h)
     magnitude = weight * best_of_all(weight.abs(), share.nonzeros)
-    surgery = SparseGPT().prune(weight, share, moments).dense()
-    wanda = Wanda().prune(weight, share, moments).dense()
+    surgery = SparseGPT().fit(weight, share, moments).dense()
+    wanda = Wanda().fit(weight, share, moments).dense()
     errors = [error(weight, found, h) for found in (surgery, wanda, magnitude)]
     assert errors == sorted(errors)
 
@@ -157,10 +157,10 @@ def test_inputs_that_are_always_zero_are_removed_first_and_nothing_breaks() -> N
     h[dead] = 0
     h[:, dead] = 0
     for pruner in (SparseGPT(), Wanda()):
-        low = pruner.prune(weight, Share(0, 30), Moments(prefix=h))
+        low = pruner.fit(weight, Share(0, 30), Moments(prefix=h))
         assert not bool(entries_of(low)[:, dead].any())
         assert bool(low.dense().isfinite().all())
-    everything = SparseGPT().prune(weight, Share(0, 48), Moments(prefix=h)).dense()
+    everything = SparseGPT().fit(weight, Share(0, 48), Moments(prefix=h)).dense()
     torch.testing.assert_close(everything, weight * (h.diagonal() > 0))
 
 
@@ -176,11 +176,11 @@ def test_a_second_moment_that_cannot_be_one_is_refused_in_one_line() -> None:
     singular = torch.ones(6, 6, dtype=torch.float64)
     share = Share(0, 12)
     with pytest.raises(NumericsError, match=r"\(6, 6\) of the inputs is not positive definite at "):
-        SparseGPT(damping=0).prune(weight, share, Moments(prefix=singular - 0.1 * torch.eye(6)))
+        SparseGPT(damping=0).fit(weight, share, Moments(prefix=singular - 0.1 * torch.eye(6)))
     h[2, 3] = float("nan")
     for pruner in (SparseGPT(), Wanda()):
         with pytest.raises(NumericsError, match="is not finite or has a negative diagonal"):
-            pruner.prune(weight, share, Moments(prefix=h))
+            pruner.fit(weight, share, Moments(prefix=h))
 
 
 def test_settings_out_of_range_are_refused() -> None:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from compress_core.decompose import LowRank, project
 from compress_core.errors import ConfigError
+from compress_core.fit import Moments, Prefix
 from compress_core.metric import Plain, SecondMoment
-from compress_core.refine.base import Moments, Prefix
 from compress_core.refine.least_squares import Alternate, update_in, update_out
 from tests import literal
 from tests.made_up import SEEDS, weight_and_inputs
@@ -45,7 +45,7 @@ def test_with_the_inputs_of_the_truncation_itself_nothing_changes(
     factors = truncated(weight, inputs, min(rank, *shape))
     for toward_dense in (0.0, 1.0):
         refiner = Alternate(sweeps, toward_dense)
-        refined = refiner.refine(weight, factors, moments_of(inputs, inputs))
+        refined = refiner.fit(weight, factors, moments_of(inputs, inputs))
         torch.testing.assert_close(refined.dense(), factors.dense(), rtol=0, atol=1e-8)
         before, after = (loss_of(x, inputs, inputs @ weight.T) for x in (factors, refined))
         assert after == pytest.approx(before, rel=1e-10, abs=1e-12)
@@ -63,7 +63,7 @@ def test_from_plain_svd_every_sweep_comes_nearer_to_svd_llm(
     factors = truncated(weight, None, rank)
     losses = [loss_of(factors, inputs, outputs)]
     for _ in range(12):
-        factors = Alternate(1).refine(weight, factors, moments)
+        factors = Alternate(1).fit(weight, factors, moments)
         losses.append(loss_of(factors, inputs, outputs))
         assert best * (1 - 1e-9) <= losses[-1] <= losses[-2] * (1 + 1e-9)
     assert losses[-1] - best <= 0.7 * (losses[0] - best) + 1e-9 * best
@@ -71,7 +71,7 @@ def test_from_plain_svd_every_sweep_comes_nearer_to_svd_llm(
 
 def test_many_sweeps_from_plain_svd_reach_svd_llm() -> None:
     weight, inputs, _ = weight_and_inputs((12, 18), TOKENS, seed=0)
-    refined = Alternate(500).refine(weight, truncated(weight, None, 4), moments_of(inputs, inputs))
+    refined = Alternate(500).fit(weight, truncated(weight, None, 4), moments_of(inputs, inputs))
     torch.testing.assert_close(
         refined.dense(), literal.svd_llm(weight, inputs, 4), rtol=0, atol=1e-6
     )
@@ -84,7 +84,7 @@ def test_it_is_the_papers_update_by_pseudo_inverses_of_the_inputs(
 ) -> None:
     weight, dense, behind = weight_and_inputs(shape, TOKENS, seed)
     factors = truncated(weight, dense, min(rank, *shape))
-    refined = Alternate(sweeps).refine(weight, factors, moments_of(dense, behind))
+    refined = Alternate(sweeps).fit(weight, factors, moments_of(dense, behind))
     u, v = factors.u, factors.v
     for _ in range(sweeps):
         u, v = literal.ada_svd(weight, u, v, behind, behind @ weight.T)
@@ -100,7 +100,7 @@ def test_without_sweeps_u_alone_is_the_least_squares_fit(
     """To the layer's own outputs, the dense model's or the mix of both."""
     weight, dense, behind = weight_and_inputs(shape, TOKENS, seed)
     factors = truncated(weight, dense, min(rank, *shape))
-    refined = Alternate(0, toward_dense).refine(weight, factors, moments_of(dense, behind))
+    refined = Alternate(0, toward_dense).fit(weight, factors, moments_of(dense, behind))
     assert torch.equal(refined.v, factors.v)
     wanted = ((1 - toward_dense) * behind + toward_dense * dense) @ weight.T
     expected = torch.linalg.lstsq(behind @ factors.v.T, wanted).solution.T
@@ -126,7 +126,7 @@ def test_no_update_raises_the_distance_to_its_target(
         factors = LowRank(u, update_in(weight, u, target, gram))
         after = loss_of(factors, behind, wanted)
         assert after - slack <= between <= before + slack
-    through = Alternate(3, toward_dense).refine(
+    through = Alternate(3, toward_dense).fit(
         weight, truncated(weight, None, min(rank, *shape)), moments
     )
     assert loss_of(through, behind, wanted) == pytest.approx(after, rel=1e-6, abs=slack)
@@ -135,7 +135,7 @@ def test_no_update_raises_the_distance_to_its_target(
 def test_toward_dense_gets_nearer_to_the_dense_models_outputs_than_its_own() -> None:
     weight, dense, behind = weight_and_inputs((16, 20), TOKENS, seed=3)
     factors, moments = truncated(weight, dense, 6), moments_of(dense, behind)
-    own, toward = (Alternate(1, t).refine(weight, factors, moments) for t in (0.0, 1.0))
+    own, toward = (Alternate(1, t).fit(weight, factors, moments) for t in (0.0, 1.0))
     wanted = dense @ weight.T
     assert loss_of(toward, behind, wanted) < 0.95 * loss_of(own, behind, wanted)
     assert loss_of(own, behind, behind @ weight.T) < loss_of(toward, behind, behind @ weight.T)
@@ -147,7 +147,7 @@ def test_dead_inputs_and_fewer_tokens_than_inputs_are_no_matter() -> None:
     for sweeps, toward_dense in ((0, 0.0), (0, 1.0), (2, 0.0), (2, 1.0)):
         start = truncated(weight, dense, 5)
         moments = moments_of(dense, behind)
-        refined = Alternate(sweeps, toward_dense).refine(weight, start, moments)
+        refined = Alternate(sweeps, toward_dense).fit(weight, start, moments)
         assert refined.u.isfinite().all() and refined.v.isfinite().all()
         wanted = (dense if toward_dense else behind) @ weight.T
         assert loss_of(refined, behind, wanted) <= loss_of(start, behind, wanted) * (1 + 1e-6)

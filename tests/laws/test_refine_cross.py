@@ -8,7 +8,7 @@ from torch import Tensor
 
 from compress_core.decompose import LowRank
 from compress_core.errors import ConfigError
-from compress_core.refine.base import Moments
+from compress_core.fit import Moments
 from compress_core.refine.cross_truncation import CrossTruncate
 from tests import literal
 from tests.made_up import SEEDS, weight_and_inputs
@@ -31,7 +31,7 @@ def refined(
     refiner: CrossTruncate, weight: Tensor, dense: Tensor, behind: Tensor, rank: int
 ) -> LowRank:
     moments = moments_of(dense, behind)
-    low = refiner.refine(weight, of_rank(rank, (weight.shape[0], weight.shape[1])), moments)
+    low = refiner.fit(weight, of_rank(rank, (weight.shape[0], weight.shape[1])), moments)
     assert low.u.shape == (weight.shape[0], rank)
     assert low.v.shape == (rank, weight.shape[1])
     return low

@@ -34,8 +34,9 @@ from flows.runs.workspace import open_workspace
 from flows.settings.checks import check_methods
 from flows.settings.config import RunConfig
 from storage.store import Store
-from tasks.engine.units import Outcome, Session, Unit
-from tasks.stages.materialise import FOLDER
+from tasks.engine.dense_model import FOLDER
+from tasks.engine.session import Session
+from tasks.engine.units import Outcome, Unit
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCKS = 3

@@ -14,11 +14,12 @@ import compress_core.hf  # noqa: F401  registers the format
 from compress_core.errors import ConfigError
 from compress_core.evaluate import perplexity_and_kl
 from compress_core.hf.folder import count_parameters
+from compress_core.layer.stored import unpack_factors
 from compress_core.methods import build_method
 from compress_core.types import EightBitLayer, affordable
 from flows.settings.checks import check_methods
 from flows.settings.config import RunConfig
-from tasks.stages.arrays import get_factors, get_tensor
+from tasks.stages.arrays import Stored, get_tensor
 from tests.pipeline import pico
 from tests.pipeline.conftest import Run
 
@@ -61,7 +62,7 @@ def test_the_folder_is_within_the_budget_and_loads_in_both_ways(method: str, wal
         charged = EightBitLayer.of(layer) if method == REMAP else layer
         if artifact.attrs["rank"] is not None:
             assert artifact.attrs["numbers"] == artifact.attrs["rank"] * charged.atom_cost
-            low = get_factors(artifact)
+            low = unpack_factors(Stored(artifact))
             assert (low.codes is not None) == (method == REMAP)
             assert low.dense().shape == (layer.out_features, layer.in_features)
         total += artifact.attrs["numbers"]
@@ -87,7 +88,7 @@ def test_what_is_stored_is_the_model_that_was_measured(method: str, walk_of: Get
         for layer in walk.pipeline.job.layers:
             artifact = walk.session.artifact(walk.pipeline.realised[layer.name])
             if artifact.attrs["rank"] is not None:
-                weight = get_factors(artifact).dense()
+                weight = unpack_factors(Stored(artifact)).dense()
                 weight = weight.T if layer.transposed else weight
                 dense.get_submodule(layer.name).weight.copy_(weight)
         assert torch.allclose(dense(tokens).logits, small(tokens).logits, atol=1e-3)

@@ -5,14 +5,12 @@ from pathlib import Path
 
 from compress_core.methods import build_method
 from storage.digests import DigestCache
-from storage.fingerprint import code_fingerprint
+from tasks.engine.code import fingerprint
 from tasks.engine.dense_model import DenseModel
 from tasks.engine.job import Job
 from tasks.engine.units import Unit
-from tasks.stages.collect import CODE as COLLECT_CODE
 from tasks.stages.collect import collect_groups
 from tasks.stages.decompose import decompose_groups
-from tasks.stages.materialise import CODE as MATERIALISE_CODE
 from tasks.stages.tokenise import Text, calibration_group
 from tasks.stages.weigh import weigh_groups
 from tests.contracts.more_families import any_model
@@ -54,7 +52,7 @@ def test_stored_buffers_are_part_of_the_activations_key(tmp_path: Path) -> None:
             layer.layer_scalar.fill_(scale)
         folder = tmp_path / f"scale {scale}"
         model.save_pretrained(folder)
-        tokens = Unit("tokenise", "calibration", settings={}, code=[])
+        tokens = Unit("tokenise", "calibration", settings={})
         groups = collect_groups(make_job(folder, "svd_llm", tmp_path), tokens)
         sources.append([unit.sources for group in groups for unit in group.units])
     assert all(one != other for one, other in zip(*sources, strict=True))
@@ -63,20 +61,23 @@ def test_stored_buffers_are_part_of_the_activations_key(tmp_path: Path) -> None:
 def test_the_metric_that_is_used_is_the_weightings(inputs: pico.Inputs, tmp_path: Path) -> None:
     """Its code and its fields are in the key of what it decides."""
     job = make_job(inputs.model, "svd_llm", tmp_path)
-    taps = {
-        layer.tap: Unit("collect", layer.tap, settings={}, code=[])
-        for layer in job.model.layout.layers
-    }
+    taps = {layer.tap: Unit("collect", layer.tap, settings={}) for layer in job.model.layout.layers}
     weighed = weigh_groups(job.model, job.method.weighting, taps)
     by_tap = {unit.name: unit for group in weighed for unit in group.units}
     for group in decompose_groups(job, taps, by_tap, {}):
         for unit in group.units:
-            assert "compress_core.metric.OutputError" in unit.code
+            assert "compress_core.metric.OutputError" in fingerprint(unit.code)
             assert unit.settings["weighting"] == {"kind": "OutputError"}
 
 
-def test_the_modelling_file_is_code_of_the_folder_and_of_nothing_before_it() -> None:
-    written = code_fingerprint(MATERIALISE_CODE)
-    assert "compress_core.hf.factorise.factorise_from_config" in written
-    measured = code_fingerprint(COLLECT_CODE)
-    assert not {name for name in measured if "folder" in name or "quantizer" in name}
+def test_the_modelling_file_is_code_of_the_folder_and_of_nothing_before_it(
+    inputs: pico.Inputs, tmp_path: Path
+) -> None:
+    pipeline, *_ = pico.build(inputs.settings(tmp_path / "home"))
+    codes: dict[str, set[str]] = {}
+    for group in pipeline.groups:
+        for unit in group.units:
+            codes.setdefault(unit.stage, set()).update(fingerprint(unit.code))
+    assert "compress_core.hf.factorise.factorise_from_config" in codes["materialise"]
+    for stage in ("collect", "weigh", "decompose", "allocate", "realise"):
+        assert not {name for name in codes[stage] if "folder" in name or "quantizer" in name}

@@ -24,9 +24,7 @@ from tests.pipeline.folders import entries_of, expect_shared, shared_of
 BLOCKS, KEPT = 4, 0.5
 MODELS = {"llama": pico.llama, "gpt2": pico.gpt2}
 FACTORS = [  # methods that prune and those that learn have tests of their own
-    name
-    for name in METHODS
-    if build_method(name).prune is None and build_method(name).learn is None
+    name for name in METHODS if not build_method(name).prunes and build_method(name).learn is None
 ]
 METHODS_OF = {
     "llama": [

@@ -13,9 +13,10 @@ from transformers import AutoModelForCausalLM
 
 import compress_core.hf  # noqa: F401  registers the format
 from compress_core.evaluate import perplexity_and_kl
+from compress_core.layer.stored import unpack_factors
 from compress_core.types import affordable
 from tasks.stages.allocate import read_shares
-from tasks.stages.arrays import get_factors, get_tensor
+from tasks.stages.arrays import Stored, get_tensor
 from tests.pipeline import pico
 from tests.pipeline.conftest import Run
 from tests.pipeline.halting import halt
@@ -67,7 +68,7 @@ def test_every_layer_stores_the_numbers_of_its_share(model: str, method: str, do
     total = 0
     for layer in job.layers:
         artifact = walk.session.artifact(walk.pipeline.realised[layer.name])
-        share, low = shares[layer.name], get_factors(artifact)
+        share, low = shares[layer.name], unpack_factors(Stored(artifact))
         assert low.sparse is not None and share.nonzeros > 0
         assert (low.rank, low.sparse.nonzeros) == (share.rank, share.nonzeros)
         assert artifact.attrs["numbers"] == share.cost(layer)
@@ -104,7 +105,7 @@ def test_the_folder_loads_in_both_ways_and_is_what_was_realised(
     dense: Any = AutoModelForCausalLM.from_pretrained(walk.pipeline.config.model)
     with torch.no_grad():
         for layer in walk.pipeline.job.layers:
-            low = get_factors(walk.session.artifact(walk.pipeline.realised[layer.name]))
+            low = unpack_factors(Stored(walk.session.artifact(walk.pipeline.realised[layer.name])))
             weight = low.dense().T if layer.transposed else low.dense()
             dense.get_submodule(layer.name).weight.copy_(weight)
     by_hand = perplexity_and_kl(dense.eval(), tokens, reference=None, batch_size=8)
@@ -115,7 +116,7 @@ def test_masks_of_a_pattern_keep_two_of_every_four(done: Get) -> None:
     for method in ("wanda:pattern=2:4", "oats:iterations=4:low_rank=0.3:pattern=2:4"):
         walk = done("llama", method)
         for unit in walk.pipeline.realised.values():
-            low = get_factors(walk.session.artifact(unit))
+            low = unpack_factors(Stored(walk.session.artifact(unit)))
             assert low.sparse is not None
             groups = low.sparse.mask.view(low.sparse.mask.shape[0], -1, 4)
             assert bool((groups.sum(dim=2) == 2).all())
@@ -125,7 +126,7 @@ def test_wanda_leaves_what_it_keeps_as_it_was(done: Get) -> None:
     walk = done("llama", "wanda")
     dense = load_file(Path(walk.pipeline.config.model) / "model.safetensors")
     for name, unit in walk.pipeline.realised.items():
-        low = get_factors(walk.session.artifact(unit))
+        low = unpack_factors(Stored(walk.session.artifact(unit)))
         assert low.sparse is not None
         assert torch.equal(low.dense(), dense[f"{name}.weight"] * low.sparse.mask)
 

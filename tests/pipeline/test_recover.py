@@ -14,7 +14,7 @@ from flows.commands.plan import plan_as_run_or_sweep
 from flows.runs.forecast import Planner
 from flows.settings.checks import check_methods
 from flows.settings.config import RunConfig
-from tasks.stages.materialise import FOLDER
+from tasks.engine.dense_model import FOLDER
 from tasks.tracking import client as tracking
 from tests.pipeline import pico
 from tests.pipeline.conftest import Run

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from compress_core.errors import NumericsError
 from tasks.engine.prefect_task import run_group
-from tasks.engine.units import Session
+from tasks.engine.session import Session
 from tests.pipeline import pico
 from tests.pipeline.conftest import Run
 

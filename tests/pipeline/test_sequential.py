@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from compress_core.hf.loading import load_model
 from compress_core.methods import METHODS, build_method
-from compress_core.stats import PrefixStats, buckets_of
-from tasks.stages.arrays import get_prefix_stats, get_stats, get_tensor
+from compress_core.stats import InputStats, PrefixStats, buckets_of
+from tasks.stages.arrays import Stored, get_tensor
 from tests.pipeline import pico
 
 LAST = pico.BLOCKS - 1
@@ -62,7 +62,7 @@ def inputs_of(model: Any, block: int, tokens: Tensor) -> dict[str, Tensor]:
 def measured(walk: pico.Walk, block: int, tap: str) -> PrefixStats:
     name = f"model.layers.{block}.{tap}"
     unit = next(u for u in walk.session.manifests if (u.stage, u.name) == ("measure", name))
-    return get_prefix_stats(walk.session.artifact(unit))
+    return PrefixStats.unpack(Stored(walk.session.artifact(unit)))
 
 
 def tokens_of(walk: pico.Walk) -> Tensor:
@@ -109,7 +109,10 @@ def test_where_nothing_is_compressed_yet_it_is_the_dense_models(
             for u in walk.session.manifests
             if (u.stage, u.name) == ("collect", f"model.layers.0.{tap}")
         )
-        dense, found = get_stats(walk.session.artifact(unit)), measured(walk, 0, tap)
+        dense, found = (
+            InputStats.unpack(Stored(walk.session.artifact(unit))),
+            measured(walk, 0, tap),
+        )
         torch.testing.assert_close(found.gram, dense.gram, rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(found.cross, dense.gram, rtol=1e-12, atol=1e-12)
 
@@ -161,7 +164,7 @@ def test_a_method_that_does_not_ask_never_pays(
     name = f"{method}:group=3" if method == "basis_sharing" else method
     pipeline, _, _ = pico.build(inputs.settings(home, method=name))
     stages = {group.stage for group in pipeline.groups}
-    asks = method in ("ada_svd", "saes_svd") or build_method(name).prune is not None
+    asks = method in ("ada_svd", "saes_svd") or build_method(name).prunes
     assert build_method(name).sequential == asks
     assert ({"measure", "advance"} <= stages) == asks
     assert asks or not {"measure", "advance"} & stages

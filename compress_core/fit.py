@@ -1,21 +1,25 @@
-"""What every refiner is: factors of one layer in, better factors of the same cost out."""
+"""What every fitter is: it makes one layer of what it may keep, and of what was measured.
+
+A refiner begins with factors and betters them at the same cost; a pruner begins with the weight
+alone, anew for every budget.
+"""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
-import torch
 from torch import Tensor
 
 from compress_core.decompose import LowRank
 from compress_core.errors import ConfigError
+from compress_core.types import Share
 
-DENSE, PREFIX = "dense", "prefix"  # what a refiner may read
+DENSE, PREFIX = "dense", "prefix"  # what a fitter may read
 Step = Literal["layer", "block"]
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Second moments of a layer's input per token, float64 (in, in); a refiner says what it reads.
+    """Second moments of a layer's input per token, float64 (in, in); a fitter says what it reads.
 
     Attributes:
         dense: E[x xᵀ] of the dense model's inputs.
@@ -28,20 +32,40 @@ class Moments:
     cross: Tensor | None = None
 
 
-class Refiner(Protocol):
-    """Betters the factors of one layer."""
+Start = LowRank | Share
+"""What a fit begins with: the decomposition cut to the layer's share, float64, or where nothing is
+decomposed beforehand the share itself, which is then never dense."""
+
+
+class Fitter(Protocol):
+    """Makes what one layer stores."""
 
     reads: ClassVar[frozenset[str]]  # of DENSE, PREFIX
 
-    def refine(self, weight: Tensor, factors: LowRank, moments: Moments) -> LowRank:
-        """Factors that cost no more numbers.
+    def fit(self, weight: Tensor, start: Start, moments: Moments) -> LowRank:
+        """What the layer stores: no more numbers than it began with, and just the share's of those.
 
         Args:
             weight: The dense weight, float64 (out, in).
-            factors: The decomposition cut to the layer's rank, float64.
+            start: Factors for a refiner, a share for a pruner.
             moments: At least what it ``reads``.
+
+        Raises:
+            NumericsError: A moment from which nothing can be computed.
         """
         ...
+
+
+def start_factors(start: Start) -> LowRank:
+    """What a refiner begins with."""
+    assert isinstance(start, LowRank)
+    return start
+
+
+def start_share(start: Start) -> Share:
+    """What a pruner begins with."""
+    assert isinstance(start, Share)
+    return start
 
 
 @dataclass(frozen=True)
@@ -63,13 +87,3 @@ class Prefix:
             raise ConfigError(f"the prefix grows by 'layer' or by 'block', got {self.step!r}")
         if self.buckets < 0:
             raise ConfigError(f"buckets must be 0 or more, got {self.buckets}")
-
-
-def inverse(gram: Tensor, floor: float) -> Tensor:
-    """The pseudo-inverse of a symmetric positive semidefinite matrix.
-
-    Args:
-        gram: float64 (n, n).
-        floor: Eigenvalues below this part of the largest are noise and count as zero.
-    """
-    return torch.linalg.pinv(gram, rtol=floor, hermitian=True)

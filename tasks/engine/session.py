@@ -1,0 +1,191 @@
+"""A run of groups against a store: each unit is found there, or computed and kept."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass, field
+from threading import Event
+from time import perf_counter
+from typing import Any
+
+from compress_core.errors import CompressError
+from storage.artifact import Artifact
+from storage.draft import Draft
+from storage.errors import ArtifactMissingError
+from storage.keys import recipe_key
+from storage.manifest import Manifest
+from storage.store import Store
+from tasks.engine.stages import STAGES
+from tasks.engine.units import Group, Outcome, Unit
+
+
+class Interrupted(Exception):
+    """Ends the work of a group whose command was told to stop."""
+
+
+Listener = Callable[[str, int, int], None]  # label, done, in all
+
+
+class Session:
+    """One run against one store: which artifact each unit turned out to be.
+
+    Args:
+        store: Where artifacts are kept.
+        refresh: Stages that are computed again even when they are cached.
+        listener: Told of progress inside a group.
+        info: Recorded with every artifact computed; never part of its identity.
+        refreshed: Keys computed again already; runs of one sweep share it.
+        release: Called before a stage that needs memory for itself computes.
+        earlier: Key to outcome of units that the same command computed before this run; the run
+            reports them as its own, once.
+
+    Attributes:
+        stopping: Set when the command was told to stop: groups run in threads, where Ctrl-C does
+            not reach them.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        refresh: Sequence[str] = (),
+        listener: Listener = lambda label, done, total: None,
+        info: Mapping[str, Any] | None = None,
+        refreshed: set[str] | None = None,
+        earlier: dict[str, Outcome] | None = None,
+        release: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.store = store
+        self.refresh = frozenset(refresh)
+        self.listener = listener
+        self.info = dict(info or {})
+        self.earlier = {} if earlier is None else earlier
+        self.release = release
+        self.stopping = Event()
+        self.manifests: dict[Unit, Manifest] = {}
+        self.refreshed = set() if refreshed is None else refreshed
+
+    def artifact(self, unit: Unit) -> Artifact:
+        """The artifact of a unit that is done."""
+        return self.store.open(self.manifests[unit].key, unit.stage)
+
+    def recipe(self, unit: Unit) -> dict[str, Any]:
+        """The recipe of a unit whose inputs are done."""
+        return unit.recipe(
+            lambda upstream: self.manifests[upstream].digest,
+            lambda upstream, part: part(self.artifact(upstream)),
+        )
+
+    def run(self, group: Group) -> list[Outcome]:
+        """Finds or computes every unit of a group.
+
+        Raises:
+            CompressError: As the computation did, with the stage and the group named.
+        """
+        work = Work(self, group)
+        outcomes = {}
+        for unit in group.units:
+            started = perf_counter()
+            recipe = self.recipe(unit)
+            key = recipe_key(recipe)
+            if unit.stage in self.refresh and key not in self.refreshed:
+                self.refreshed.add(key)
+                with suppress(ArtifactMissingError):  # nothing to refresh: computed anyway
+                    self.store.remove(key)
+            manifest = self.store.find(key, unit.stage)
+            if manifest is None:
+                work.add(unit, key, recipe)
+                continue
+            self.manifests[unit] = manifest
+            seconds = perf_counter() - started
+            cached = Outcome(unit.stage, unit.name, key, "cached", seconds)
+            outcomes[unit] = self.earlier.pop(key, cached)
+        if work.missing:
+            if STAGES[group.stage].alone:
+                self.release()
+            try:
+                group.compute(work)
+            except CompressError as error:
+                raise type(error)(f"stage {group.stage}, {group.label}: {error}") from error
+            for unit in work.missing:
+                seconds = work.seconds[unit]
+                outcomes[unit] = Outcome(
+                    unit.stage, unit.name, work.keys[unit], "computed", seconds
+                )
+        if group.after is not None:
+            group.after(self, recipe)
+        return [outcomes[unit] for unit in group.units]
+
+
+@dataclass
+class Work:
+    """What a group's ``compute`` is given: the units to do and the means to do them."""
+
+    session: Session
+    group: Group
+    missing: list[Unit] = field(default_factory=list)
+    keys: dict[Unit, str] = field(default_factory=dict)
+    recipes: dict[Unit, dict[str, Any]] = field(default_factory=dict)
+    seconds: dict[Unit, float] = field(default_factory=dict)
+    _mark: float = field(default_factory=perf_counter)
+
+    def add(self, unit: Unit, key: str, recipe: dict[str, Any]) -> None:
+        """Puts a unit on the list."""
+        self.missing.append(unit)
+        self.keys[unit] = key
+        self.recipes[unit] = recipe
+        self._mark = perf_counter()
+
+    def artifact(self, unit: Unit) -> Artifact:
+        """The artifact of an upstream unit."""
+        return self.session.artifact(unit)
+
+    def progress(self, done: int, total: int, detail: str = "") -> None:
+        """Tells the listener how far the group is, and where it stands in a word.
+
+        Raises:
+            Interrupted: The command was told to stop.
+        """
+        if self.session.stopping.is_set():
+            raise Interrupted
+        label = f"{self.group.stage} {self.group.label}"
+        self.session.listener(f"{label} {detail}" if detail else label, done, total)
+
+    def draft(self, unit: Unit) -> AbstractContextManager[Draft]:
+        """A draft that becomes the unit's artifact when its block ends without an error."""
+        return _Commit(self, unit)
+
+    def elapsed(self) -> float:
+        """Seconds since the last unit of the group was committed."""
+        now = perf_counter()
+        seconds, self._mark = now - self._mark, now
+        return seconds
+
+
+class _Commit(AbstractContextManager[Draft]):
+    def __init__(self, work: Work, unit: Unit) -> None:
+        self.work = work
+        self.unit = unit
+        manifests = work.session.manifests
+        self.draft = work.session.store.draft(
+            key=work.keys[unit],
+            stage=unit.stage,
+            unit=unit.name,
+            recipe=work.recipes[unit],
+            inputs={
+                role: {"key": manifests[up].key, "digest": manifests[up].digest}
+                for role, up in unit.upstream.items()
+            },
+        )
+
+    def __enter__(self) -> Draft:
+        self.opened = self.draft.__enter__()
+        self.opened.info.update(self.work.session.info)
+        return self.opened
+
+    def __exit__(self, *error: Any) -> None:
+        if error[0] is None:
+            seconds = self.work.elapsed()
+            self.work.seconds[self.unit] = seconds
+            self.opened.info["seconds"] = seconds
+        self.draft.__exit__(*error)
+        if error[0] is None:
+            self.work.session.manifests[self.unit] = self.opened.manifest
