@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.report.files import draw_sweep
-from tests.pages import file_map, headline
+from tests.pages import file_map, headline, stage_table
 from tests.pages.marked import replaced
 
 
@@ -13,6 +13,7 @@ def made() -> dict[Path, str]:
     """Every page that is made, wholly or in part, with what it has to be."""
     return {
         headline.PAGE: replaced(headline.PAGE, "results", headline.render()),
+        stage_table.PAGE: replaced(stage_table.PAGE, "stages", stage_table.render()),
         file_map.PAGE: file_map.render(),
     }
 
