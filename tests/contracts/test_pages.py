@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import typer
 
+from compress_core.allocate import ALLOCATORS
 from flows.commands.cli import app
 from flows.report.files import markdown_table
 from tests.pages import file_map
@@ -17,6 +18,12 @@ README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md")), ROOT / "docs" / "results" / "README.md"]
 PAGES.append(ROOT / "deployments" / "README.md")
 CODE = re.compile(r"```sh\n(.*?)```|`([^`\n]+)`", re.DOTALL)
+FILES = [
+    file
+    for folder in (*file_map.PACKAGES, "docs", "deployments")
+    for file in ROOT.joinpath(folder).rglob("*.*")
+]
+WRITTEN_BY_READERS = {"compress_core/methods/mine.py"}
 OTHER_TOOLS = re.compile(r"(?:prefect|mlflow|pip|pytest) .*")
 
 
@@ -79,6 +86,37 @@ def test_links_on_a_page_lead_to_files_and_headings(page: Path) -> None:
         if heading:
             titles = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), re.MULTILINE)
             assert heading in {title.lower().replace(" ", "-") for title in titles}, link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_and_modules_named_on_a_page_exist(page: Path) -> None:
+    for _, word in CODE.findall(page.read_text(encoding="utf-8")):
+        if re.fullmatch(r"[\w/-]+\.(py|md|yaml)", word) and word not in WRITTEN_BY_READERS:
+            parts = Path(word).parts
+            assert any(file.parts[-len(parts) :] == parts for file in FILES), word
+        if re.fullmatch(r"(compress_core|flows|tasks|storage)(\.\w+)+", word):
+            place = ROOT / word.replace(".", "/")
+            modules = (place.with_suffix(".py"), place, place.parent.with_suffix(".py"))
+            assert any(module.exists() for module in modules), word
+
+
+def test_what_a_page_says_is_in_a_file_is_there() -> None:
+    said = [
+        pair
+        for page in PAGES
+        for pair in re.findall(r"`(\w+)`\s+(?:in|\()\s*`([\w/]+\.py)`", page.read_text())
+    ]
+    assert len(said) >= 4
+    for name, word in said:
+        parts = Path(word).parts
+        texts = [file.read_text() for file in FILES if file.parts[-len(parts) :] == parts]
+        assert any(re.search(rf"^(class|def) {name}\b", text, re.MULTILINE) for text in texts), name
+
+
+def test_the_table_of_allocators_names_each_of_them() -> None:
+    text = (ROOT / "docs" / "how-it-works.md").read_text(encoding="utf-8")
+    table = text.split("| `--allocate` |")[1].split("\n\n")[0]
+    assert re.findall(r"^\| `(\w+)`", table, re.MULTILINE) == list(ALLOCATORS)
 
 
 @pytest.mark.parametrize("page", made(), ids=lambda page: str(page.relative_to(ROOT)))
