@@ -9,10 +9,11 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from compress_core.types import LayerRef
 
+MOST_NUMBERED = 12  # blocks, in whose cells a number has room
 COLOURS = [("-", marker, f"C{number}") for number, marker in enumerate("oD^P*hd")]
 GREYS = (("--", "s", "0.7"), ("--", "v", "0.5"), ("--", "X", "0.25"))
 
@@ -20,27 +21,35 @@ GREYS = (("--", "s", "0.7"), ("--", "v", "0.5"), ("--", "X", "0.25"))
 def plot_allocation(
     layers: Sequence[LayerRef], stored: Mapping[str, Mapping[str, Any]], file: Path
 ) -> None:
-    """A bar per layer: the share of its parameters that stays.
+    """A map of the model, blocks across and kinds of layers down: what share of each stays.
 
     Args:
         layers: Every compressible layer.
         stored: Layer name to what it stores, with its ``numbers``.
         file: PNG to write.
     """
-    figure = Figure(figsize=(max(6.0, 0.16 * len(layers)), 4.5), layout="constrained")
+    inside = {
+        layer.name: layer.name.partition(f".{layer.block}.")[2] or layer.name for layer in layers
+    }
+    kinds = list(dict.fromkeys(inside.values()))
+    blocks = max(layer.block for layer in layers) + 1
+    shares = [[math.nan] * blocks for _ in kinds]
+    for layer in layers:
+        share = stored[layer.name]["numbers"] / layer.dense_cost
+        shares[kinds.index(inside[layer.name])][layer.block] = share
+    figure = Figure(figsize=(8.5, 1.5 + 0.35 * len(kinds)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    kinds = list(dict.fromkeys(layer.name.rpartition(".")[2] for layer in layers))
-    for index, kind in enumerate(kinds):
-        places = [i for i, layer in enumerate(layers) if layer.name.endswith("." + kind)]
-        heights = [stored[layers[i].name]["numbers"] / layers[i].dense_cost for i in places]
-        axes.bar(places, heights, color=f"C{index % 10}", label=kind)
-    axes.set_ylim(0, 1)
-    axes.set_ylabel("kept share of the layer")
-    firsts = [i for i, layer in enumerate(layers) if i == 0 or layers[i - 1].block != layer.block]
-    axes.set_xticks(firsts, [str(layers[i].block) for i in firsts])
+    image = axes.imshow(shares, aspect="auto", cmap="viridis", vmin=0, vmax=1)
+    axes.set_yticks(range(len(kinds)), kinds)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=16))
     axes.set_xlabel("block")
-    figure.legend(loc="outside upper center", ncols=4, frameon=False)
+    cells = [(x, y, share) for y, row in enumerate(shares) for x, share in enumerate(row)]
+    for x, y, share in cells if blocks <= MOST_NUMBERED else ():
+        colour = "black" if share > 0.6 else "white"
+        text = "" if math.isnan(share) else f"{share:.2f}"
+        axes.text(x, y, text, ha="center", va="center", color=colour)
+    figure.colorbar(image, label="kept share of the layer")
     figure.savefig(file, dpi=120)
 
 

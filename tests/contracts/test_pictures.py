@@ -1,8 +1,12 @@
 """Which runs of a sweep are drawn: few enough to tell apart, baselines and best among them."""
 
+import struct
+from pathlib import Path
 from typing import Any
 
+from compress_core.types import LayerRef
 from flows.report.series import BASELINES, MOST_SERIES, sweep_series, training_series
+from tasks.tracking.plots import plot_allocation
 
 
 def runs(rows: dict[str, float], kept: float = 0.4) -> list[dict[str, Any]]:
@@ -58,3 +62,14 @@ def test_trainings_are_drawn_whole_methods_at_a_time_and_only_where_their_share_
     given += [trained("still", b, [b, b]) for b in budgets] + runs({"svd": 1.0})
     drawn = [(run["method"], run["kept"]) for run in training_series(given)]
     assert drawn == [(name, b) for name in ("x", "y") for b in budgets]
+
+
+def test_the_picture_of_an_allocation_is_no_wider_for_a_deep_model(tmp_path: Path) -> None:
+    widths = []
+    for blocks in (2, 80):
+        names = {f"model.h.{b}.{kind}.c_proj": b for b in range(blocks) for kind in ("a", "mlp")}
+        layers = [LayerRef(name, block, 8, 8, name) for name, block in names.items()]
+        file = tmp_path / f"{blocks}.png"
+        plot_allocation(layers, {name: {"numbers": 32} for name in names}, file)
+        widths.append(struct.unpack(">I", file.read_bytes()[16:20])[0])
+    assert widths[0] == widths[1] < 1200
