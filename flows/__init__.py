@@ -1,0 +1,1 @@
+"""What a command does, from its words to what it prints."""

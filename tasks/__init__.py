@@ -1,0 +1,1 @@
+"""Between the flows and the core: units that are cached, stages that make them, tracking."""

@@ -1,0 +1,1 @@
+"""What is promised, as tests; and what makes the pages that are not written by hand."""

@@ -1,5 +1,6 @@
-"""The same share of numbers of every layer, between sparse entries and factors, as in the papers
-of methods that prune. It is part of those methods and no word of ``--allocate``.
+"""The same share of every layer, between entries and factors, as methods that prune divide it.
+
+It is part of those methods, from their papers, and no word of ``--allocate``.
 """
 
 import math

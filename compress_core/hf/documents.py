@@ -1,5 +1,6 @@
-"""From a text source to documents: plain text, JSON lines, parquet and datasets of the HuggingFace
-hub, chats through the tokenizer's template; whatever is wrong is one clear line.
+"""From a text source to documents: plain text, JSON lines, parquet, chats, datasets of the hub.
+
+Chats go through the tokenizer's template; whatever is wrong is one clear line.
 """
 
 import json

@@ -1,5 +1,6 @@
-"""Runs lm-eval tasks on a model held in memory, quietly and with no cache of its answers: lm-eval's
-own is by request alone, and serves one model the answers of another.
+"""Runs lm-eval tasks on a model held in memory, quietly and with no cache of its answers.
+
+lm-eval's own cache is by request alone, and serves one model the answers of another.
 """
 
 import contextlib

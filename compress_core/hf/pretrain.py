@@ -1,5 +1,6 @@
-"""Trains a small real Llama from scratch on a given text, for demonstrations where no model is at
-hand: a byte-level tokenizer, then a fixed number of steps, the same bytes for the same settings.
+"""Trains a small real Llama from scratch on a text, for demonstrations where no model is at hand.
+
+A byte-level tokenizer, then a fixed number of steps: the same bytes for the same settings.
 """
 
 import math

@@ -1,5 +1,6 @@
-"""Text that every Python installation has: the documentation topics and the sources of its own
-standard library, cut into parts for training, calibration and evaluation.
+"""Text that every Python installation has: documentation topics and its standard library's sources.
+
+It is cut into parts for training, calibration and evaluation.
 """
 
 import math

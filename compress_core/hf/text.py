@@ -1,5 +1,7 @@
-"""From documents to token windows: calibration windows sampled as the papers do, evaluation windows
-in order, and the tokenizer of a model folder. Everything that decides a window is an argument.
+"""From documents to token windows, and the tokenizer of a model folder.
+
+Calibration windows are sampled as the papers do, evaluation windows come in order. Everything that
+decides a window is an argument.
 """
 
 import json

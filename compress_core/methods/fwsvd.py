@@ -1,5 +1,4 @@
-"""FWSVD (arXiv 2207.00112): truncated SVD of W · diag(d), with d from the weights' Fisher
-information.
+"""FWSVD (arXiv 2207.00112): truncated SVD of W · diag(d), d from the weights' Fisher information.
 
 d_j is the root of the empirical Fisher information of the weights that input j meets: the squared
 gradient of the language-model loss, averaged over calibration windows and summed over outputs (the

@@ -1,5 +1,4 @@
-"""Duo-SVD's column preserving (arXiv 2510.19385): some ranks are traded for columns kept as they
-are.
+"""Duo-SVD's column preserving (arXiv 2510.19385): ranks traded for columns kept as they are.
 
 Giving up Δ of r ranks frees room for c = Δ (m + n) / (m + i − (r − Δ)) columns of an (m, n) weight
 at equal storage, (r − Δ)(m + n − c) + c (m + i) = r (m + n), with i what a column's index takes.

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from compress_core.errors import ConfigError
+from flows.report.series import baseline, sweep_series, training_series
 from tasks.stages.materialise import cannot_write
 from tasks.tracking.plots import plot_sweep, plot_training
-
-MOST_CURVES = 8  # in one picture
 
 
 def write_report(folder: Path, results: Sequence[Mapping[str, Any]]) -> None:
@@ -48,11 +47,23 @@ def _write(folder: Path, results: Sequence[Mapping[str, Any]]) -> None:
     lines = ",\n".join(json.dumps(_portable(run), ensure_ascii=False) for run in results)
     (folder / "results.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
     (folder / "table.md").write_text(markdown_table(results), encoding="utf-8")
-    budgets = {run["kept"] for run in results}  # of one there is nothing to draw a line between
-    if "perplexity" in results[0]["metrics"]["compressed"] and len(budgets) > 1:
-        plot_sweep(results, folder / "perplexity.png")
-    if trained := [run for run in results if len(set(run.get("curves", {}).get("kept", ()))) > 1]:
-        plot_training(trained[:MOST_CURVES], folder / "training.png")
+    draw_sweep(results, folder / "perplexity.png")
+    if trained := training_series(results):
+        plot_training(trained, folder / "training.png")
+
+
+def draw_sweep(results: Sequence[Mapping[str, Any]], file: Path) -> None:
+    """Draws perplexity against size, where there is a line to draw: at two budgets or more.
+
+    Args:
+        results: Of a sweep, or what its ``results.json`` says of them.
+        file: PNG to write.
+    """
+    measured = [run for run in results if "perplexity" in run["metrics"]["compressed"]]
+    if len({run["kept"] for run in measured}) > 1:
+        chosen = sweep_series(measured)
+        rest = len({run["method"] for run in measured}) - len(chosen)
+        plot_sweep(measured, {row: baseline(row) for row in chosen}, rest, file)
 
 
 def markdown_table(results: Sequence[Mapping[str, Any]]) -> str:

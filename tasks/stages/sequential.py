@@ -1,5 +1,4 @@
-"""Stages ``measure``, ``realise`` and ``advance`` in turn: inputs behind layers that are
-compressed.
+"""Stages ``measure``, ``realise`` and ``advance`` in turn: inputs behind compressed layers.
 
 Block b is measured on the model whose earlier blocks (and, step by step, whose own earlier layers)
 are compressed already; the dense model runs beside it. What ``advance`` leaves is a digest of the

@@ -1,93 +1,131 @@
 """Pictures of a run: where the budget went, and what quality each size has."""
 
+import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, StrMethodFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from compress_core.types import LayerRef
+
+MOST_NUMBERED = 12  # blocks, in whose cells a number has room
+COLOURS = [("-", marker, f"C{number}") for number, marker in enumerate("oD^P*hd")]
+GREYS = (("--", "s", "0.7"), ("--", "v", "0.5"), ("--", "X", "0.25"))
 
 
 def plot_allocation(
     layers: Sequence[LayerRef], stored: Mapping[str, Mapping[str, Any]], file: Path
 ) -> None:
-    """A bar per layer: the share of its parameters that stays.
+    """A map of the model, blocks across and kinds of layers down: what share of each stays.
 
     Args:
         layers: Every compressible layer.
         stored: Layer name to what it stores, with its ``numbers``.
         file: PNG to write.
     """
-    figure = Figure(figsize=(max(6.0, 0.16 * len(layers)), 4.5), layout="constrained")
+    inside = {
+        layer.name: layer.name.partition(f".{layer.block}.")[2] or layer.name for layer in layers
+    }
+    kinds = list(dict.fromkeys(inside.values()))
+    blocks = max(layer.block for layer in layers) + 1
+    shares = [[math.nan] * blocks for _ in kinds]
+    for layer in layers:
+        share = stored[layer.name]["numbers"] / layer.dense_cost
+        shares[kinds.index(inside[layer.name])][layer.block] = share
+    figure = Figure(figsize=(8.5, 1.5 + 0.35 * len(kinds)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    kinds = list(dict.fromkeys(layer.name.rpartition(".")[2] for layer in layers))
-    for index, kind in enumerate(kinds):
-        places = [i for i, layer in enumerate(layers) if layer.name.endswith("." + kind)]
-        heights = [stored[layers[i].name]["numbers"] / layers[i].dense_cost for i in places]
-        axes.bar(places, heights, color=f"C{index % 10}", label=kind)
-    axes.set_ylim(0, 1)
-    axes.set_ylabel("kept share of the layer")
-    firsts = [i for i, layer in enumerate(layers) if i == 0 or layers[i - 1].block != layer.block]
-    axes.set_xticks(firsts, [str(layers[i].block) for i in firsts])
+    image = axes.imshow(shares, aspect="auto", cmap="viridis", vmin=0, vmax=1)
+    axes.set_yticks(range(len(kinds)), kinds)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=16))
     axes.set_xlabel("block")
-    figure.legend(loc="outside upper center", ncols=4, frameon=False)
+    cells = [(x, y, share) for y, row in enumerate(shares) for x, share in enumerate(row)]
+    for x, y, share in cells if blocks <= MOST_NUMBERED else ():
+        colour = "black" if share > 0.6 else "white"
+        text = "" if math.isnan(share) else f"{share:.2f}"
+        axes.text(x, y, text, ha="center", va="center", color=colour)
+    figure.colorbar(image, label="kept share of the layer")
     figure.savefig(file, dpi=120)
 
 
-def _sparse_label(value: float, _: int | None) -> str:
-    """Labels 2 and 5 of each decade, so that a narrow range has numbers and a wide one no crowd."""
-    return f"{value:g}" if f"{value:e}"[0] in "25" else ""
-
-
-def plot_sweep(results: Sequence[Mapping[str, Any]], file: Path) -> None:
+def plot_sweep(
+    results: Sequence[Mapping[str, Any]],
+    series: Mapping[str, int | None],
+    rest: int,
+    file: Path,
+) -> None:
     """Perplexity against stored parameters, a line per method, dense as a level.
 
     Args:
         results: Results of runs on one model and text.
+        series: Methods whose lines are drawn, in the order of the legend; with a number (0 to 2),
+            in that shade of grey, else in a colour.
+        rest: How many rows the table has beside these; the legend says so.
         file: PNG to write.
     """
-    methods = list(dict.fromkeys(result["method"] for result in results))
-    many = len(methods) > 6  # then the legend has no room inside the axes
-    size = (9.5, max(4.5, 0.24 * len(methods))) if many else (6.5, 4.5)
-    figure = Figure(figsize=size, layout="constrained")
+    figure = Figure(figsize=(8.5, 4.8), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    for number, method in enumerate(methods):
+    colours = iter(COLOURS)
+    dense = results[0]["metrics"]["dense"]["perplexity"]
+    drawn = [dense]
+    for method, grey in series.items():
+        line, marker, colour = next(colours) if grey is None else GREYS[grey]
         cells = sorted(
             (r["parameters"]["compressed"] / 1e6, r["metrics"]["compressed"]["perplexity"])
             for r in results
-            if r["method"] == method and "perplexity" in r["metrics"]["compressed"]
+            if r["method"] == method
         )
+        drawn += [cell[1] for cell in cells]
         axes.plot(
-            [c[0] for c in cells],
-            [c[1] for c in cells],
-            marker="osDv^"[number // 10 % 5],
-            linestyle=("-", "--", "-.")[number // 10 % 3],
-            color=f"C{number % 10}",
-            label=method,
+            [cell[0] for cell in cells],
+            [cell[1] for cell in cells],
+            linestyle=line,
+            marker=marker,
+            color=colour,
+            label=_wrapped(method),
         )
-    dense = results[0]
-    if "perplexity" in dense["metrics"]["dense"]:
-        level = dense["metrics"]["dense"]["perplexity"]
-        axes.axhline(level, color="black", linestyle=":", label="dense")
-    low, high = axes.get_ylim()
-    if high > 4 * low:
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axes.yaxis.set_minor_formatter(FuncFormatter(_sparse_label))
+    axes.axhline(dense, color="black", linestyle=":", label="dense")
+    _scale(axes, min(drawn), max(drawn))
     axes.set_xlabel("stored parameters, millions")
     axes.set_ylabel("perplexity")
     axes.grid(alpha=0.3, which="both")
-    if many:
-        figure.legend(loc="outside right upper", frameon=False, fontsize="small")
-    else:
-        axes.legend(frameon=False)
-    axes.set_title(f"{dense['model']} on {next(iter(dense['metrics']['dense']['texts']))}")
+    more = f"{rest} more {'row' if rest == 1 else 'rows'} in the table" if rest else None
+    small = {"fontsize": 9, "title_fontsize": 9, "frameon": False}
+    figure.legend(loc="outside right upper", title=more, **small)
+    text = next(iter(results[0]["metrics"]["dense"]["texts"]))
+    axes.set_title(f"{results[0]['model']} on {text}")
     figure.savefig(file, dpi=120)
+
+
+def _wrapped(method: str, width: int = 26) -> str:
+    """A method's name on as many lines as it needs, broken before an option."""
+    lines = [""]
+    for part in re.split("(?=[:+])", method):
+        if lines[-1] and len(lines[-1] + part) > width:
+            lines.append("  ")
+        lines[-1] += part
+    return "\n".join(lines)
+
+
+def _scale(axes: Axes, low: float, high: float) -> None:
+    """Logarithmic where values are far apart, with plain numbers, as many as have room."""
+    if high <= 4 * low:
+        return
+    axes.set_yscale("log")
+    decades = math.log10(high / low)
+    digits = "12357" if decades < 1 else "125" if decades < 2.5 else "1"
+
+    def label(value: float, _: int | None) -> str:
+        return f"{value:g}" if f"{value:e}"[0] in digits else ""
+
+    axes.yaxis.set_major_formatter(FuncFormatter(label))
+    axes.yaxis.set_minor_formatter(FuncFormatter(label))
 
 
 def plot_training(results: Sequence[Mapping[str, Any]], file: Path) -> None:

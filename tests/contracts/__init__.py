@@ -1,0 +1,1 @@
+"""What every method, family, command and page promises."""

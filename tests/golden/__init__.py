@@ -1,0 +1,1 @@
+"""The numbers that methods gave when they were checked against their papers."""

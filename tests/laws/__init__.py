@@ -1,0 +1,1 @@
+"""What the mathematics guarantees, on made-up layers."""

@@ -1,5 +1,7 @@
-"""Buying by falling slope: exactly optimal at the hull's vertices, near it between, never worse
-with more, and free to leave a layer dense."""
+"""Buying by falling slope: optimal at the hull's vertices, near it between, layers may stay dense.
+
+More budget is never worse.
+"""
 
 import itertools
 from collections.abc import Mapping

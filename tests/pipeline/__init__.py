@@ -1,0 +1,1 @@
+"""What people get, from a command to a folder that loads."""
