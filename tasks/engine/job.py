@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from functools import cached_property
 
-from torch import Tensor
-
 from compress_core.method import Method
 from compress_core.types import LayerRef, Stack
 from tasks.engine.dense_model import DenseModel
@@ -62,7 +60,3 @@ class Job:
     def stack(self, layer: LayerRef) -> Stack:
         """The stack that a layer is in."""
         return self.stacks[self.stack_of[layer.name]]
-
-    def stored(self, layer: LayerRef) -> Tensor:
-        """The tensor that holds a layer's weight, as its file has it."""
-        return self.model.checkpoint.read(self.model.weight_key(layer.name))

@@ -1,14 +1,18 @@
 """Whole models, loaded where a stage has to have one, and held while others may need them too.
 
-A stage that asks for one names ``load_model`` in its code.
+A stage that asks for one names ``LOADING`` in its code.
 """
 
 from typing import Any
 
 from compress_core.hf.loading import load_model
+from compress_core.hf.quantizer import EigenpressConfig, EigenpressQuantizer
 from tasks.engine.dense_model import FOLDER, DenseModel
 from tasks.engine.session import Work
 from tasks.engine.units import Unit
+
+LOADING = (load_model, EigenpressConfig, EigenpressQuantizer)
+"""What a loaded model's numbers come from: transformers calls the last two by their names."""
 
 
 class Models:

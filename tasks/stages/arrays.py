@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from compress_core.hf.checkpoint import Checkpoint
 from compress_core.layer.make import dense_weight
 from compress_core.record import Packed
 from compress_core.types import LayerRef
@@ -57,7 +58,8 @@ class Stored:
 
 def dense_weight_of(job: Job, layer: LayerRef) -> Tensor:
     """A layer's dense weight (out, in), in the dtype it is stored in."""
-    return dense_weight(job.stored(layer), layer)
+    checkpoint: Checkpoint = job.model.checkpoint
+    return dense_weight(checkpoint.read(job.model.weight_key(layer.name)), layer)
 
 
 def get_tensor(artifact: Artifact, name: str, rows: int | None = None) -> Tensor:

@@ -1,11 +1,10 @@
 """Stage ``collect``, for methods that weigh by gradients: one backward pass of the dense model."""
 
 from compress_core.hf.fisher import fisher_columns
-from compress_core.hf.loading import load_model
 from tasks.engine.job import Job
 from tasks.engine.session import Work
 from tasks.engine.units import Cost, Group, Unit
-from tasks.engine.whole_models import Models
+from tasks.engine.whole_models import LOADING, Models
 from tasks.stages.arrays import get_tensor, put_tensor
 
 
@@ -25,7 +24,7 @@ def fisher_group(job: Job, models: Models, calibration: Unit) -> Group:
             "collect",
             f"gradients of {layer.name}",  # a tap may have the layer's own name
             settings={"dtype": model.layout.dtype, "gradients of": layer.name},
-            code=[load_model],
+            code=LOADING,
             sources={"model": model.digest},
             inputs={"calibration tokens": calibration},
             cost=Cost(operations, 2 * model.checkpoint.nbytes, 8 * layer.in_features),

@@ -9,11 +9,10 @@ from typing import Any
 from compress_core.errors import ConfigError
 from compress_core.evaluate import perplexity_and_kl
 from compress_core.hf.lm_eval_tasks import TaskSpec, run_tasks
-from compress_core.hf.loading import load_model
 from tasks.engine.dense_model import DenseModel
 from tasks.engine.session import Work
 from tasks.engine.units import Cost, Group, Unit
-from tasks.engine.whole_models import Models
+from tasks.engine.whole_models import LOADING, Models
 from tasks.stages.arrays import get_tensor
 
 
@@ -79,7 +78,7 @@ def _group(
         "evaluate",
         name,
         settings=settings | {"dtype": dense.layout.dtype},
-        code=[load_model],
+        code=LOADING,
         sources={"dense model": dense.digest},
         inputs=inputs,
         cost=Cost(operations=operations, memory=dense.checkpoint.nbytes * (2 if compressed else 1)),

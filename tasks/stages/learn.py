@@ -15,7 +15,7 @@ from tasks.engine.components import describe
 from tasks.engine.job import Job
 from tasks.engine.session import Work
 from tasks.engine.units import Cost, Group, Unit
-from tasks.engine.whole_models import Models
+from tasks.engine.whole_models import LOADING, Models
 from tasks.stages.arrays import Stored, put, put_tensor
 from tasks.stages.checkpoints import clear_checkpoints
 from tasks.stages.teacher import read_teacher, teacher_group, training_of
@@ -78,7 +78,7 @@ def _unit(
             "dtype": model.layout.dtype,
             "of": name,
         },
-        code=[learner],
+        code=[*LOADING, learner],
         sources={"model": model.digest},
         inputs=inputs,
         cost=Cost(

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from compress_core.allocate.base import Probe, share_at
-from compress_core.hf.loading import load_model
 from compress_core.hf.probe import KlProbe
 from compress_core.layer.make import stack_weights
 from compress_core.types import LayerRef, Share
@@ -17,7 +16,7 @@ from tasks.engine.components import describe
 from tasks.engine.job import Job
 from tasks.engine.session import Work
 from tasks.engine.units import Cost, Group, Unit
-from tasks.engine.whole_models import Models
+from tasks.engine.whole_models import LOADING, Models
 from tasks.stages.arrays import Stored, dense_weight_of, get_tensor
 
 
@@ -61,7 +60,7 @@ def _unit(
         "probe",
         layer.name,
         settings={**describe(probe), "windows": windows, "dtype": model.layout.dtype},
-        code=[load_model, job.method.decompose],
+        code=[*LOADING, job.method.decompose],
         sources={"model": model.digest},
         inputs=inputs,
         cost=Cost(operations, 3 * model.checkpoint.nbytes, 100),

@@ -21,7 +21,7 @@ from tasks.engine.dense_model import FOLDER
 from tasks.engine.job import Job
 from tasks.engine.session import Work
 from tasks.engine.units import Cost, Group, Unit
-from tasks.engine.whole_models import Models
+from tasks.engine.whole_models import LOADING, Models
 from tasks.stages.arrays import get_tensor, put_tensor
 from tasks.stages.checkpoints import clear_checkpoints
 from tasks.stages.teacher import read_teacher, teacher_group, training_of
@@ -66,6 +66,7 @@ def _unit(
         "recover",
         recovery.how,
         settings={**describe(recovery), "dtype": model.layout.dtype},
+        code=LOADING,
         inputs={
             "compressed model": materialised,
             "calibration tokens": calibration,

@@ -1,13 +1,12 @@
 """Stage ``teacher``: the dense model's likeliest tokens, and what else a training is given."""
 
-from compress_core.hf.loading import load_model
 from compress_core.learn.loop import Training
 from compress_core.learn.teacher import Teacher, teach
 from storage.keys import recipe_key
 from tasks.engine.job import Job
 from tasks.engine.session import Work
 from tasks.engine.units import Cost, Group, Unit
-from tasks.engine.whole_models import Models
+from tasks.engine.whole_models import LOADING, Models
 from tasks.stages.arrays import get_tensor, put_tensor
 from tasks.stages.checkpoints import StoredCheckpoints
 
@@ -22,7 +21,7 @@ def teacher_group(job: Job, models: Models, calibration: Unit) -> Group:
         "teacher",
         "top tokens",
         settings={"top": TOP, "dtype": model.layout.dtype},
-        code=[load_model],
+        code=LOADING,
         sources={"model": model.digest},
         inputs={"calibration tokens": calibration},
         cost=Cost(2.0 * model.parameters * count, model.checkpoint.nbytes, 8 * TOP * count),

@@ -4,7 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compress_core.hf.documents import read_documents
-from compress_core.hf.text import evaluation_windows, sample_windows, split_held_out
+from compress_core.hf.text import (
+    evaluation_windows,
+    load_tokenizer,
+    sample_windows,
+    split_held_out,
+)
 from storage.digests import DigestCache, file_digest
 from storage.keys import recipe_key
 from tasks.engine.dense_model import DenseModel
@@ -75,6 +80,7 @@ def calibration_group(
         "calibration",
         settings={"samples": samples, "length": length, "seed": seed, "bos": bos}
         | {"part": text.part, "field": text.field, "format": text.format},
+        code=[load_tokenizer],
         sources={"text": text.digest(model, digests), "tokenizer": model.tokenizer_digest},
         cost=Cost(disk=samples * length * 8),
     )
@@ -90,6 +96,7 @@ def evaluation_group(
         f"evaluation on {text.label}",
         settings={"length": length, "windows": windows}
         | {"part": text.part, "field": text.field, "format": text.format},
+        code=[load_tokenizer],
         sources={"text": text.digest(model, digests), "tokenizer": model.tokenizer_digest},
         cost=Cost(disk=(windows or 0) * length * 8),
     )
