@@ -22,6 +22,7 @@ def project(wanted: Tensor, costs: Tensor, budget: float) -> Tensor:
         costs: Positive, (items,).
         budget: At least 0.
     """
+    costs = costs.to(wanted.dtype)  # whole numbers times a float would be torch's default dtype
 
     def at(theta: float) -> Tensor:
         return torch.clamp(wanted - theta * costs, 0, 1)

@@ -65,7 +65,7 @@ def plan(given: dict[str, Any], *, config: ConfigFile = None, as_json: Json = Fa
 @app.command()
 def methods(as_json: Json = False) -> None:
     """List the methods and their options."""
-    from flows.commands.plan import list_methods
+    from flows.commands.methods import list_methods
 
     list_methods(as_json, print_json)
 

@@ -3,77 +3,42 @@
 from pathlib import Path
 from typing import Any
 
-from flows.report.console import Reporter, current_reporter
+from flows.report.console import Reporter
 from flows.report.files import check_report, write_report
-from flows.runs.budget import MOST, at_share, resolve_budget
-from flows.runs.pipeline import build_pipeline
-from flows.runs.workspace import open_workspace, read_texts
+from flows.runs.opened import open_command
 from flows.server import runtime
-from flows.settings.checks import check_methods
-from flows.settings.config import RunConfig, Settings, SweepConfig
+from flows.settings.config import Settings, SweepConfig
 from tasks.tracking.client import check_tracking
 
 
 def run_command(settings: Settings, as_json: bool) -> Any:
     """Checks everything that can be refused, then runs the flow and says how it went."""
     reporter = Reporter(stderr=as_json)
+    opened = open_command(settings, reporter)
     if isinstance(settings, SweepConfig):
-        runs = settings.runs()
-    else:
-        assert isinstance(settings, RunConfig)
-        runs = [settings]
-    check_methods(
-        settings,
-        list({run.method: None for run in runs}),
-        [run.kept for run in runs if run.kept is not None],
-    )
-    workspace = open_workspace(settings)
-    if isinstance(settings, RunConfig):
-        settings = resolve_budget(workspace, settings)
-        # Of a search nothing is known yet; what is refused at a mild share is refused at all.
-        runs = [settings if settings.kept is not None else at_share(settings, MOST)]
-    pipelines = [build_pipeline(workspace, run) for run in runs]
-    if isinstance(settings, SweepConfig):
-        report = report_folder(settings, workspace.model.name)
+        report = report_folder(settings, opened.workspace.model.name)
         check_report(report)
-    needed = any(p.job.method.needs_calibration for p in pipelines) or settings.recovery is not None
-    read_texts(workspace, needed)
-    from flows.runs.run import current_workspace, run_flow
-    from flows.runs.sweep import sweep_flow
-    from flows.runs.target import target_flow
+    opened.prepare()
+    from flows.runs.execute import execute_in_flow
 
-    check_tracking(settings.home.expanduser())
-    for note in workspace.notes:
-        reporter.note(note)
-    told = current_reporter.set(reporter)
-    token = current_workspace.set(workspace)
-    try:
-        with runtime.flow_settings():
-            if isinstance(settings, SweepConfig):
-                return tell_sweep(reporter, report, sweep_flow(settings))
-            searched = settings.target_perplexity is not None
-            result = (target_flow if searched else run_flow)(settings)
-            reporter.summary(result)
-            return result
-    finally:
-        current_workspace.reset(token)
-        current_reporter.reset(told)
+    with runtime.flow_settings():
+        result = execute_in_flow(opened)
+        if isinstance(settings, SweepConfig):
+            return tell_sweep(reporter, report, result)
+        reporter.summary(result)
+        return result
 
 
 def demo_command(home: Path, as_json: bool) -> Any:
     """Runs the demonstration and says how it went."""
     from compress_core.hf.pretrain import PretrainSettings
-    from flows.runs.demo import demo_flow
+    from flows.runs.demo import run_demo
 
     reporter = Reporter(stderr=as_json)
     check_tracking(home)
-    told = current_reporter.set(reporter)
-    try:
-        with runtime.flow_settings():
-            results = demo_flow(home, PretrainSettings())
-            return tell_sweep(reporter, home / "reports" / "demo", results)
-    finally:
-        current_reporter.reset(told)
+    with runtime.flow_settings():
+        results = run_demo(home, PretrainSettings(), reporter)
+        return tell_sweep(reporter, home / "reports" / "demo", results)
 
 
 def report_folder(settings: SweepConfig, model: str) -> Path:

@@ -5,7 +5,6 @@ With ``--json`` all of it goes to stderr, so that stdout holds one JSON value an
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from time import perf_counter
 from typing import Any
 
@@ -181,11 +180,3 @@ def sweep_table(results: Sequence[Mapping[str, Any]]) -> Table:
 def _main_score(scores: Mapping[str, float]) -> str:
     """Accuracy where the task has one, else its first metric."""
     return f"{scores.get('acc', next(iter(scores.values()))):.3f}"
-
-
-current_reporter: ContextVar[Reporter | None] = ContextVar("current_reporter", default=None)
-
-
-def get_reporter() -> Reporter:
-    """The reporter of the command in hand; a flow that a worker started reports to stderr."""
-    return current_reporter.get() or Reporter(stderr=True)

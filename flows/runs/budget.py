@@ -3,7 +3,6 @@
 import math
 
 from compress_core.errors import BudgetError
-from compress_core.methods import build_method
 from flows.runs.pipeline import make_job
 from flows.runs.workspace import Workspace
 from flows.settings.config import RunConfig
@@ -30,8 +29,7 @@ def resolve_budget(workspace: Workspace, config: RunConfig) -> RunConfig:
     fixed = model.checkpoint.nbytes - of_layers
     room = config.target_bytes - fixed
     beside, places = "", 0
-    method = build_method(config.method, config.options, config.allocate)
-    if room < compressible * widest and method.stores_entries:
+    if room < compressible * widest and workspace.method(config).stores_entries:
         places = sum(-(-layer.dense_cost // 8) for layer in model.layout.layers)
         beside = f", places of sparse entries {places:,} at most"
     kept = min(1.0, (room - places) / (compressible * widest))
@@ -41,7 +39,7 @@ def resolve_budget(workspace: Workspace, config: RunConfig) -> RunConfig:
             f"--target-bytes {config.target_bytes:,} cannot be met: embeddings, norms and head, "
             f"which are not compressed, take {fixed:,} bytes alone{beside}"
         )
-    found = at_share(config, kept)
+    found = at_kept(config, kept)
     try:
         make_job(workspace, found)
     except BudgetError as error:
@@ -53,7 +51,7 @@ def resolve_budget(workspace: Workspace, config: RunConfig) -> RunConfig:
     return found
 
 
-def at_share(config: RunConfig, kept: float) -> RunConfig:
+def at_kept(config: RunConfig, kept: float) -> RunConfig:
     """The same run at a share of the compressible parameters."""
     budget = {"kept": kept, "of": "compressible", "target_bytes": None, "target_perplexity": None}
     return config.model_copy(update=budget)

@@ -3,13 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from prefect import flow
-
 from compress_core.hf.pretrain import PretrainSettings
-from flows.report.console import get_reporter
-from flows.report.results import as_stage, save_run_record
-from flows.runs.run import run_groups
-from flows.runs.sweep import sweep_flow
+from flows.report.console import Reporter
+from flows.runs.execute import execute_in_flow
+from flows.runs.opened import open_command
+from flows.runs.results import as_stage, save_run_record
+from flows.runs.run import in_flow, run_groups
 from flows.settings.config import SweepConfig
 from flows.settings.home import open_home
 from storage.store import Store
@@ -28,35 +27,38 @@ METHODS = (  # few probe windows: the tables are for quality, the demonstration 
 )
 
 
-@flow(name="eigenpress demo", persist_result=False)
-def demo_flow(home: Path, settings: PretrainSettings) -> list[dict[str, Any]]:
+def run_demo(home: Path, settings: PretrainSettings, reporter: Reporter) -> list[dict[str, Any]]:
     """Trains the model if it is not cached, then sweeps.
 
     Args:
         home: Data directory.
         settings: Everything that decides the trained model.
+        reporter: Who tells people.
 
     Returns:
         The results of the sweep.
     """
     open_home(home)
-    reporter = get_reporter()
     session = Session(Store(home / "store", on_problem=reporter.say), listener=reporter.inside)
     group = train_group(settings)
-    outcomes = run_groups([group], session)
+    outcomes = in_flow(
+        "eigenpress demo", "train", None, lambda: run_groups([group], session, reporter)
+    )
     stages = [as_stage(outcome) for outcome in outcomes]
     save_run_record(home, None, {"stages": stages})  # so that `store gc` keeps what it trained
     folder = home / "demo"
     publish_trained(session.artifact(group.units[0]), folder)
-    return sweep_flow(
-        SweepConfig(
-            model=str(folder / "python-llama"),
-            methods=list(METHODS),
-            kept=list(KEPT),
-            calibration=str(folder / "calibration.jsonl"),
-            eval_text=[str(folder / "evaluation.jsonl")],
-            samples=128,
-            length=settings.context,
-            home=home,
-        )
+    sweep = SweepConfig(
+        model=str(folder / "python-llama"),
+        methods=list(METHODS),
+        kept=list(KEPT),
+        calibration=str(folder / "calibration.jsonl"),
+        eval_text=[str(folder / "evaluation.jsonl")],
+        samples=128,
+        length=settings.context,
+        home=home,
     )
+    opened = open_command(sweep, reporter)
+    opened.prepare()
+    results: list[dict[str, Any]] = execute_in_flow(opened)
+    return results

@@ -6,7 +6,6 @@ What method, options and budget make impossible on this model is refused here, b
 from dataclasses import dataclass
 from pathlib import Path
 
-from compress_core.methods import build_method
 from compress_core.types import Budget
 from flows.runs.workspace import Workspace
 from flows.settings.config import RunConfig
@@ -67,7 +66,7 @@ def build_pipeline(workspace: Workspace, config: RunConfig) -> Pipeline:
     method, models = job.method, workspace.models
     note = EIGHT_BITS.format(method=config.label)
     if method.eight_bits and note not in workspace.notes:
-        workspace.notes.append(note)
+        workspace.notes.add(note)
     calibration, texts = workspace.texts
     collected, weighed, fisher = [], [], []
     wanted = method.needs_calibration or config.recovery is not None
@@ -83,9 +82,7 @@ def build_pipeline(workspace: Workspace, config: RunConfig) -> Pipeline:
             fisher = [fisher_group(job, models, tokens)]
     taps = _by_name(collected)
     gradients = {u.settings["gradients of"]: u for group in fisher for u in group.units}
-    decomposed = []
-    if not method.prunes:
-        decomposed = decompose_groups(job, taps, _by_name(weighed), gradients)
+    decomposed = decompose_groups(job, taps, _by_name(weighed), gradients)
     layers = _by_name(decomposed)
     chosen, allocation = _choose(workspace, job, tokens, taps, layers)
     upstream = Upstream(taps, layers, allocation)
@@ -132,7 +129,7 @@ def make_job(workspace: Workspace, config: RunConfig) -> Job:
         ConfigError, BudgetError: Method, options or budget do not fit the model.
     """
     model = workspace.model
-    method = build_method(config.method, config.options, config.allocate)
+    method = workspace.method(config)
     kept = Budget(config.share, config.of).of_compressible(model.layout.layers, model.parameters)
     job = Job(
         model,

@@ -1,21 +1,18 @@
-"""One method at one budget, as a Prefect flow: stages in order, each unit cached by content.
-
-Prefect reads the annotations of flows at run time, so they are not postponed here.
-"""
+"""One method at one budget: stages in order, each unit cached by content."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from itertools import groupby
 from time import perf_counter
 from typing import Any, cast
 
 from prefect import flow
 
-from compress_core.versions import library_versions
-from flows.report.console import get_reporter
-from flows.report.results import (
+from flows.report.console import Reporter
+from flows.runs.opened import Opened
+from flows.runs.pipeline import Pipeline
+from flows.runs.results import (
     as_stage,
     collect_result,
     curves_of,
@@ -23,11 +20,7 @@ from flows.report.results import (
     save_run_record,
     stored_of,
 )
-from flows.runs.budget import resolve_budget
-from flows.runs.pipeline import Pipeline, build_pipeline
-from flows.runs.workspace import Workspace, open_workspace
-from flows.settings.checks import check_methods
-from flows.settings.config import RunConfig, write_yaml
+from flows.settings.config import Settings, write_yaml
 from flows.settings.output import CONFIG_FILE, check_output
 from tasks.engine.prefect_task import run_group
 from tasks.engine.session import Session
@@ -35,57 +28,42 @@ from tasks.engine.units import Group, Outcome
 from tasks.stages.materialise import publishing
 from tasks.tracking.register import register
 
-# The workspace that the command line has already opened; a deployment opens its own.
-current_workspace: ContextVar[Workspace | None] = ContextVar("current_workspace", default=None)
+
+def in_flow(name: str, run_name: str, config: Settings | None, work: Callable[[], Any]) -> Any:
+    """What ``work`` returns, done as one Prefect flow run that shows ``config``."""
+
+    @flow(name=name, flow_run_name=run_name, persist_result=False)
+    def shown(config: Settings | None) -> Any:
+        return work()
+
+    return shown(config)
 
 
-@flow(
-    name="eigenpress run",
-    flow_run_name="{config.label} kept {config.kept} · {config.model}",
-    persist_result=False,
-)
-def run_flow(config: RunConfig) -> dict[str, Any]:
-    """Compresses one model with one method at one budget.
+def run_in_flow(opened: Opened, pipeline: Pipeline) -> dict[str, Any]:
+    """A run as a flow of its own."""
+    config = pipeline.config
+    run_name = f"{config.label} kept {config.kept} · {config.model}"
+    return cast(
+        dict[str, Any],
+        in_flow("eigenpress run", run_name, config, lambda: run_pipeline(opened, pipeline)),
+    )
 
-    Args:
-        config: What is asked for.
+
+def run_pipeline(opened: Opened, pipeline: Pipeline) -> dict[str, Any]:
+    """Runs all stages, publishes, tracks and registers.
 
     Returns:
         The result, as ``eigenpress run --json`` prints it.
     """
-    if config.target_perplexity is not None:  # of a deployment: the command line knows which flow
-        from flows.runs.target import target_flow
-
-        return target_flow(config)
     started = perf_counter()
-    workspace = current_workspace.get()
-    if workspace is None:
-        check_methods(config, [config.method], [config.kept] if config.kept else [])
-        workspace = open_workspace(config)
-        config = resolve_budget(workspace, config)
-    pipeline = build_pipeline(workspace, config)
-    session = new_session(workspace, config)
-    outcomes = run_groups(pipeline.groups, session)
-    workspace.models.drop("compressed")
-    return finish(workspace, pipeline, session, outcomes, started)
+    session = opened.session()
+    outcomes = run_groups(pipeline.groups, session, opened.reporter)
+    opened.workspace.models.drop("compressed")
+    return finish(opened, pipeline, session, outcomes, started)
 
 
-def new_session(workspace: Workspace, config: RunConfig) -> Session:
-    """A run's session against the workspace's store."""
-    return Session(
-        workspace.store,
-        refresh=config.refresh,
-        listener=get_reporter().inside,
-        info={"device": workspace.model.device, "versions": library_versions()},
-        refreshed=workspace.refreshed,
-        earlier=workspace.earlier,
-        release=workspace.models.drop,
-    )
-
-
-def run_groups(groups: Sequence[Group], session: Session) -> list[Outcome]:
+def run_groups(groups: Sequence[Group], session: Session, reporter: Reporter) -> list[Outcome]:
     """Runs groups in order, each as one Prefect task; a line per stage for the user."""
-    reporter = get_reporter()
     outcomes: list[Outcome] = []
     for line, members in groupby(groups, key=lambda group: group.line):
         of_line = list(members)
@@ -112,14 +90,14 @@ def _stopping(session: Session) -> Iterator[None]:
 
 
 def finish(
-    workspace: Workspace,
+    opened: Opened,
     pipeline: Pipeline,
     session: Session,
     outcomes: list[Outcome],
     started: float,
 ) -> dict[str, Any]:
     """Publishes the folder, tracks and registers the run, and keeps a record of it."""
-    config, reporter = pipeline.config, get_reporter()
+    config, reporter, workspace = pipeline.config, opened.reporter, opened.workspace
     target = model_dir(pipeline, session)
     check_output(config, workspace.model.folder)
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
 """What all runs of one command share: store, model, texts and tasks, opened and checked once."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -8,9 +9,10 @@ from compress_core.hf.checkpoint import resolve_model
 from compress_core.hf.layout import load_config
 from compress_core.hf.lm_eval_tasks import TaskSpec, find_tasks
 from compress_core.hf.text import clip_length
-from flows.report.console import current_reporter
+from compress_core.method import Method
+from compress_core.methods import build_method
 from flows.settings.checks import choose_device
-from flows.settings.config import Settings
+from flows.settings.config import RunConfig, Settings
 from flows.settings.home import open_home
 from storage.digests import DigestCache
 from storage.store import Store
@@ -19,6 +21,28 @@ from tasks.engine.session import Session
 from tasks.engine.units import Group, Outcome
 from tasks.engine.whole_models import Models
 from tasks.stages.tokenise import Text, calibration_group, evaluation_group
+
+
+class Notes(list[str]):
+    """What people should be told: together when a run begins, and from then on at once.
+
+    Attributes:
+        tell: Tells one; None until a run begins.
+    """
+
+    tell: Callable[[str], None] | None = None
+
+    def add(self, note: str) -> None:
+        """One more."""
+        self.append(note)
+        if self.tell is not None:
+            self.tell(note)
+
+    def begin(self, tell: Callable[[str], None]) -> None:
+        """Tells those that there are, and from now on each as it comes."""
+        self.tell = tell
+        for note in self:
+            tell(note)
 
 
 @dataclass
@@ -34,6 +58,7 @@ class Workspace:
         length: Tokens per window, clipped to the model's context.
         tasks: lm-eval tasks, found.
         notes: What people should be told.
+        methods: Built so far, by what the user called them.
         refreshed: Keys that --refresh has computed again already.
         earlier: Key to outcome of what was computed before the flow.
     """
@@ -45,9 +70,17 @@ class Workspace:
     models: Models
     length: int
     tasks: list[TaskSpec]
-    notes: list[str] = field(default_factory=list)
+    notes: Notes = field(default_factory=Notes)
+    methods: dict[str, Method] = field(default_factory=dict)
     refreshed: set[str] = field(default_factory=set)
     earlier: dict[str, Outcome] = field(default_factory=dict)
+
+    def method(self, config: RunConfig) -> Method:
+        """The method of one of the command's runs, built once."""
+        if config.method not in self.methods:
+            built = build_method(config.method, config.options, config.allocate)
+            self.methods[config.method] = built
+        return self.methods[config.method]
 
     @cached_property
     def texts(self) -> tuple[Group | None, dict[str, Group]]:
@@ -63,14 +96,8 @@ def open_workspace(settings: Settings) -> Workspace:
     """
     home = settings.home.expanduser()
     open_home(home)
-    notes: list[str] = []
-
-    def tell(problem: str) -> None:
-        notes.append(problem)
-        if reporter := current_reporter.get():  # before there is one, notes are told together
-            reporter.note(problem)
-
-    store = Store(home / "store", on_problem=tell)
+    notes = Notes()
+    store = Store(home / "store", on_problem=notes.add)
     digests = DigestCache(home / "digests.json")
     device = choose_device(settings.device)
     folder = resolve_model(settings.model)

@@ -1,8 +1,11 @@
 """What settings alone show to be impossible: methods, budgets, missing text, a device."""
 
+from collections.abc import Mapping
+
 import torch
 
 from compress_core.errors import ConfigError
+from compress_core.method import Method
 from compress_core.methods import build_method
 from compress_core.types import Budget
 from flows.settings.config import RunConfig, Settings
@@ -27,16 +30,19 @@ def choose_device(wanted: str) -> str:
     return wanted
 
 
-def check_methods(settings: Settings, methods: list[str], kepts: list[float]) -> None:
-    """Builds every method and budget once, so that mistakes show at once.
+def check_methods(settings: Settings, methods: list[str], kepts: list[float]) -> dict[str, Method]:
+    """Builds every method once, so that mistakes show at once.
+
+    Returns:
+        The methods, by what the user called them.
 
     Raises:
         ConfigError: Unknown method or option, a budget out of range, missing calibration text.
     """
     for kept in kepts:
         Budget(kept, settings.of)
-    for name in methods:
-        method = build_method(name, settings.options, settings.allocate)
+    built = {name: build_method(name, settings.options, settings.allocate) for name in methods}
+    for name, method in built.items():
         if method.needs_calibration and settings.calibration is None:
             raise ConfigError(f"method {name!r} needs calibration text: give --calibration FILE")
         if method.eight_bits and settings.recovery is not None:
@@ -45,7 +51,7 @@ def check_methods(settings: Settings, methods: list[str], kepts: list[float]) ->
                 "are fixed: leave one of the two out"
             )
     _check_recovery(settings)
-    _check_idle(settings, methods)
+    _check_idle(settings, built)
     if settings.calibration is None and not settings.eval_text and not settings.tasks:
         raise ConfigError(
             "nothing to evaluate on: give --eval-text FILE, --tasks NAME or --calibration FILE "
@@ -54,9 +60,10 @@ def check_methods(settings: Settings, methods: list[str], kepts: list[float]) ->
     searched = isinstance(settings, RunConfig) and settings.target_perplexity is not None
     if searched and settings.calibration is None and not settings.eval_text:
         raise ConfigError("--target-perplexity needs text to measure it on: give --eval-text FILE")
+    return built
 
 
-def _check_idle(settings: Settings, methods: list[str]) -> None:
+def _check_idle(settings: Settings, methods: Mapping[str, Method]) -> None:
     """Refuses options that nothing would read.
 
     Raises:
@@ -70,10 +77,10 @@ def _check_idle(settings: Settings, methods: list[str]) -> None:
         raise ConfigError("--eval-field without --eval-text: say of which text")
     if settings.calibration_field is not None and settings.calibration is None:
         raise ConfigError("--calibration-field without --calibration: say of which text")
-    built = [build_method(name, settings.options, settings.allocate) for name in methods]
-    if settings.learn_seed is not None and not any(method.learn for method in built):
+    if settings.learn_seed is not None and not any(method.learn for method in methods.values()):
         raise ConfigError(
-            f"--learn-seed is of methods that train on the whole model; {methods[0]!r} does not"
+            f"--learn-seed is of methods that train on the whole model; {next(iter(methods))!r} "
+            "does not"
         )
 
 

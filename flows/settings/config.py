@@ -8,7 +8,7 @@ import difflib
 import math
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import (
@@ -23,28 +23,16 @@ from pydantic import (
 
 from compress_core.errors import ConfigError
 from compress_core.types import Budget
+from tasks.engine.stages import REFRESHABLE
 
 if TYPE_CHECKING:
     from compress_core.recover.settings import Recovery
 
 Option = bool | int | float | str
-Stage = Literal[
-    "tokenise",
-    "collect",
-    "weigh",
-    "decompose",
-    "probe",
-    "teacher",
-    "learn",
-    "allocate",
-    "measure",
-    "realise",
-    "advance",
-    "materialise",
-    "recover",
-    "evaluate",
-]
-STAGES = get_args(Stage)
+if TYPE_CHECKING:
+    Stage = str
+else:  # the table of stages says which there are
+    Stage = Literal[REFRESHABLE]
 
 
 def default_home() -> Path:
@@ -64,8 +52,10 @@ class Settings(BaseModel):
     of: Literal["compressible", "model"] = Field(
         "compressible", description="what kept is measured on"
     )
-    allocate: Literal["uniform", "by_type", "importance", "hull", "knapsack"] | None = Field(
-        None, description="how the budget is divided; else as the method's paper does"
+    allocate: str | None = Field(
+        None,
+        description="how the budget is divided, see `eigenpress methods`; else as the method's "
+        "paper does",
     )
     options: dict[str, Option] = Field(
         default_factory=dict, description="option of the method, or of --allocate"
@@ -113,6 +103,10 @@ class Settings(BaseModel):
         default_factory=list, description="stage to compute again even when cached"
     )
     trust_remote_code: bool = Field(False, description="let the model folder's own Python run")
+
+    def runs(self) -> "list[RunConfig]":
+        """The runs that are asked for, in order."""
+        return []  # of settings alone; both kinds of command have some
 
     @property
     def recovery(self) -> "Recovery | None":
@@ -174,6 +168,10 @@ class RunConfig(Settings):
                 f"--target-perplexity is a number above 1, got {self.target_perplexity:g}"
             )
         return self
+
+    def runs(self) -> "list[RunConfig]":
+        """Itself, the only one."""
+        return [self]
 
     @property
     def label(self) -> str:

@@ -17,10 +17,10 @@ from storage.keys import recipe_key
 from tasks.engine.code import fingerprint
 from tasks.engine.dense_model import DenseModel
 from tasks.engine.job import Job
-from tasks.engine.scratch import SCRATCH, discard, keep, load
 from tasks.engine.session import Session, Work
 from tasks.engine.units import Cost, Group, Unit
 from tasks.stages.arrays import get_tensor, put
+from tasks.stages.scratch import SCRATCH, discard, keep, load
 
 
 def collect_groups(job: Job, calibration: Unit) -> list[Group]:

@@ -11,13 +11,13 @@ from compress_core.hf.loading import load_model
 from compress_core.layer.make import read_atoms
 from compress_core.learn.base import Assignment, Atoms, Chosen, Learned
 from compress_core.types import LayerRef
-from tasks.engine.checkpoints import clear_checkpoints
 from tasks.engine.components import describe
 from tasks.engine.job import Job
 from tasks.engine.session import Work
 from tasks.engine.units import Cost, Group, Unit
 from tasks.engine.whole_models import Models
 from tasks.stages.arrays import Stored, put, put_tensor
+from tasks.stages.checkpoints import clear_checkpoints
 from tasks.stages.teacher import read_teacher, teacher_group, training_of
 
 CURVES = "curves"

@@ -16,7 +16,6 @@ from compress_core.hf.replace import write_replaced
 from compress_core.recover.parts import stored_tensors
 from compress_core.recover.recovery import Recovered, recover
 from compress_core.recover.settings import Recovery
-from tasks.engine.checkpoints import clear_checkpoints
 from tasks.engine.components import describe
 from tasks.engine.dense_model import FOLDER
 from tasks.engine.job import Job
@@ -24,6 +23,7 @@ from tasks.engine.session import Work
 from tasks.engine.units import Cost, Group, Unit
 from tasks.engine.whole_models import Models
 from tasks.stages.arrays import get_tensor, put_tensor
+from tasks.stages.checkpoints import clear_checkpoints
 from tasks.stages.teacher import read_teacher, teacher_group, training_of
 
 TENSOR = "tensor."  # what the arrays of trained tensors are called, beside those of the curves

@@ -17,12 +17,12 @@ from compress_core.hf.stream import BlockStream
 from compress_core.stats import PrefixAccumulator, StackOfBatch, buckets_of
 from compress_core.types import LayerRef
 from tasks.engine.job import Job
-from tasks.engine.scratch import SCRATCH, discard, keep, load
 from tasks.engine.session import Session, Work
 from tasks.engine.units import Cost, Group, Unit
 from tasks.stages.arrays import get_tensor, put
 from tasks.stages.collect import block_digest
 from tasks.stages.realise import Realise, Upstream, read_factors, realise_unit
+from tasks.stages.scratch import SCRATCH, discard, keep, load
 
 LINE = "sequential"
 

@@ -4,12 +4,12 @@ from compress_core.hf.loading import load_model
 from compress_core.learn.loop import Training
 from compress_core.learn.teacher import Teacher, teach
 from storage.keys import recipe_key
-from tasks.engine.checkpoints import StoredCheckpoints
 from tasks.engine.job import Job
 from tasks.engine.session import Work
 from tasks.engine.units import Cost, Group, Unit
 from tasks.engine.whole_models import Models
 from tasks.stages.arrays import get_tensor, put_tensor
+from tasks.stages.checkpoints import StoredCheckpoints
 
 TOP = 256  # tokens of the dense model's distribution that are kept at each position
 

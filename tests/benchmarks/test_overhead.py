@@ -5,6 +5,7 @@ from time import perf_counter
 
 import numpy as np
 
+from flows.report.console import Reporter
 from flows.server import runtime
 from storage.store import Store
 from tasks.engine.session import Session, Work
@@ -54,7 +55,7 @@ def test_overhead_per_unit(bench: Bench, tmp_path: Path) -> None:
 
     @flow(name="overhead", persist_result=False)
     def overhead() -> None:
-        run_groups(groups(), Session(store))
+        run_groups(groups(), Session(store), Reporter(quiet=True))
 
     with runtime.flow_settings():
         for label in ("computed", "cached"):

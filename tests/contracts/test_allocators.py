@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,8 +13,12 @@ from hypothesis import strategies as st
 from compress_core.allocate import ALLOCATORS, allocator_options, build_allocator
 from compress_core.allocate.base import Evidence
 from compress_core.allocate.spend import step_cost
+from compress_core.allocate.uniform import Uniform
 from compress_core.errors import BudgetError, ConfigError
+from compress_core.methods import build_method
 from compress_core.types import LayerRef, Share, affordable
+from flows.settings.checks import check_methods
+from flows.settings.config import RunConfig
 from tests.made_up import SEEDS, SHAPES, evidence_for, layers_of
 
 KEPT = st.floats(0.05, 1.0)
@@ -236,3 +241,14 @@ def test_what_does_not_exist_is_refused_in_one_line(
 def test_options_are_read_as_the_type_of_their_default() -> None:
     assert build_allocator("hull", {"probe_share": "0.2"}) == ALLOCATORS["hull"](probe_share=0.2)  # type: ignore[call-arg]
     assert build_allocator("importance", {"mrr": "0.2"}) == ALLOCATORS["importance"](mrr=0.2)  # type: ignore[call-arg]
+
+
+def test_an_allocator_in_the_table_is_one_on_the_command_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """There is no second list: as ``--allocate name`` and as ``method@name``."""
+    monkeypatch.setitem(ALLOCATORS, "mine", type("Mine", (Uniform,), {}))
+    config = RunConfig(model="m", kept=0.5, allocate="mine", calibration="t", home=tmp_path)
+    (built,) = check_methods(config, ["svd_llm"], [0.5]).values()
+    assert type(built.allocate) is ALLOCATORS["mine"]
+    assert type(build_method("svd_llm@mine").allocate) is ALLOCATORS["mine"]

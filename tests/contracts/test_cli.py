@@ -75,7 +75,7 @@ def test_help_shows_defaults_and_choices(call: Call) -> None:
     assert "calibration windows (default: 256)" in text
     assert "(float64 or float32; default: float64)" in text
     assert "else EIGENPRESS_HOME or ~/.eigenpress" in text
-    assert "(uniform or by_type or importance or hull or knapsack)" in text
+    assert "how the budget is divided, see `eigenpress methods`" in text
     assert "--target-bytes SIZE bytes of the compressed weights, like 1.5GB, in place of" in text
 
 

@@ -14,7 +14,10 @@ Refuse = Callable[..., str]
 BYTES = {"kept": None, "target_bytes": "1KB"}
 PERPLEXITY = {"kept": None, "target_perplexity": 9}
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
-    "unknown allocator": ({"allocate": "even"}, "allocate: input should be 'uniform', 'by_type', "),
+    "unknown allocator": (
+        {"allocate": "even"},
+        "unknown allocator 'even'. Allocators: uniform, by_type, ",
+    ),
     "unknown allocator of a variant": (
         {"method": "svd_llm@hul"},
         "unknown allocator 'hul'. Did you mean 'hull'? Allocators: uniform, by_type, importance, ",

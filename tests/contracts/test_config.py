@@ -217,7 +217,6 @@ def test_a_size_is_bytes_or_has_a_unit(text: str, size: int, tmp_path: Path) -> 
         ),
         ({"kept": None, "target_perplexity": float("nan")}, "is a number above 1, got nan$"),
         ({"kept": None, "target_perplexity": float("inf")}, "is a number above 1, got inf$"),
-        ({"allocate": "even"}, "allocate: input should be 'uniform', .* or 'knapsack', got 'even'"),
         ({"sample": 3}, "there is no setting called 'sample'; did you mean 'samples'?"),
         ({"colour": 3}, r"there is no setting called 'colour'$"),
         ({"samples": 0}, "samples: input should be greater than or equal to 1, got 0"),

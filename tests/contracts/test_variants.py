@@ -139,7 +139,7 @@ def test_options_are_read_as_the_type_of_their_default() -> None:
 @pytest.mark.parametrize(
     ("text", "part", "expected"),
     [
-        ("fwsvd:epsilon=0.1", "weigh", FisherScale(epsilon=0.1)),
+        ("fwsvd:epsilon=0.1", "weighting", FisherScale(epsilon=0.1)),
         ("svd_llm", "fit", None),
         ("svd_llm:toward_dense=0.5", "fit", None),
         ("svd_llm:update=u", "fit", Alternate(0, 0.0)),

@@ -101,3 +101,10 @@ def test_leave_one_out_compares_with_the_others() -> None:
     losses = torch.tensor([1.0, 2.0, 6.0])
     assert leave_one_out(losses).tolist() == pytest.approx([1 - 4, 2 - 3.5, 6 - 1.5])
     assert leave_one_out(losses[:1]).tolist() == [0.0]
+
+
+def test_no_budget_buys_nothing_whatever_the_dtype_of_costs() -> None:
+    wanted = torch.tensor([0.0, 0.0, 0.0, 1.7171722650527954], dtype=torch.float64)
+    for dtype in (torch.int64, torch.int32, torch.float64):
+        costs = torch.tensor([1, 1, 1, 9], dtype=dtype)
+        assert spent(project(wanted, costs, 0.0), costs) <= 1e-9

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from storage.keys import recipe_key
 from storage.store import Store
-from tasks.engine.scratch import SCRATCH, discard, keep, load, names_of
 from tasks.engine.session import Session
+from tasks.stages.scratch import SCRATCH, discard, keep, load, names_of
 
 PLACES = (0, 1)  # of checkpoints
 

@@ -1,0 +1,83 @@
+"""A command, opened once: settings checked, workspace opened, every pipeline built; then it runs.
+
+`run`, `sweep`, `plan`, the demonstration and deployments all come through here.
+"""
+
+from dataclasses import dataclass
+
+from compress_core.versions import library_versions
+from flows.report.console import Reporter
+from flows.runs.budget import MOST, at_kept, resolve_budget
+from flows.runs.pipeline import Pipeline, build_pipeline
+from flows.runs.workspace import Workspace, open_workspace, read_texts
+from flows.settings.checks import check_methods
+from flows.settings.config import RunConfig, Settings
+from tasks.engine.session import Session
+from tasks.tracking.client import check_tracking
+
+
+@dataclass
+class Opened:
+    """A command that may run.
+
+    Attributes:
+        settings: What was asked for, a budget in bytes turned into kept.
+        workspace: What all its runs share.
+        reporter: Who tells people.
+        pipelines: One per run, in order; of a search for a perplexity that at the mildest kept.
+    """
+
+    settings: Settings
+    workspace: Workspace
+    reporter: Reporter
+    pipelines: list[Pipeline]
+
+    @property
+    def searched(self) -> bool:
+        """Whether its budget is a perplexity that has to be looked for."""
+        settings = self.settings
+        return isinstance(settings, RunConfig) and settings.target_perplexity is not None
+
+    def prepare(self) -> None:
+        """Refuses what only texts and tracking can show, and tells what people should know.
+
+        Raises:
+            TextError: A text cannot be read or is too short for one window.
+            ConfigError, StorageError: Runs cannot be tracked.
+        """
+        calibrated = any(p.job.method.needs_calibration for p in self.pipelines)
+        read_texts(self.workspace, calibrated or self.settings.recovery is not None)
+        check_tracking(self.settings.home.expanduser())
+        self.workspace.notes.begin(self.reporter.note)
+
+    def session(self) -> Session:
+        """A run's session against the workspace's store."""
+        workspace = self.workspace
+        return Session(
+            workspace.store,
+            refresh=self.settings.refresh,
+            listener=self.reporter.inside,
+            info={"device": workspace.model.device, "versions": library_versions()},
+            refreshed=workspace.refreshed,
+            earlier=workspace.earlier,
+            release=workspace.models.drop,
+        )
+
+
+def open_command(settings: Settings, reporter: Reporter) -> Opened:
+    """Checks everything that can be refused before a stage runs, and builds what will.
+
+    Raises:
+        CompressError, StorageError: Something the user asked for cannot be had.
+    """
+    runs = settings.runs()
+    kepts = [run.kept for run in runs if run.kept is not None]
+    methods = check_methods(settings, list(dict.fromkeys(run.method for run in runs)), kepts)
+    workspace = open_workspace(settings)
+    workspace.methods |= methods
+    if isinstance(settings, RunConfig):
+        settings = resolve_budget(workspace, settings)
+        # Of a search nothing is known yet; what is refused at a mild share is refused at all.
+        runs = [settings if settings.kept is not None else at_kept(settings, MOST)]
+    pipelines = [build_pipeline(workspace, run) for run in runs]
+    return Opened(settings, workspace, reporter, pipelines)
