@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from compress_core.errors import NumericsError, TextError
+from compress_core.head import Halves
 
 CHUNK_ELEMENTS = 1 << 21
 """Logits widened to float64 at a time (16 MiB a copy, three copies); bounds memory, not results."""
@@ -52,11 +53,13 @@ def perplexity_and_kl(
 ) -> TextMetrics:
     """Perplexity of a causal language model, and its KL divergence from a reference model.
 
-    Both models see the same batch one after the other; the logits of one batch are all that is
-    held. Log-softmax and sums are in float64, so the batch size changes rounding only.
+    Both models see the same batch one after the other. Held are the last hidden states of one
+    batch, and of each model one piece of its logits, at most 64 MiB in float32. Log-softmax and
+    sums are in float64, so the batch size changes rounding only.
 
     Args:
-        model: Called as `model(input_ids=..., use_cache=False).logits`; set to eval mode.
+        model: A causal language model as :class:`compress_core.head.Halves` takes it; set to eval
+            mode.
         windows: int64 token ids (n, length).
         reference: The dense model, with the same vocabulary.
         batch_size: Windows in one forward pass.
@@ -74,18 +77,13 @@ def perplexity_and_kl(
     model.eval()
     if reference is not None:
         reference.eval()
+    halves = Halves(model)
+    dense_halves = None if reference is None else Halves(reference)
     nll = kl = 0.0
     for start in range(0, count, batch_size):
         ids = windows[start : start + batch_size].to(device)
-        logits = model(input_ids=ids, use_cache=False).logits
-        dense = None
-        if reference is not None:
-            dense = reference(input_ids=ids, use_cache=False).logits
-        for row, window in enumerate(ids):
-            name = f"window {start + row}"
-            row_dense = None if dense is None else dense[row]
-            row_nll, row_kl = _window_sums(name, window, logits[row], row_dense)
-            nll, kl = nll + row_nll, kl + row_kl
+        batch_nll, batch_kl = _batch_sums(start, ids, halves, dense_halves)
+        nll, kl = nll + batch_nll, kl + batch_kl
         if progress:
             progress(min(start + batch_size, count), count)
     tokens = count * (length - 1)
@@ -96,37 +94,67 @@ def perplexity_and_kl(
     return TextMetrics(math.exp(nll), nll, divergence, count, length, tokens)
 
 
-def _window_sums(
-    name: str, window: Tensor, logits: Tensor, dense: Tensor | None
+def _batch_sums(
+    first: int, ids: Tensor, halves: Halves, dense: Halves | None
 ) -> tuple[float, float]:
-    """Sums of negative log likelihood and of KL divergence (0 without `dense`) over one window.
+    """Sums of negative log likelihood and of KL divergence (0 without `dense`) over a batch.
 
     Args:
-        name: Of the window, for messages.
-        window: Token ids (length).
-        logits: Of the model (length, vocabulary).
-        dense: Of the reference model, the same shape.
+        first: Number of its first window, for messages.
+        ids: Token ids (batch, length).
+        halves: The model.
+        dense: The reference model.
     """
-    nll = torch.zeros((), dtype=torch.float64, device=window.device)
+    rows = halves.hidden(ids)[:, :-1].flatten(0, 1)
+    dense_rows = None if dense is None else dense.hidden(ids)[:, :-1].flatten(0, 1)
+    targets = ids[:, 1:].flatten()
+    nll = torch.zeros((), dtype=torch.float64, device=ids.device)
     kl = torch.zeros_like(nll)
-    step = max(1, CHUNK_ELEMENTS // logits.shape[-1])
-    for begin in range(0, len(window) - 1, step):
-        end = min(begin + step, len(window) - 1)
-        log_q = _log_softmax(logits[begin:end], f"the model in {name}", begin)
-        nll -= log_q.gather(-1, window[begin + 1 : end + 1, None]).sum()
-        if dense is not None:
-            log_p = _log_softmax(dense[begin:end], f"the dense model in {name}", begin)
-            gap = log_q.neg_().add_(log_p)
-            kl += log_p.exp_().mul_(gap).sum()
+    for piece in halves.pieces(len(rows)):
+        logits = halves.logits(rows[piece])
+        dense_logits = None
+        if dense is not None and dense_rows is not None:
+            dense_logits = dense.logits(dense_rows[piece])
+        step = max(1, CHUNK_ELEMENTS // logits.shape[-1])
+        for begin in range(0, len(logits), step):
+            part = slice(begin, begin + step)
+            place = _Place(first, ids.shape[1] - 1, piece.start + begin)
+            log_q = _log_softmax(logits[part], "the model", place)
+            nll -= log_q.gather(-1, targets[piece][part, None]).sum()
+            if dense_logits is not None:
+                log_p = _log_softmax(dense_logits[part], "the dense model", place)
+                gap = log_q.neg_().add_(log_p)
+                kl += log_p.exp_().mul_(gap).sum()
+        del logits, dense_logits  # or two pieces of each would be held
     return float(nll), float(kl)
 
 
-def _log_softmax(logits: Tensor, where: str, begin: int) -> Tensor:
+@dataclass(frozen=True)
+class _Place:
+    """Where rows of logits stand.
+
+    Attributes:
+        window: Number of the batch's first window.
+        predicted: Rows of a window.
+        row: The first of the rows, counted in the batch.
+    """
+
+    window: int
+    predicted: int
+    row: int
+
+    def name(self, index: int) -> str:
+        """Window and position of the row that comes so many rows later."""
+        window, position = divmod(self.row + index, self.predicted)
+        return f"window {self.window + window}, position {position}"
+
+
+def _log_softmax(logits: Tensor, whose: str, place: _Place) -> Tensor:
     bad = torch.isfinite(logits).all(-1).logical_not_()
     if bad.any():
-        position = begin + int(bad.nonzero()[0])
+        where = place.name(int(bad.nonzero()[0]))
         raise NumericsError(
-            f"evaluate: the logits of {where}, position {position}, are not finite; "
+            f"evaluate: the logits of {whose} in {where}, are not finite; "
             "its weights are broken or its dtype overflows"
         )
     return logits.double().log_softmax(-1)

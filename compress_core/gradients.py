@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from compress_core.head import Halves
 from compress_core.types import LayerRef
 
 FLOAT16_SCALE = 4096.0
@@ -24,9 +25,14 @@ def loss_scale(dtype: torch.dtype) -> float:
 
 def token_loss(model: Any, ids: Tensor) -> Tensor:
     """Mean cross-entropy of the predicted tokens of windows (batch, length), in nats."""
-    logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return functional.cross_entropy(wide.flatten(0, 1), ids[:, 1:].flatten())
+    halves = Halves(model)
+    rows, targets = halves.hidden(ids)[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
+
+    def measure(logits: Tensor, where: slice) -> Tensor:
+        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return functional.cross_entropy(wide, targets[where], reduction="sum")
+
+    return halves.total(rows, measure) / len(rows)
 
 
 @contextmanager

@@ -16,46 +16,87 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from compress_core.errors import ConfigError, NumericsError, TextError
-from compress_core.hf.replay import BlockState, Enter, Skip, forward_of
+from compress_core.head import Halves, forward_of
+from compress_core.hf.replay import BlockState, Enter, Skip
 from compress_core.types import LayerRef, ModelLayout
 
 CHUNK_ELEMENTS = {"cpu": 1 << 17, "other": 1 << 24}
 """Logits that go through the divergence at a time; on CPUs half a MiB, which stays in the cache."""
+KEPT_BYTES = 1 << 28
+"""Probabilities of the dense model that a probe holds, so that its head need not run again."""
 
 
 class DenseLogits:
-    """Probabilities of a dense model on one batch, for KL divergences from it.
+    """A dense model's predictions on one batch, for KL divergences from it.
 
     Args:
-        logits: (..., vocabulary), of any floating dtype.
+        halves: The model; its head stays as it is.
+        hidden: Its last hidden states (..., width), which are held.
+        keep: Bytes of probabilities that may be held beside them; the others are made again of the
+            hidden states whenever they are needed. It changes time, not results.
 
     Raises:
         NumericsError: Logits that are not finite.
     """
 
-    def __init__(self, logits: Tensor) -> None:
-        rows = logits.flatten(0, -2)
-        self._p = torch.empty_like(rows, dtype=torch.float32)
+    def __init__(self, halves: Halves, hidden: Tensor, keep: int) -> None:
+        self._halves = halves
+        self._rows = hidden.flatten(0, -2)
+        self._kept: dict[int, Tensor] = {}  # first row of a piece -> probabilities
         self._negative_entropy = 0.0  # sum of p log p
-        for part, p in zip(_chunks(rows), _chunks(self._p), strict=True):
-            log_p = part.double().log_softmax(-1)
-            wide = log_p.exp()
-            p.copy_(wide)
-            self._negative_entropy += float(log_p.mul_(wide).sum())
+        for piece in halves.pieces(len(self._rows)):
+            logits = _logits(halves, self._rows[piece])
+            p = torch.empty_like(logits, dtype=torch.float32)
+            self._negative_entropy += _probabilities(logits, p)
+            keep -= p.nbytes
+            if keep >= 0:
+                self._kept[piece.start] = p
         if not math.isfinite(self._negative_entropy):
             raise NumericsError("probe: the dense model's logits are not finite")
 
-    def divergence_sum(self, logits: Tensor) -> float:
+    @property
+    def held(self) -> int:
+        """Bytes of probabilities that it holds."""
+        return sum(p.nbytes for p in self._kept.values())
+
+    def divergence_sum(self, hidden: Tensor) -> float:
         """Sum of KL(dense || changed) over all tokens, nats; below zero by rounding only.
 
         Args:
-            logits: Of the changed model, of the dense ones' shape.
+            hidden: The changed model's last hidden states, of the dense ones' shape.
         """
-        cross = torch.zeros((), dtype=torch.float64, device=logits.device)
-        for part, p in zip(_chunks(logits.flatten(0, -2)), _chunks(self._p), strict=True):
-            log_q = part.log_softmax(-1, dtype=torch.float32)
-            cross += torch.linalg.vecdot(p, log_q).sum(dtype=torch.float64)
+        rows = hidden.flatten(0, -2)
+        cross = torch.zeros((), dtype=torch.float64, device=rows.device)
+        for piece in self._halves.pieces(len(rows)):
+            whole_p = self._kept.get(piece.start)
+            if whole_p is None:
+                dense = _logits(self._halves, self._rows[piece])
+                whole_p = dense.softmax(-1, dtype=torch.float32)
+                del dense  # or three pieces would be held
+            logits = _logits(self._halves, rows[piece])
+            for part, p in zip(_chunks(logits), _chunks(whole_p), strict=True):
+                log_q = part.log_softmax(-1, dtype=torch.float32)
+                cross += torch.linalg.vecdot(p, log_q).sum(dtype=torch.float64)
+            del logits, whole_p
         return self._negative_entropy - float(cross)
+
+
+def _probabilities(logits: Tensor, out: Tensor) -> float:
+    """Fills in probabilities, and sums p log p over all of them in float64."""
+    total = 0.0
+    for part, p in zip(_chunks(logits), _chunks(out), strict=True):
+        log_p = part.double().log_softmax(-1)
+        wide = log_p.exp()
+        p.copy_(wide)
+        total += float(log_p.mul_(wide).sum())
+    return total
+
+
+def _logits(halves: Halves, rows: Tensor) -> Tensor:
+    head = halves.model.get_output_embeddings()
+    quick = _quick_head(head)
+    with nullcontext() if quick is None else forward_of(head, quick):
+        return halves.logits(rows)
 
 
 def _chunks(rows: Tensor) -> Sequence[Tensor]:
@@ -90,9 +131,10 @@ class KlProbe:
 
     Between two calls the model is whole and dense, as it was given.
 
-    Memory: the dense probabilities (samples * length * vocabulary float32), and for one block the
-    hidden states around it and what its modules return (for a Llama at most 8 hidden and 4
-    intermediate sizes per token), all on the device.
+    Memory: the dense model's last hidden states and KEPT_BYTES of its probabilities at most, a
+    piece of logits of both models, and for one block the hidden states around it and what its
+    modules return (for a Llama at most 8 hidden and 4 intermediate sizes per token), all on the
+    device.
 
     Args:
         model: A whole dense causal language model on ``device``, in evaluation mode.
@@ -125,7 +167,12 @@ class KlProbe:
         self._skips = [Skip(block, [], layout.tuple_output) for block in self._blocks]
         self._batches = windows.to(device).split(batch_size)
         self._tokens = windows.numel()
-        self._dense = [DenseLogits(self._logits(batch)) for batch in self._batches]
+        self._halves = Halves(model)
+        self._dense: list[DenseLogits] = []
+        keep = KEPT_BYTES
+        for batch in self._batches:
+            self._dense.append(DenseLogits(self._halves, self._halves.hidden(batch), keep))
+            keep -= self._dense[-1].held
         self._base: dict[str, nn.Parameter] = {}
         self._base_kl: float | None = None
         self._block = 0
@@ -222,21 +269,13 @@ class KlProbe:
             for batch, dense, state in zip(self._batches, self._dense, self._states, strict=True):
                 start.hidden = state.hidden
                 with state.memo.replay(inside) if inside else nullcontext():
-                    logits = self._logits(batch)
-                total += dense.divergence_sum(logits)
-                del logits  # or two batches of them would be held
+                    hidden = self._halves.hidden(batch)
+                total += dense.divergence_sum(hidden)
         mean = total / self._tokens
         if not math.isfinite(mean):
             names = ", ".join(changes) or "the base"
             raise NumericsError(f"probe: with the weights of {names} the divergence is not finite")
         return max(mean, 0.0)  # below zero it can only be by rounding
-
-    def _logits(self, batch: Tensor) -> Tensor:
-        head = self._model.get_output_embeddings()
-        quick = _quick_head(head)
-        with nullcontext() if quick is None else forward_of(head, quick):
-            logits: Tensor = self._model(input_ids=batch, use_cache=False).logits
-        return logits
 
     def _parameters(self, weights: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
         return {name: self._parameter(name, weight) for name, weight in weights.items()}

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from compress_core.head import forward_of
 from compress_core.hf.layout import tensors_in
 from compress_core.hf.stream import _Stub, _with_hidden
 
@@ -246,20 +247,6 @@ def _plain(value: Any) -> bool:
 
 def _returning(output: Any) -> Callable[..., Any]:
     return lambda *_, **__: output
-
-
-@contextmanager
-def forward_of(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Gives a module another forward; a class's own comes back by taking ours away."""
-    own = module.__dict__.get("forward")
-    module.__dict__["forward"] = forward
-    try:
-        yield
-    finally:
-        if own is None:
-            del module.__dict__["forward"]
-        else:
-            module.__dict__["forward"] = own
 
 
 @dataclass

@@ -20,8 +20,6 @@ from compress_core.types import ModelLayout
 CHECKPOINTED_BYTES = 1 << 30
 """Activations of a batch above which blocks are run again in the backward pass, in bytes."""
 SAVES = 20  # checkpoints of a training, at most
-LOGIT_BYTES = 1 << 30
-"""Logits in float32 of the windows that are run at once, in bytes."""
 LEAST_WINDOWS = 8  # to train on
 
 
@@ -175,12 +173,6 @@ def next_batch(step: int, training: Training) -> tuple[Tensor, Tensor]:
     return windows, training.windows[windows].to(training.device)
 
 
-def windows_at_once(model: Any, length: int, most: int) -> int:
-    """How many windows one forward takes, so that logits do not fill the memory: 1 to ``most``."""
-    vocabulary = model.config.get_text_config().vocab_size
-    return min(most, max(1, LOGIT_BYTES // (4 * vocabulary * length)))
-
-
 def descend(
     loss: Tensor, optimizer: torch.optim.Optimizer, leaves: Sequence[Tensor], dtype: torch.dtype
 ) -> None:
@@ -261,7 +253,7 @@ def first_bad_layer(model: Any, layout: ModelLayout, tokens: Tensor) -> str | No
         for layer in layout.layers
     ]
     try:
-        model(input_ids=tokens, use_cache=False)
+        model.base_model(input_ids=tokens, use_cache=False)
     finally:
         for handle in handles:
             handle.remove()

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from compress_core.allocate.base import check_one_component_each
 from compress_core.errors import ConfigError
+from compress_core.head import Halves
 from compress_core.learn.base import Assignment, Learned, train_whole
 from compress_core.learn.gated import GatedSpectra, Map, Order
 from compress_core.learn.loop import (
@@ -124,6 +125,7 @@ class _Run:
         assert given.teacher is not None
         model, layout, training = given.model, given.layout, given.training
         self.settings, self.model, self.layout = settings, model, layout
+        self.halves = Halves(model)
         self.kept, self.teacher, self.training = given.kept, given.teacher, training
         found = {layer.name: given.atoms(layer) for layer in layout.layers}
         spectra = Spectra.of(layout.layers, [found[x.name].energy for x in layout.layers])
@@ -164,8 +166,9 @@ class _Run:
         self._set(step, phase)
         windows, tokens = next_batch(step, training)
         with torch.enable_grad():
-            logits = self.model(input_ids=tokens, use_cache=False).logits
-            kl = self.teacher.divergence(logits, windows)
+            taught = self.teacher.at(windows, training.device)
+            hidden = self.halves.hidden(tokens).flatten(0, 1)
+            kl = self.halves.total(hidden, taught.divergence) / len(hidden)
             require_finite(kl, "soco", step, self.model, self.layout, tokens)
             scores = gated.all_scores()
             share = gated.share(scores)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from compress_core.errors import NumericsError
+from compress_core.head import Halves
 
 Progress = Callable[[int, int], None]
 REST_FLOOR = 1e-9  # probability below which what is left of the vocabulary is taken to be
@@ -24,22 +25,26 @@ class Teacher:
 
     Attributes:
         tokens: Their ids, int32 (windows, length, k).
-        log_p: Their log probabilities, float32 (windows, length, k), nats.
+        log_p: Their log probabilities, float32, the same shape, nats.
     """
 
     tokens: Tensor
     log_p: Tensor
 
-    def divergence(self, logits: Tensor, windows: Tensor) -> Tensor:
-        """Mean KL(dense || model) in nats per token, differentiable.
+    def at(self, windows: Tensor, device: torch.device | str) -> "Teacher":
+        """That of windows int64 (batch,) alone on a device, as rows (batch * length, k)."""
+        tokens = self.tokens[windows.to(self.tokens.device)].flatten(0, 1).to(device)
+        log_p = self.log_p[windows.to(self.log_p.device)].flatten(0, 1).to(device)
+        return Teacher(tokens, log_p)
+
+    def divergence(self, logits: Tensor, rows: slice) -> Tensor:
+        """Sum of KL(dense || model) over rows in nats, differentiable; of :meth:`at`.
 
         Args:
-            logits: The model's, (batch, length, vocabulary).
-            windows: Which windows these are, int64 (batch,).
+            logits: The model's, (rows, vocabulary).
+            rows: Which rows these are.
         """
-        device = logits.device
-        tokens = self.tokens[windows.to(self.tokens.device)].to(device).long()
-        log_p = self.log_p[windows.to(self.log_p.device)].to(device)
+        tokens, log_p = self.tokens[rows].long(), self.log_p[rows]
         log_q = logits.float().log_softmax(-1)
         top = log_q.gather(-1, tokens)
         p = log_p.exp()
@@ -48,7 +53,7 @@ class Teacher:
             p_rest = (1 - p.sum(-1)).clamp_min(REST_FLOOR)
             q_rest = (1 - top.exp().sum(-1)).clamp_min(REST_FLOOR)
             divergence = divergence + p_rest * (p_rest.log() - q_rest.log())
-        return divergence.mean()
+        return divergence.sum()
 
 
 @torch.no_grad()
@@ -74,18 +79,22 @@ def teach(
     Raises:
         NumericsError: Logits that are not finite; names the window.
     """
+    halves = Halves(model)
     tokens, log_p = [], []
     done = 0
     for batch in windows.split(batch_size):
-        logits = model(input_ids=batch.to(device), use_cache=False).logits
-        finite = logits.isfinite().flatten(1).all(1)
-        if not finite.all():
-            window = done + int((~finite).nonzero()[0])
-            raise NumericsError(f"the dense model's logits are not finite in window {window}")
-        found = logits.float().log_softmax(-1).topk(min(top, logits.shape[-1]), dim=-1)
-        tokens.append(found.indices.to(torch.int32).cpu())
-        log_p.append(found.values.cpu())
+        hidden = halves.hidden(batch.to(device)).flatten(0, 1)
+        for piece in halves.pieces(len(hidden)):
+            logits = halves.logits(hidden[piece])
+            bad = logits.isfinite().all(1).logical_not_()
+            if bad.any():
+                window = done + (piece.start + int(bad.nonzero()[0])) // windows.shape[1]
+                raise NumericsError(f"the dense model's logits are not finite in window {window}")
+            found = logits.float().log_softmax(-1).topk(min(top, logits.shape[-1]), dim=-1)
+            tokens.append(found.indices.to(torch.int32).cpu())
+            log_p.append(found.values.cpu())
         done += len(batch)
         if progress is not None:
             progress(done, len(windows))
-    return Teacher(torch.cat(tokens), torch.cat(log_p))
+    shape = (*windows.shape, -1)
+    return Teacher(torch.cat(tokens).view(shape), torch.cat(log_p).view(shape))

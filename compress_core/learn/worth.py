@@ -14,7 +14,6 @@ from torch import Tensor
 
 from compress_core.gradients import token_loss
 from compress_core.learn.items import Items
-from compress_core.learn.loop import windows_at_once
 from compress_core.types import LayerRef, ModelLayout
 
 Init = Literal["energy", "activation"]
@@ -80,7 +79,7 @@ def mean_squares(
 def mean_loss(model: Any, windows: Tensor, device: str) -> Tensor:
     """Mean loss of predicted tokens over many windows, a few at a time: float64, on the CPU."""
     total = torch.zeros((), dtype=torch.float64)
-    for batch in windows.split(windows_at_once(model, windows.shape[1], FORWARD)):
+    for batch in windows.split(FORWARD):
         total += len(batch) * token_loss(model, batch.to(device)).to("cpu", torch.float64)
     return total / len(windows)
 

@@ -7,9 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from compress_core.gradients import loss_scale
-from compress_core.learn.loop import Training, require_finite, windows_at_once
+from compress_core.head import Halves
+from compress_core.learn.loop import Training, require_finite
 from compress_core.learn.teacher import Teacher
 from compress_core.types import ModelLayout
+
+NOTHING = -100  # no token: behind the last one of a window there is nothing to predict
 
 
 class Objective:
@@ -21,10 +24,9 @@ class Objective:
         teacher: The dense model's predictions.
         training: Windows and device.
         text: Weight of the cross-entropy.
-        batch: Windows in a step; of more than are run at once gradients are summed.
+        batch: Windows in a step, and the most that are run at once.
 
     Attributes:
-        piece: Windows that are run at once.
         scale: Of gradients; see :func:`compress_core.gradients.loss_scale`.
     """
 
@@ -40,17 +42,24 @@ class Objective:
         self.model, self.layout, self.teacher = model, layout, teacher
         self.windows, self.device = training.windows, training.device
         self.text = text
-        self.piece = windows_at_once(model, self.windows.shape[1], batch)
+        self.halves, self.batch = Halves(model), batch
         self.scale = loss_scale(model.dtype)
 
     def parts(self, picks: Tensor) -> tuple[Tensor, Tensor]:
         """KL and cross-entropy of some windows, differentiable."""
         tokens = self.windows[picks].to(self.device)
-        logits = self.model(input_ids=tokens, use_cache=False).logits
-        guesses = logits[:, :-1].float().flatten(0, 1)
-        return self.teacher.divergence(logits, picks), F.cross_entropy(
-            guesses, tokens[:, 1:].flatten()
-        )
+        taught = self.teacher.at(picks, self.device)
+        following = F.pad(tokens[:, 1:], (0, 1), value=NOTHING).flatten()
+
+        def measure(logits: Tensor, rows: slice) -> Tensor:
+            text = F.cross_entropy(
+                logits.float(), following[rows], ignore_index=NOTHING, reduction="sum"
+            )
+            return torch.stack((taught.divergence(logits, rows), text))
+
+        hidden = self.halves.hidden(tokens).flatten(0, 1)
+        kl, text = self.halves.total(hidden, measure)
+        return kl / len(hidden), text / (len(hidden) - len(tokens))
 
     @torch.no_grad()
     def mean(self, picks: Tensor, step: int | None = None) -> float:
@@ -64,7 +73,7 @@ class Objective:
             NumericsError: It is not.
         """
         total = 0.0
-        for piece in picks.split(self.piece):
+        for piece in picks.split(self.batch):
             kl, text = self.parts(piece)
             loss = (1 - self.text) * kl + self.text * text
             self._require_finite(loss, piece, step)
@@ -84,16 +93,11 @@ class Objective:
         Raises:
             NumericsError: The loss is not finite.
         """
-        measured = {"kl": 0.0, "text": 0.0}
-        for piece in picks.split(self.piece):
-            kl, text = self.parts(piece)
-            loss = (1 - self.text) * kl + self.text * text
-            self._require_finite(loss, piece, step)
-            share = len(piece) / len(picks)
-            (loss * share * self.scale).backward()
-            measured["kl"] += share * float(kl.detach())
-            measured["text"] += share * float(text.detach())
-        return measured
+        kl, text = self.parts(picks)
+        loss = (1 - self.text) * kl + self.text * text
+        self._require_finite(loss, picks, step)
+        (loss * self.scale).backward()
+        return {"kl": float(kl.detach()), "text": float(text.detach())}
 
     def _require_finite(self, loss: Tensor, piece: Tensor, step: int | None) -> None:
         if step is not None:

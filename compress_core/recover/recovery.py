@@ -68,6 +68,6 @@ def recover(
     run = RecoveryRun(model, layout, recovery, teacher, training, dtypes)
     if not run.parts:  # nothing is compressed
         return Recovered({}, {}, {})
-    with saving_memory(model, layout, run.objective.piece * training.windows.shape[1]):
+    with saving_memory(model, layout, run.objective.batch * training.windows.shape[1]):
         curves = run_steps(recovery.all_steps, run.step, run.state, training)
     return Recovered(run.result(), curves, run.report())

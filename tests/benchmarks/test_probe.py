@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from compress_core.head import Halves
 from compress_core.hf.checkpoint import Checkpoint
 from compress_core.hf.layout import inspect_model
 from compress_core.hf.loading import load_model
@@ -56,21 +56,22 @@ def test_a_table_of_divergences(bench: Bench, tmp_path: Path) -> None:
 
     batches = windows.split(BATCH)
 
-    def logits(batch: Tensor) -> Tensor:
-        return model(input_ids=batch, use_cache=False).logits
+    halves = Halves(model)
 
     @torch.no_grad()
     def whole() -> list[float]:
         found = []
         for _, module, weight in table:
-            dense, module.weight = module.weight, torch.nn.Parameter(weight)
-            sums = [d.divergence_sum(logits(b)) for d, b in zip(references, batches, strict=True)]
-            module.weight = dense
+            own, module.weight = module.weight, torch.nn.Parameter(weight)
+            sums = [
+                d.divergence_sum(halves.hidden(b)) for d, b in zip(references, batches, strict=True)
+            ]
+            module.weight = own
             found.append(sum(sums) / windows.numel())
         return found
 
     with torch.no_grad():
-        references = [DenseLogits(logits(batch)) for batch in batches]
+        references = [DenseLogits(halves, halves.hidden(batch), 1 << 30) for batch in batches]
     assert probed() == pytest.approx(whole(), rel=1e-3, abs=1e-7)
     ours, theirs = bench.seconds(probed, whole, rounds=2)
     bench.row(

@@ -20,11 +20,23 @@ class Table(nn.Module):
 
     def __init__(self, logits: Tensor) -> None:
         super().__init__()
-        self.logits = logits
+        self.base_model = _LookUp(logits)
+        self.config = LlamaConfig(vocab_size=logits.shape[-1])
 
     def forward(self, input_ids: Tensor, use_cache: bool) -> SimpleNamespace:
         assert not use_cache and not self.training and torch.is_inference_mode_enabled()
-        return SimpleNamespace(logits=self.logits[input_ids])
+        return SimpleNamespace(logits=self.base_model(input_ids).last_hidden_state)
+
+
+class _LookUp(nn.Module):
+    """The hidden states of a table are the logits."""
+
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__()
+        self.logits = logits
+
+    def forward(self, input_ids: Tensor, use_cache: bool = False) -> SimpleNamespace:
+        return SimpleNamespace(last_hidden_state=self.logits[input_ids])
 
 
 def _llama(seed: int) -> LlamaForCausalLM:

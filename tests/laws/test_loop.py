@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from compress_core.learn.loop import LOGIT_BYTES, batch_of, descend, windows_at_once
-from tests.families import VOCABULARY, tiny_model
+from compress_core.learn.loop import batch_of, descend
 
 
 def test_every_window_is_seen_once_in_an_epoch_whatever_the_seed() -> None:
@@ -26,12 +25,3 @@ def test_gradients_of_float16_are_not_lost_in_a_mean_over_many_tokens() -> None:
 
     found, truth = gradient(torch.float16), gradient(torch.float32)
     torch.testing.assert_close(found, truth, rtol=2e-2, atol=0)
-
-
-def test_logits_of_a_forward_are_bounded() -> None:
-    model = tiny_model("llama")
-    assert windows_at_once(model, 16, 8) == 8
-    length = LOGIT_BYTES // (4 * VOCABULARY)
-    assert windows_at_once(model, length, 8) == 1
-    assert windows_at_once(model, length // 3, 8) == 3
-    assert windows_at_once(model, 10 * length, 8) == 1

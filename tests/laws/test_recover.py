@@ -214,9 +214,9 @@ def test_a_loss_that_becomes_so_keeps_the_last_checkpoint(
     broken = recovery.search + 7
     checkpoints = Breaking(0)
 
-    def breaks(teacher: Teacher, logits: Tensor, windows: Tensor) -> Tensor:
+    def breaks(teacher: Teacher, logits: Tensor, rows: slice) -> Tensor:
         late = checkpoints.kept is not None and int(checkpoints.kept["step"]) >= broken - 5
-        return divergence(teacher, logits, windows) * (torch.nan if late else 1)
+        return divergence(teacher, logits, rows) * (torch.nan if late else 1)
 
     monkeypatch.setattr(Teacher, "divergence", breaks)
     with pytest.raises(NumericsError, match="the loss itself, no layer") as error:

@@ -96,8 +96,8 @@ def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(
     divergence = Teacher.divergence
     steps = iter(range(100))
 
-    def broken(self: Any, logits: torch.Tensor, windows: torch.Tensor) -> torch.Tensor:
-        return divergence(self, logits, windows) * (torch.nan if next(steps) == 9 else 1)
+    def broken(self: Any, logits: torch.Tensor, rows: slice) -> torch.Tensor:
+        return divergence(self, logits, rows) * (torch.nan if next(steps) == 9 else 1)
 
     monkeypatch.setattr(Teacher, "divergence", broken)
     with pytest.raises(CompressError, match=r"stage learn, soco: .*not finite at step 9"):
