@@ -44,15 +44,18 @@ def say(console: Console, line: str, indent: int = 0) -> None:
         console.print(part, markup=False)
 
 
+def entry(console: Console, head: str, body: str, indent: int = HEAD) -> None:
+    """A line that begins with a word for what it is about; it goes on below its body."""
+    say(console, f"{head:<{HEAD - 1}} {body}", indent)
+
+
 def _new_progress(console: Console) -> Progress:
     return Progress(
         TextColumn("{task.description:<12}"),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        TextColumn(
-            "{task.fields[inside]}", table_column=Column(no_wrap=True, overflow="ellipsis")
-        ),
+        TextColumn("{task.fields[inside]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
         console=console,
         transient=True,
     )
@@ -86,9 +89,7 @@ class Reporter:
         every: Seconds between two such lines.
     """
 
-    def __init__(
-        self, *, stderr: bool = False, quiet: bool = False, every: float = EVERY
-    ) -> None:
+    def __init__(self, *, stderr: bool = False, quiet: bool = False, every: float = EVERY) -> None:
         self.console = make_console(stderr=stderr, quiet=quiet)
         self.every = every
         self._bars = self.console.is_interactive and self.console.file.isatty() and not stderr
@@ -109,7 +110,7 @@ class Reporter:
 
     def entry(self, head: str, body: str) -> None:
         """A line that begins with a word for what it is about."""
-        say(self.console, f"{head:<{HEAD - 1}} {body}", HEAD)
+        entry(self.console, head, body)
 
     def note(self, line: str) -> None:
         """Something that people should know."""

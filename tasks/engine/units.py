@@ -21,6 +21,7 @@ from storage.fingerprint import code_fingerprint
 from storage.keys import recipe_key
 from storage.manifest import Manifest
 from storage.store import Store
+from tasks.engine.cost import Cost
 
 View = Callable[[Artifact], Any]
 ALONE = (
@@ -41,15 +42,6 @@ class Interrupted(Exception):
 @cache  # sources do not change while a process runs
 def _fingerprint(code: tuple[str, ...]) -> dict[str, str]:
     return code_fingerprint(code)
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a unit is expected to take: floating-point operations, peak bytes, bytes stored."""
-
-    operations: float = 0.0
-    memory: int = 0
-    disk: int = 0
 
 
 class Unit:

@@ -13,10 +13,11 @@ from torch import Tensor
 from compress_core.errors import NumericsError
 from compress_core.stats import CosineAccumulator
 from storage.keys import recipe_key
+from tasks.engine.cost import MODEL, Cost, add, block_numbers, block_operations
 from tasks.engine.dense_model import DenseModel
 from tasks.engine.job import Job
 from tasks.engine.scratch import SCRATCH, discard, keep, load
-from tasks.engine.units import Cost, Group, Session, Unit, Work
+from tasks.engine.units import Group, Session, Unit, Work
 from tasks.stages.arrays import get_tensor, put_stats
 
 STREAM = "compress_core.hf.stream.BlockStream"
@@ -62,6 +63,7 @@ def collect_groups(job: Job, calibration: Unit) -> list[Group]:
             code=COSINE_CODE,
             sources=sources,
             inputs={"calibration tokens": calibration},
+            cost=_cost(job, block),
         )
         compute = _Collect(job, calibration, block, earlier)
         last = block == len(layout.blocks) - 1
@@ -84,15 +86,15 @@ def _earlier_weights(model: DenseModel) -> list[str]:
     return before
 
 
-def _cost(job: Job, block: int, features: int) -> Cost:
-    model, layout = job.model, job.model.layout
-    names = layout.block_parameters[block]
-    weights = sum(model.numbers(model.checkpoint.key(n, layout.base_prefix)) for n in names)
+def _cost(job: Job, block: int, features: int = 0) -> Cost:
+    """Of a tap, or of the cosine, which has no features; the block's units share its forward."""
     tokens = job.samples * job.length
+    taps = job.model.layout.taps(block) if job.method.reads_inputs else {}
+    forward = block_operations(job.model, block, tokens, job.length) / (len(taps) + 1)
+    sums = sum(8 * layers[0].in_features ** 2 for layers in taps.values())
     return Cost(
-        operations=2.0 * tokens * features**2
-        + 2.0 * tokens * weights / max(1, len(layout.taps(block))),
-        memory=8 * features**2 + 4 * weights,
+        products=add({MODEL: forward}, {job.products: 2.0 * tokens * features**2}),
+        memory=2 * sums + 4 * block_numbers(job.model, block),
         disk=4 * features * (features + 1),
     )
 

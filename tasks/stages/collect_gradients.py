@@ -1,8 +1,9 @@
 """Stage ``collect``, for methods that weigh by gradients: one backward pass of the dense model."""
 
 from compress_core.hf.fisher import fisher_columns
+from tasks.engine.cost import MODEL, Cost, forward_operations
 from tasks.engine.job import Job
-from tasks.engine.units import Cost, Group, Unit, Work
+from tasks.engine.units import Group, Unit, Work
 from tasks.stages.arrays import get_tensor, put_tensor
 from tasks.stages.evaluate import Models
 
@@ -32,7 +33,8 @@ def fisher_group(job: Job, models: Models, calibration: Unit) -> Group:
                 put_tensor(draft, "fisher", found[unit.settings["gradients of"]])
 
     layers = model.layout.layers
-    operations = 6.0 * job.samples * job.length * model.parameters / len(layers)
+    tokens = job.samples * job.length  # a backward pass is worth two forward ones
+    operations = 3 * forward_operations(model, tokens, job.length) / len(layers)
     units = [
         Unit(
             "collect",
@@ -41,7 +43,11 @@ def fisher_group(job: Job, models: Models, calibration: Unit) -> Group:
             code=CODE,
             sources={"model": model.digest},
             inputs={"calibration tokens": calibration},
-            cost=Cost(operations, 2 * model.checkpoint.nbytes, 8 * layer.in_features),
+            cost=Cost(
+                products={MODEL: operations},
+                memory=2 * model.checkpoint.nbytes,
+                disk=8 * layer.in_features,
+            ),
         )
         for layer in layers
     ]

@@ -10,8 +10,9 @@ from compress_core.errors import ConfigError
 from compress_core.evaluate import perplexity_and_kl
 from compress_core.hf.lm_eval_tasks import TaskSpec, run_tasks
 from compress_core.hf.loading import load_model
+from tasks.engine.cost import MODEL, Cost, forward_operations, logits
 from tasks.engine.dense_model import DenseModel
-from tasks.engine.units import Cost, Group, Unit, Work
+from tasks.engine.units import Group, Unit, Work
 from tasks.stages.arrays import get_tensor
 from tasks.stages.materialise import FOLDER
 
@@ -93,9 +94,7 @@ def text_group(
                 "tokens": metrics.tokens,
             }
 
-    passes = 2 if compressed else 1
-    operations = 2.0 * dense.parameters * expected_tokens * passes
-    return _group(name, dense, tokens, compressed, {}, CODE, compute, operations)
+    return _group(name, dense, tokens, compressed, {}, CODE, compute, expected_tokens)
 
 
 def task_group(
@@ -140,11 +139,13 @@ def _group(
     settings: dict[str, Any],
     code: Sequence[str],
     compute: Callable[[Work], None],
-    operations: float = 0.0,
+    expected_tokens: int = 0,
 ) -> Group:
     inputs = {"evaluation tokens": tokens} if tokens else {}
     if compressed:
         inputs["compressed model"] = compressed
+    passes = 2 if compressed else 1
+    length = tokens.settings["length"] if tokens else 0
     unit = Unit(
         "evaluate",
         name,
@@ -152,6 +153,10 @@ def _group(
         code=code,
         sources={"dense model": dense.digest},
         inputs=inputs,
-        cost=Cost(operations=operations, memory=dense.checkpoint.nbytes * (2 if compressed else 1)),
+        cost=Cost(
+            products={MODEL: passes * forward_operations(dense, expected_tokens, length)},
+            logits=passes * logits(dense, expected_tokens),
+            memory=passes * dense.memory,
+        ),
     )
     return Group("evaluate", name, [unit], compute)

@@ -11,8 +11,9 @@ from compress_core.hf.loading import load_model
 from compress_core.learn.base import Assignment, Atoms, Learned
 from compress_core.types import LayerRef
 from tasks.engine.components import code_of, describe
+from tasks.engine.cost import MODEL, Cost, forward_operations
 from tasks.engine.job import Job
-from tasks.engine.units import Cost, Group, Unit, Work
+from tasks.engine.units import Group, Unit, Work
 from tasks.stages.arrays import get_atoms, get_chosen, put_chosen, put_tensor
 from tasks.stages.evaluate import Models
 from tasks.stages.teacher import clear_checkpoints, read_teacher, teacher_group, training_of
@@ -64,7 +65,8 @@ def _unit(
         inputs["teacher"] = teacher
     layers = sum(layer.dense_cost for layer in model.layout.layers)
     entries = job.method.decompose.offers_entries
-    per_step = 6.0 * 2 * model.parameters * learner.batch * job.length
+    # Forward and backward of a model with factors of full rank, about twice its weights.
+    per_step = 6 * forward_operations(model, learner.batch * job.length, job.length)
     return Unit(
         "learn",
         name,
@@ -79,9 +81,9 @@ def _unit(
         sources={"model": model.digest},
         inputs=inputs,
         cost=Cost(
-            learner.steps * per_step / (len(decomposed) + 1),
-            4 * model.checkpoint.nbytes + (ITEM_BYTES * layers if entries else 0),
-            1000,
+            products={MODEL: learner.steps * per_step / (len(decomposed) + 1)},
+            memory=4 * model.checkpoint.nbytes + (ITEM_BYTES * layers if entries else 0),
+            disk=1000,
         ),
     )
 

@@ -19,8 +19,9 @@ from storage.artifact import Artifact
 from storage.disk import is_disk_full
 from storage.errors import StorageError, StoreFullError, StorePermissionError
 from storage.keys import recipe_key
+from tasks.engine.cost import Cost
 from tasks.engine.job import Job
-from tasks.engine.units import Cost, Group, Unit, Work
+from tasks.engine.units import Group, Unit, Work
 from tasks.stages.realise import owner_of, read_factors
 
 FOLDER = "model"

@@ -13,7 +13,8 @@ from compress_core.hf.pretrain import PretrainSettings, pretrain
 from compress_core.hf.python_docs import gather_python_text
 from storage.artifact import Artifact
 from storage.keys import recipe_key
-from tasks.engine.units import Cost, Group, Unit, Work
+from tasks.engine.cost import Cost
+from tasks.engine.units import Group, Unit, Work
 from tasks.stages.materialise import FOLDER, publish
 
 TEXTS = ("calibration.jsonl", "evaluation.jsonl")

@@ -12,8 +12,9 @@ from compress_core.allocate.base import Probe, share_at
 from compress_core.hf.probe import KlProbe
 from compress_core.types import LayerRef, Share
 from tasks.engine.components import code_of, describe
+from tasks.engine.cost import MODEL, Cost, forward_operations, logits
 from tasks.engine.job import Job, reader
-from tasks.engine.units import Cost, Group, Unit, Work
+from tasks.engine.units import Group, Unit, Work
 from tasks.stages.arrays import get_tensor
 from tasks.stages.evaluate import Models
 
@@ -53,7 +54,7 @@ def _unit(
     if probe.base is not None:  # every other layer is cut too
         inputs |= {f"base of {name}": unit for name, unit in decomposed.items()}
     depth = 1 - layer.block / len(model.layout.blocks)
-    operations = 2.0 * model.parameters * depth * windows * job.length * len(probe.shares)
+    tokens = windows * job.length * len(probe.shares)
     return Unit(
         "probe",
         layer.name,
@@ -66,7 +67,12 @@ def _unit(
         ],
         sources={"model": model.digest},
         inputs=inputs,
-        cost=Cost(operations, 3 * model.checkpoint.nbytes, 100),
+        cost=Cost(
+            products={MODEL: depth * forward_operations(model, tokens, job.length)},
+            logits=logits(model, tokens),
+            memory=3 * model.checkpoint.nbytes,
+            disk=100,
+        ),
     )
 
 

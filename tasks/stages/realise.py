@@ -14,8 +14,9 @@ from compress_core.refine.columns import index_cost
 from compress_core.sparse import Sparse
 from compress_core.types import LayerRef, Share, affordable
 from tasks.engine.components import code_of, describe
+from tasks.engine.cost import EXACT, Cost
 from tasks.engine.job import Job, reader
-from tasks.engine.units import Cost, Group, Unit, Work
+from tasks.engine.units import Group, Unit, Work
 from tasks.stages.allocate import share_of, view_of
 from tasks.stages.arrays import (
     get_atoms,
@@ -111,9 +112,9 @@ def realise_unit(
         inputs=inputs,
         views=views,
         cost=Cost(
-            numbers if fitted is None else 40.0 * small**2 * layer.in_features,
-            8 * numbers,
-            4 * numbers,
+            products={} if fitted is None else {EXACT: 40.0 * small**2 * layer.in_features},
+            memory=8 * numbers,
+            disk=4 * numbers,
         ),
     )
 

@@ -9,9 +9,10 @@ from compress_core.learn.loop import Training
 from compress_core.learn.teacher import Teacher, teach
 from storage.keys import recipe_key
 from storage.store import Store
+from tasks.engine.cost import MODEL, Cost, forward_operations, logits
 from tasks.engine.job import Job
 from tasks.engine.scratch import SCRATCH, discard, keep, load, names_of
-from tasks.engine.units import Cost, Group, Session, Unit, Work
+from tasks.engine.units import Group, Session, Unit, Work
 from tasks.stages.arrays import get_tensor, put_tensor
 from tasks.stages.evaluate import Models
 
@@ -44,7 +45,12 @@ def teacher_group(job: Job, models: Models, calibration: Unit) -> Group:
         code=["compress_core.learn.teacher.teach", "compress_core.hf.loading.load_model"],
         sources={"model": model.digest},
         inputs={"calibration tokens": calibration},
-        cost=Cost(2.0 * model.parameters * count, model.checkpoint.nbytes, 8 * TOP * count),
+        cost=Cost(
+            products={MODEL: forward_operations(model, count, job.length)},
+            logits=logits(model, count),
+            memory=model.checkpoint.nbytes,
+            disk=8 * TOP * count,
+        ),
     )
     return Group("teacher", "calibration", [unit], compute)
 

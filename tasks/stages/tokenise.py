@@ -7,8 +7,9 @@ from compress_core.hf.documents import read_documents
 from compress_core.hf.text import evaluation_windows, sample_windows, split_held_out
 from storage.digests import DigestCache, file_digest
 from storage.keys import recipe_key
+from tasks.engine.cost import Cost
 from tasks.engine.dense_model import DenseModel
-from tasks.engine.units import Cost, Group, Unit, Work
+from tasks.engine.units import Group, Unit, Work
 from tasks.stages.arrays import put_tensor
 
 READ = "compress_core.hf.documents.read_documents"

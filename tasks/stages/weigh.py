@@ -2,8 +2,9 @@
 
 from compress_core.metric import Weighting
 from tasks.engine.components import code_of, describe
+from tasks.engine.cost import Cost
 from tasks.engine.dense_model import DenseModel
-from tasks.engine.units import Cost, Group, Unit, Work
+from tasks.engine.units import Group, Unit, Work
 from tasks.stages.arrays import get_stats, put_metric
 
 
@@ -39,7 +40,7 @@ def weigh_groups(
                     settings=describe(weighting),
                     code=[code_of(weighting)],
                     inputs={"statistics": collected[tap]},
-                    cost=Cost(features**2, 8 * features**2, 8 * features),
+                    cost=Cost(memory=8 * features**2, disk=8 * features),
                 )
             )
         groups.append(Group("weigh", f"block {block}", units, compute))
