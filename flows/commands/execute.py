@@ -63,7 +63,7 @@ def run_command(settings: Settings, as_json: bool) -> Any:
 def demo_command(home: Path, as_json: bool) -> Any:
     """Runs the demonstration and says how it went."""
     from compress_core.hf.pretrain import PretrainSettings
-    from flows.runs.demo import demo_flow
+    from flows.runs.demo import PROMPT, demo_flow, demo_words
 
     reporter = Reporter(stderr=as_json)
     check_tracking(home)
@@ -71,7 +71,10 @@ def demo_command(home: Path, as_json: bool) -> Any:
     try:
         with runtime.flow_settings():
             results = demo_flow(home, PretrainSettings())
-            return tell_sweep(reporter, home / "reports" / "demo", results)
+            folder = home / "reports" / "demo"
+            tell_sweep(reporter, folder, results)
+            reporter.demonstration(PROMPT, demo_words(home, results), folder, results)
+            return results
     finally:
         current_reporter.reset(told)
 

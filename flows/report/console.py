@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 from threading import Event, Thread
 from time import perf_counter
 from typing import Any
@@ -20,6 +21,7 @@ from tasks.engine.units import Outcome
 
 WIDTH = 80  # where there is no terminal to ask
 EVERY = 25.0  # seconds between lines while something computes: at most 30, with some to spare
+NEXT = "  eigenpress run --model MODEL --method svd_llm@hull --kept 0.8 --calibration TEXT"
 HEAD = 13  # a line's first word and the blanks behind it
 
 
@@ -255,6 +257,30 @@ class Reporter:
             f"{first['bytes']['dense'] / 1e6:,.1f} MB on disk, "
             f"{first['memory']['dense'] / 1e6:,.1f} MB in memory",
         )
+
+    def demonstration(
+        self,
+        prompt: str,
+        words: Mapping[str, str],
+        folder: Path,
+        results: Sequence[Mapping[str, Any]],
+    ) -> None:
+        """What the models write, where things are, and what to do next."""
+        self.say("")
+        self.say(f'After "{prompt.strip()}" the models write:')
+        for name, text in words.items():
+            self.entry(f"  {name}", " ".join(text.split()))
+        self.say("")
+        first, last = (results[place]["registered"] for place in (0, -1))
+        self.entry("picture", str(folder / "perplexity.png"))
+        self.entry("models", str(Path(results[0]["model_dir"]).parent))
+        self.entry(
+            "registered",
+            f"{first['name']} versions {first['version']} to {last['version']}, in MLflow",
+        )
+        self.say("")
+        self.say("Your own model, a folder or a name on the hub, and text like what it is for:")
+        self.say(NEXT)
 
 
 def _way(values: Iterable[float]) -> str:
