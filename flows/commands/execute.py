@@ -37,7 +37,8 @@ def run_command(settings: Settings, as_json: bool) -> Any:
         report = report_folder(settings, workspace.model.name)
         check_report(report)
     needed = any(p.job.method.needs_calibration for p in pipelines) or settings.recovery is not None
-    read_texts(workspace, needed)
+    with reporter.working("reading"):
+        read_texts(workspace, needed)
     from flows.runs.run import current_workspace, run_flow
     from flows.runs.sweep import sweep_flow
     from flows.runs.target import target_flow

@@ -21,7 +21,10 @@ from tasks.engine.units import Outcome
 
 WIDTH = 80  # where there is no terminal to ask
 EVERY = 25.0  # seconds between lines while something computes: at most 30, with some to spare
-NEXT = "  eigenpress run --model MODEL --method svd_llm@hull --kept 0.8 --calibration TEXT"
+NEXT = (
+    "  eigenpress run --model MODEL --method svd_llm@hull --kept 0.8 \\",
+    "    --calibration TEXT",
+)
 HEAD = 13  # a line's first word and the blanks behind it
 
 
@@ -268,8 +271,10 @@ class Reporter:
         """What the models write, where things are, and what to do next."""
         self.say("")
         self.say(f'After "{prompt.strip()}" the models write:')
+        widest = max(map(len, words))
         for name, text in words.items():
-            self.entry(f"  {name}", " ".join(text.split()))
+            line = f"  {name:<{widest}}  {' '.join(text.split())}"
+            say(self.console, line, widest + 4)
         self.say("")
         first, last = (results[place]["registered"] for place in (0, -1))
         self.entry("picture", str(folder / "perplexity.png"))
@@ -280,7 +285,8 @@ class Reporter:
         )
         self.say("")
         self.say("Your own model, a folder or a name on the hub, and text like what it is for:")
-        self.say(NEXT)
+        for line in NEXT:
+            self.say(line)
 
 
 def _way(values: Iterable[float]) -> str:

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 GAP = 2  # blanks between columns
-NAME = 24  # width that a long name gets before columns go to a further table
+NAME = 16  # width that a long name gets before columns go to a further table
 
 
 @dataclass(frozen=True)
@@ -64,22 +65,29 @@ def _table(columns: Sequence[Column], width: int) -> Table:
         table.add_column(
             column.heading, width=wide, justify=justify, overflow="fold", no_wrap=False
         )
-        cells.append([wrap_name(cell, wide) if column.name else cell for cell in column.cells])
+        # Padded here: rich would take blanks from the ends, and so the points out of line.
+        cells.append(
+            [
+                Text(wrap_name(cell, wide) if column.name else cell.rjust(wide), justify="left")
+                for cell in column.cells
+            ]
+        )
     for row in zip(*cells, strict=True):
         table.add_row(*row)
     return table
 
 
 def wrap_name(name: str, width: int) -> str:
-    """A name in lines of at most ``width``, broken behind the signs and blanks that part it."""
+    """A name in lines of at most ``width``, broken between options, else wherever it has to."""
     lines = [""]
-    for part in re.findall(r"[^:+@., ]*[:+@., ]*", name):
-        if lines[-1] and len(lines[-1]) + len(part.rstrip()) > width:
-            lines.append("")
-        lines[-1] += part
-        while len(lines[-1].rstrip()) > width:
-            lines[-1:] = [lines[-1][:width], lines[-1][width:]]
-    return "\n".join(line.rstrip() for line in lines)
+    for option in re.findall("[^:+@]+[:+@]*", name):
+        for part in [option] if len(option) <= width else re.findall("[^=]+=?", option):
+            if lines[-1] and len(lines[-1]) + len(part) > width:
+                lines.append("")
+            lines[-1] += part
+            while len(lines[-1]) > width:
+                lines[-1:] = [lines[-1][:width], lines[-1][width:]]
+    return "\n".join(lines)
 
 
 def number(value: float) -> str:
@@ -90,9 +98,10 @@ def number(value: float) -> str:
 
 
 def aligned(numbers: Sequence[str]) -> list[str]:
-    """The same numbers, padded so that their points stand below one another."""
-    behind = [len(text.partition(".")[2]) + ("." in text) for text in numbers]
-    most = max(behind, default=0)
+    """The same numbers, padded so that points stand below one another; exponents are left alone."""
+    plain = [len(text.partition(".")[2]) + ("." in text) for text in numbers if "e" not in text]
+    most = max(plain, default=0)
+    behind = [most if "e" in text else len(text) - len(text.partition(".")[0]) for text in numbers]
     return [text + " " * (most - digits) for text, digits in zip(numbers, behind, strict=True)]
 
 
@@ -122,7 +131,7 @@ def sweep_tables(results: Sequence[Mapping[str, Any]], width: int) -> list[Table
         values = [f"{run[what]['compressed'] / 1e6:,.{digits}f}" for run in results]
         columns.append(Column(heading, values))
     columns.append(Column("s", [f"{run['seconds']:,.1f}" for run in results]))
-    columns.append(Column("units reused", [_reused(run) for run in results]))
+    columns.append(Column("reused", [_reused(run) for run in results]))
     return fitted_tables(keys, columns, width)
 
 

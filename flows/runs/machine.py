@@ -22,6 +22,7 @@ BYTES = 1 << 24  # written and read
 REPEATS = 6
 REST = 0.01  # seconds before each repeat: who has slept is let run without interruption
 BUSY = 0.5  # load of a core from which the machine is not this process's own
+MEMBERSHIP, CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 PATIENCE = 1.0  # seconds after which one measure has had repeats enough
 
 
@@ -147,7 +148,7 @@ def free_memory(device: str) -> int:
     if torch.device(device).type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     free = _available()
-    for limit, used in _cgroup_files(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")):
+    for limit, used in _cgroup_files(MEMBERSHIP, CGROUPS):
         try:
             left = int(limit.read_text()) - int(used.read_text())
         except (OSError, ValueError):  # no such file, or "max": no limit
