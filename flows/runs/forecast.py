@@ -9,6 +9,8 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from flows.runs.machine import Machine, free_memory, known_machine
 from flows.runs.pipeline import Pipeline
 from flows.runs.workspace import Workspace
@@ -21,7 +23,7 @@ from tasks.engine.units import Unit, View
 KINDS = "settings sources inputs code"  # parts of a recipe, in the order they are told
 MOST_WORDS = 4
 UNIT_SECONDS = 0.02  # of a unit's key, its artifact and its place in the flow
-LIBRARIES = 700_000_000  # bytes that they hold once a run has loaded them
+LIBRARIES = 800_000_000  # bytes that they hold once a run has loaded them
 
 
 @dataclass(frozen=True)
@@ -199,7 +201,7 @@ def estimate(planned: Sequence[Planned], workspace: Workspace) -> Estimate:
     return Estimate(
         seconds=sum(stages.values()),
         stages=stages,
-        memory=max((unit.cost.memory for unit in todo), default=0) + hidden,
+        memory=max((memory(unit.cost, computes_in) for unit in todo), default=0) + hidden,
         disk=sum(unit.cost.disk for unit in todo),
         models=sorted({unit.cost.disk for unit in planned if unit.stage == "materialise"}),
         free_memory=free_memory(device),
@@ -219,6 +221,11 @@ def seconds(cost: Cost, machine: Machine, computes_in: str) -> float:
     return (
         UNIT_SECONDS + products + cost.eigen / machine.eigen + cost.logits / machine.logits + disk
     )
+
+
+def memory(cost: Cost, computes_in: str) -> int:
+    """Peak bytes of a unit."""
+    return cost.memory + cost.held * getattr(torch, computes_in).itemsize
 
 
 def compute_dtype(workspace: Workspace) -> str:

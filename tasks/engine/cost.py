@@ -18,13 +18,15 @@ class Cost:
         products: Dtype (or MODEL) to floating-point operations in matrix products.
         eigen: n³ of every symmetric eigendecomposition (n, n), float64, added up.
         logits: Logits whose softmax is taken, in float64.
-        memory: Peak bytes.
+        held: Weights that are in memory at once, in the dtype that the model computes in.
+        memory: Peak bytes of everything else.
         disk: Bytes stored.
     """
 
     products: Mapping[str, float] = field(default_factory=dict)
     eigen: float = 0.0
     logits: float = 0.0
+    held: int = 0
     memory: int = 0
     disk: int = 0
 
@@ -39,6 +41,13 @@ def block_numbers(model: DenseModel, block: int) -> int:
     """Numbers in a block's parameters."""
     prefix = model.layout.base_prefix
     names = model.layout.block_parameters[block]
+    return sum(model.numbers(model.checkpoint.key(name, prefix)) for name in names)
+
+
+def outer_numbers(model: DenseModel) -> int:
+    """Numbers in the parameters outside the blocks, the head's own aside."""
+    prefix = model.layout.base_prefix
+    names = model.layout.outer_parameters
     return sum(model.numbers(model.checkpoint.key(name, prefix)) for name in names)
 
 

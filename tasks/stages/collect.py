@@ -13,7 +13,7 @@ from torch import Tensor
 from compress_core.errors import NumericsError
 from compress_core.stats import CosineAccumulator
 from storage.keys import recipe_key
-from tasks.engine.cost import MODEL, Cost, add, block_numbers, block_operations
+from tasks.engine.cost import MODEL, Cost, add, block_numbers, block_operations, outer_numbers
 from tasks.engine.dense_model import DenseModel
 from tasks.engine.job import Job
 from tasks.engine.scratch import SCRATCH, discard, keep, load
@@ -94,7 +94,8 @@ def _cost(job: Job, block: int, features: int = 0) -> Cost:
     sums = sum(8 * layers[0].in_features ** 2 for layers in taps.values())
     return Cost(
         products=add({MODEL: forward}, {job.products: 2.0 * tokens * features**2}),
-        memory=2 * sums + 4 * block_numbers(job.model, block),
+        held=block_numbers(job.model, block) + outer_numbers(job.model),
+        memory=2 * sums,  # of all taps: the Grams, and one batch's products or the finished ones
         disk=4 * features * (features + 1),
     )
 

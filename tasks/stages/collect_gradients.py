@@ -45,7 +45,7 @@ def fisher_group(job: Job, models: Models, calibration: Unit) -> Group:
             inputs={"calibration tokens": calibration},
             cost=Cost(
                 products={MODEL: operations},
-                memory=2 * model.checkpoint.nbytes,
+                held=2 * model.parameters,
                 disk=8 * layer.in_features,
             ),
         )

@@ -156,7 +156,7 @@ def _group(
         cost=Cost(
             products={MODEL: passes * forward_operations(dense, expected_tokens, length)},
             logits=passes * logits(dense, expected_tokens),
-            memory=passes * dense.memory,
+            held=passes * dense.parameters,
         ),
     )
     return Group("evaluate", name, [unit], compute)

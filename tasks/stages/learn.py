@@ -82,7 +82,8 @@ def _unit(
         inputs=inputs,
         cost=Cost(
             products={MODEL: learner.steps * per_step / (len(decomposed) + 1)},
-            memory=4 * model.checkpoint.nbytes + (ITEM_BYTES * layers if entries else 0),
+            held=4 * model.parameters,
+            memory=ITEM_BYTES * layers if entries else 0,
             disk=1000,
         ),
     )

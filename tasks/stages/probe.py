@@ -70,7 +70,7 @@ def _unit(
         cost=Cost(
             products={MODEL: depth * forward_operations(model, tokens, job.length)},
             logits=logits(model, tokens),
-            memory=3 * model.checkpoint.nbytes,
+            held=3 * model.parameters,
             disk=100,
         ),
     )

@@ -76,7 +76,7 @@ def _unit(
         # Beside the model: leaves, two moments and gradients in float32, and the best state.
         cost=Cost(
             products={MODEL: recovery.all_steps * per_step},
-            memory=6 * model.checkpoint.nbytes,
+            held=6 * model.parameters,
             disk=int(job.kept * model.checkpoint.nbytes),
         ),
     )

@@ -16,7 +16,7 @@ from torch import Tensor
 from compress_core.hf.prefix import PairAccumulator, PrefixStream
 from compress_core.stats import PrefixAccumulator, StackOfBatch, buckets_of
 from compress_core.types import LayerRef
-from tasks.engine.cost import MODEL, Cost, add, block_operations
+from tasks.engine.cost import MODEL, Cost, add, block_numbers, block_operations, outer_numbers
 from tasks.engine.job import Job
 from tasks.engine.scratch import SCRATCH, discard, keep, load
 from tasks.engine.units import Group, Session, Unit, Work
@@ -114,6 +114,7 @@ class _Prefix:
             inputs=inputs,
             cost=Cost(  # both models' blocks, the Gram and the cross products
                 products=add({MODEL: 2 * forward}, {job.products: 4.0 * tokens * features**2}),
+                held=2 * (block_numbers(job.model, block) + outer_numbers(job.model)),
                 memory=16 * features**2,
                 disk=12 * features**2,
             ),

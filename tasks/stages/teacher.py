@@ -48,7 +48,7 @@ def teacher_group(job: Job, models: Models, calibration: Unit) -> Group:
         cost=Cost(
             products={MODEL: forward_operations(model, count, job.length)},
             logits=logits(model, count),
-            memory=model.checkpoint.nbytes,
+            held=model.parameters,
             disk=8 * TOP * count,
         ),
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from flows.runs import machine
-from flows.runs.forecast import UNIT_SECONDS, seconds
+from flows.runs.forecast import UNIT_SECONDS, memory, seconds
 from flows.runs.machine import Machine, known_machine, measure
 from tasks.engine.cost import MODEL, Cost
 
@@ -23,6 +23,11 @@ def test_seconds_are_work_by_kind_over_its_rate() -> None:
     expected = UNIT_SECONDS + 4e9 / 2e9 + 3e9 / 1e9 + 1e9 / 5e8 + 0.5 + 2.0 + 1.0
     assert seconds(cost, KNOWN, "float32") == pytest.approx(expected)
     assert seconds(cost, KNOWN, "float64") == pytest.approx(expected + 4e9 / 1e9 - 4e9 / 2e9)
+
+
+def test_memory_is_that_of_the_weights_in_their_dtype_and_the_rest() -> None:
+    assert memory(Cost(held=100, memory=7), "float32") == 407
+    assert memory(Cost(held=100, memory=7), "bfloat16") == 207
 
 
 def test_all_rates_are_positive_and_nothing_is_left_behind(tmp_path: Path) -> None:

@@ -29,8 +29,10 @@ def test_a_block_runs_once_for_all_that_is_collected_in_it(inputs: pico.Inputs, 
     prefix = "model.layers.1"
     names = ("self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj")
     taps = dict(zip(names, (WIDTH, WIDTH, WIDTH, INNER), strict=True))
+    outside = VOCABULARY * WIDTH + WIDTH
     units = [found["collect", f"{prefix}.{tap}"] for tap in taps] + [found["collect", prefix]]
     assert sum(cost.products[MODEL] for cost in units) == pytest.approx(block(TOKENS))
+    assert {cost.held for cost in units} == {WEIGHTS + NORMS + outside}
     for cost, features in zip(units, taps.values(), strict=False):
         assert cost.products[EXACT] == 2.0 * TOKENS * features**2
         assert cost.disk == 4 * features * (features + 1)
@@ -61,7 +63,8 @@ def test_an_evaluation_counts_the_head_and_both_models(inputs: pico.Inputs, home
     assert (dense.products, dense.logits) == ({MODEL: once}, EVALUATED * VOCABULARY)
     assert compressed.products == {MODEL: 2 * once}
     assert compressed.logits == 2 * EVALUATED * VOCABULARY
-    assert compressed.memory == 2 * dense.memory
+    numbers = pico.BLOCKS * (WEIGHTS + NORMS) + VOCABULARY * WIDTH + WIDTH
+    assert (dense.held, compressed.held) == (numbers, 2 * numbers)
 
 
 def test_a_sequential_method_runs_both_models(inputs: pico.Inputs, home: Path) -> None:
