@@ -32,13 +32,16 @@ def run_command(settings: Settings, as_json: bool) -> Any:
 def demo_command(home: Path, as_json: bool) -> Any:
     """Runs the demonstration and says how it went."""
     from compress_core.hf.pretrain import PretrainSettings
-    from flows.runs.demo import run_demo
+    from flows.runs.demo import PROMPT, demo_words, run_demo
 
     reporter = Reporter(stderr=as_json)
     check_tracking(home)
     with runtime.flow_settings():
         results = run_demo(home, PretrainSettings(), reporter)
-        return tell_sweep(reporter, home / "reports" / "demo", results)
+        folder = home / "reports" / "demo"
+        tell_sweep(reporter, folder, results)
+        reporter.demonstration(PROMPT, demo_words(home, results), folder, results)
+        return results
 
 
 def report_folder(settings: SweepConfig, model: str) -> Path:

@@ -4,13 +4,12 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from rich.table import Table
-
 from compress_core.allocate import ALLOCATORS, allocator_options, build_allocator
 from compress_core.methods import METHODS, build_method
-from flows.report.console import make_console
+from flows.report.console import make_console, say
 
 Print = Callable[[Any], None]
+NAMES = 14  # width of the names
 
 
 def list_methods(as_json: bool, print_json: Print) -> None:
@@ -42,14 +41,15 @@ def list_methods(as_json: bool, print_json: Print) -> None:
     if as_json:
         print_json(rows)
         return
-    table = Table(box=None, pad_edge=False)
-    for column in ("name", "what it does", "paper", "options"):
-        table.add_column(column)
+    console = make_console()
+    heading = "--allocate"
     for row in rows:
-        if row["kind"] == "allocator" and row["name"] == next(iter(ALLOCATORS)):
-            table.add_row("")
-            table.add_row("--allocate")
+        if row["kind"] == "allocator" and heading:
+            say(console, "")
+            say(console, heading)
+            heading = ""
+        paper = f" (arXiv {row['paper']})" if row.get("paper") else ""
+        say(console, f"{row['name']:<{NAMES}} {row['summary']}{paper}", NAMES + 1)
         given = ", ".join(f"{name}={value}" for name, value in row["options"].items())
-        paper = f"arXiv {row['paper']}" if row.get("paper") else ""
-        table.add_row(row["name"], row["summary"], paper, given)
-    make_console().print(table)
+        if given:
+            say(console, f"{'':<{NAMES}} {given}", NAMES + 1)

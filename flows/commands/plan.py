@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from compress_core.errors import ConfigError
-from flows.report.console import Reporter, make_console
+from flows.report.console import Reporter, duration, entry, make_console, say
 from flows.runs.forecast import Estimate, Planned, Planner, estimate
 from flows.runs.opened import open_command
 from flows.settings.config import RunConfig, Settings, SweepConfig, build_config, file_and_flags
 
 Print = Callable[[Any], None]
+UNITS = 27  # where a plan's lines go on
 
 
 def plan_as_run_or_sweep(
@@ -63,18 +64,40 @@ def as_run_or_sweep(values: dict[str, Any]) -> Settings:
 def _print(planned: list[Planned], expected: Estimate, notes: list[str]) -> None:
     console = make_console()
     for note in notes:
-        console.print(f"note         {note}", markup=False)
+        entry(console, "note", note)
     for (stage, state, why), members in groupby(planned, lambda u: (u.stage, u.state, u.why)):
         units = list(members)
         name = units[0].unit if len(units) == 1 else f"{units[0].unit} … {units[-1].unit}"
         word = {"cached": "cached", "run": "to run", "waits": "to run"}[state]
         reason = f"  ({why})" if why else ""
-        console.print(f"{stage:<12} {word:<8} {len(units):>4}  {name}{reason}", markup=False)
+        entry(console, stage, f"{word:<6} {len(units):>4}  {name}{reason}", UNITS)
     todo = sum(unit.state != "cached" for unit in planned)
-    console.print(f"{todo} of {len(planned)} units to run", markup=False)
-    if todo:
-        console.print(
-            f"about {expected.seconds:.0f} s, {expected.memory / 1e6:,.0f} MB of memory beyond the "
-            f"libraries, {expected.disk / 1e6:,.1f} MB of disk",
-            markup=False,
-        )
+    say(console, f"{todo} of {len(planned)} units to run")
+    if not todo:
+        return
+    entry(
+        console,
+        "time",
+        f"about {duration(expected.seconds)}, if the machine does nothing else "
+        f"(models compute in {expected.computes_in})",
+    )
+    for what in expected.not_counted:
+        entry(console, "", f"not counted: {what}")
+    entry(
+        console,
+        "memory",
+        f"{expected.memory / 1e6:,.0f} MB at most beyond the libraries, "
+        f"{expected.free_memory / 1e6:,.0f} MB free",
+    )
+    entry(
+        console,
+        "disk",
+        f"{expected.disk / 1e6:,.1f} MB in the data directory, "
+        f"{expected.free_disk / 1e6:,.0f} MB free",
+    )
+    sizes = " to ".join(
+        f"{size / 1e6:,.1f}" for size in sorted({*expected.models[:1], *expected.models[-1:]})
+    )
+    entry(console, "model", f"{sizes} MB on disk")
+    for shortage in expected.shortages:
+        entry(console, "note", shortage)

@@ -1,6 +1,7 @@
 """`eigenpress store`: look into the store, check it, and free what nothing needs."""
 
 import json
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
@@ -55,11 +56,24 @@ def list_artifacts(
         ]
         typer.echo(json.dumps(rows, indent=1))
         return
-    for m in manifests:
-        typer.echo(
-            f"{m.key[:12]}  {m.stage:<12} {m.nbytes / 1e6:>10.3f} MB  {m.created[:19]}  {m.unit}"
-        )
+    _print_artifacts(manifests)
     typer.echo(f"{len(manifests)} artifacts, {sum(m.nbytes for m in manifests) / 1e6:,.1f} MB")
+
+
+def _print_artifacts(manifests: Sequence[Any]) -> None:
+    """A line each; when it was made is left out where the line would be too long for it."""
+    from flows.report.console import entry, make_console
+
+    console = make_console()
+    heads = [f"{m.key[:12]}  {m.stage:<11} {m.nbytes / 1e6:>9.3f} MB " for m in manifests]
+    times = [f"{m.created[:16]}  " for m in manifests]
+    longest = max(
+        (len(f"{h} {t}{m.unit}") for h, t, m in zip(heads, times, manifests, strict=True)),
+        default=0,
+    )
+    for head, when, m in zip(heads, times, manifests, strict=True):
+        body = when + m.unit if longest <= console.width else m.unit
+        entry(console, head, body, len(head) + 1)
 
 
 @store_app.command("show")

@@ -1,26 +1,56 @@
-"""What people see while a run goes on: a line per stage, a progress bar on long ones, a summary.
+"""What people see while a run goes on: a line per stage, a bar or a line on long ones, a summary.
 
 With ``--json`` all of it goes to stderr, so that stdout holds one JSON value and nothing else.
 """
 
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from threading import Event, Thread
 from time import perf_counter
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column
 
+from flows.report.tables import sweep_tables
 from tasks.engine.units import Outcome
+
+WIDTH = 80  # where there is no terminal to ask
+EVERY = 25.0  # seconds between lines while something computes: at most 30, with some to spare
+NEXT = (
+    "  eigenpress run --model MODEL --calibration TEXT \\",
+    "    --method svd_llm@hull --kept 0.8",
+)
+HEAD = 13  # a line's first word and the blanks behind it
 
 
 def make_console(*, stderr: bool = False, quiet: bool = False) -> Console:
     """A console of the terminal's width; of a page's where there is no terminal."""
     console = Console(stderr=stderr, quiet=quiet, highlight=False, soft_wrap=True)
     if not console.is_terminal:
-        console.width = 120
+        console.width = WIDTH
     return console
+
+
+def say(console: Console, line: str, indent: int = 0) -> None:
+    """A line, broken between words where it is too long; words (paths, names) stay whole."""
+    lines = textwrap.wrap(
+        line,
+        console.width,
+        subsequent_indent=" " * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    for part in lines or [""]:
+        console.print(part, markup=False)
+
+
+def entry(console: Console, head: str, body: str, indent: int = HEAD) -> None:
+    """A line that begins with a word for what it is about; it goes on below its body."""
+    say(console, f"{head:<{HEAD - 1}} {body}", indent)
 
 
 def _new_progress(console: Console) -> Progress:
@@ -29,7 +59,7 @@ def _new_progress(console: Console) -> Progress:
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[inside]}"),
+        TextColumn("{task.fields[inside]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
         console=console,
         transient=True,
     )
@@ -41,58 +71,137 @@ def _count(outcomes: Sequence[Outcome]) -> str:
     return ", ".join(f"{number} {state}" for state, number in counts.items() if number)
 
 
+def duration(seconds: float) -> str:
+    """A time in two units at most: "40 s", "3 min 20 s", "12 min", "2 h 5 min"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        minutes, rest = divmod(whole, 60)
+        return f"{minutes} min" + (f" {rest} s" if rest and minutes < 10 else "")
+    hours, rest = divmod(whole // 60, 60)
+    return f"{hours} h" + (f" {rest} min" if rest else "")
+
+
 class Reporter:
     """Tells people what a run does.
+
+    On a terminal a long stage has a bar; elsewhere, and where stdout belongs to JSON, it says in
+    a line from time to time how far it is.
 
     Args:
         stderr: Whether lines go to stderr.
         quiet: Whether nothing is said at all.
+        every: Seconds between two such lines.
     """
 
-    def __init__(self, *, stderr: bool = False, quiet: bool = False) -> None:
+    def __init__(self, *, stderr: bool = False, quiet: bool = False, every: float = EVERY) -> None:
         self.console = make_console(stderr=stderr, quiet=quiet)
+        self.every = every
+        self._bars = self.console.is_interactive and self.console.file.isatty() and not stderr
         self._progress: Progress | None = None
-        self._name = ""
+        self._begin("", 0)
+
+    def _begin(self, name: str, units: int) -> None:
+        self._name = name
+        self._units = units
         self._outcomes: list[Outcome] = []
+        self._of_group = 1  # units of the group in hand
+        self._inside = ("", 0.0)  # what it is about, and the share of it that is done
+        self._started = perf_counter()
 
     def say(self, line: str) -> None:
         """One plain line."""
-        self.console.print(line, markup=False)
+        say(self.console, line)
+
+    def entry(self, head: str, body: str) -> None:
+        """A line that begins with a word for what it is about."""
+        entry(self.console, head, body)
 
     def note(self, line: str) -> None:
         """Something that people should know."""
-        self.say(f"note         {line}")
+        self.entry("note", line)
 
     @contextmanager
     def stage(self, name: str, units: int) -> Iterator[None]:
-        """A stage of so many units: a bar while it goes on, one line with state and seconds after.
+        """A stage of so many units: how far it is while it goes on, then its state and seconds.
 
-        The bar goes whatever happens; the line is for a stage that ended well.
+        The last line is for a stage that ended well.
         """
-        self._outcomes = []
-        self._name = name
-        started = perf_counter()
-        if self.console.is_terminal:
-            self._progress = _new_progress(self.console)
-            self._task = self._progress.add_task(name, total=units, inside="")
-            self._progress.start()
+        self._begin(name, units)
+        with self._bar() if self._bars else self._lines():
+            yield
+        seconds = perf_counter() - self._started
+        self.say(f"{name:<12} {_count(self._outcomes):<28} {seconds:8.1f} s")
+
+    @contextmanager
+    def working(self, name: str) -> Iterator[None]:
+        """Something that is no stage and may take long: a line from time to time."""
+        self._begin(name, 0)
+        with self._lines():
+            yield
+
+    @contextmanager
+    def _bar(self) -> Iterator[None]:
+        self._progress = _new_progress(self.console)
+        self._task = self._progress.add_task(self._name, total=self._units, inside="")
+        self._progress.start()
         try:
             yield
         finally:
-            if self._progress is not None:
-                self._progress.stop()
-                self._progress = None
-        self.say(f"{name:<12} {_count(self._outcomes):<28} {perf_counter() - started:8.1f} s")
+            self._progress.stop()
+            self._progress = None
+
+    @contextmanager
+    def _lines(self) -> Iterator[None]:
+        """A thread that speaks while others compute, however long one unit takes them."""
+        ended = Event()
+
+        def speak() -> None:
+            while not ended.wait(self.every):
+                self.entry(self._name, self.standing())
+
+        thread = Thread(target=speak, name="progress", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+    def standing(self) -> str:
+        """How far the stage in hand is: "12 of 30, block 12  3/7; 2 min so far, 3 min left"."""
+        passed = perf_counter() - self._started
+        if not self._units:
+            return f"{duration(passed)} so far"
+        label, share = self._inside
+        done = len(self._outcomes) + self._of_group * share
+        cached = sum(outcome.state == "cached" for outcome in self._outcomes)
+        computed = done - cached
+        left = "time left not known yet"
+        if computed > 0:
+            rest = duration(passed * max(0.0, self._units - done) / computed)
+            left = f"{rest} left"
+        told = f"{len(self._outcomes)} of {self._units}"
+        return f"{told}{label and f', {label}'}; {duration(passed)} so far, {left}"
+
+    def group(self, units: int) -> None:
+        """A group of so many units begins."""
+        self._of_group = units
+        self._inside = ("", 0.0)
 
     def inside(self, label: str, done: int, total: int) -> None:
-        """Progress within the group in hand; the bar moves on within the unit, too."""
+        """Progress within the group in hand; the bar moves on within it, too."""
+        share = min(1.0, done / max(1, total))
+        about = f"{label.removeprefix(self._name).strip()}  {done}/{total}"  # the line has the name
+        self._inside = (about, share)
         if self._progress is not None:
-            label = label.removeprefix(self._name).strip()  # which the line begins with
-            within = len(self._outcomes) + min(1.0, done / max(1, total))
-            self._progress.update(self._task, completed=within, inside=f"{label}  {done}/{total}")
+            within = len(self._outcomes) + self._of_group * share
+            self._progress.update(self._task, completed=round(within, 2), inside=about)
 
     def advance(self, outcomes: Sequence[Outcome]) -> None:
         """A group of the stage is done."""
+        self._inside = ("", 0.0)
         self._outcomes += outcomes
         if self._progress is not None:
             self._progress.update(self._task, completed=len(self._outcomes), inside="")
@@ -101,19 +210,21 @@ class Reporter:
         """What was kept, what it cost, where it is."""
         parameters, size, memory = result["parameters"], result["bytes"], result["memory"]
         share = parameters["compressible_compressed"] / parameters["compressible_dense"]
-        self.say(
-            f"kept         {share:.3f} of the layers: {parameters['compressed']:,} of "
+        self.entry(
+            "kept",
+            f"{share:.3f} of the layers: {parameters['compressed']:,} of "
             f"{parameters['dense']:,} parameters, {size['compressed'] / 1e6:,.1f} of "
             f"{size['dense'] / 1e6:,.1f} MB on disk, {memory['compressed'] / 1e6:,.1f} of "
-            f"{memory['dense'] / 1e6:,.1f} MB in memory"
+            f"{memory['dense'] / 1e6:,.1f} MB in memory",
         )
         models = list(result["metrics"].values())  # dense, before recovery if any, compressed
         for label, compressed in models[-1]["texts"].items():
             texts = [model["texts"][label] for model in models]
-            self.say(
-                f"perplexity   {_way(text['perplexity'] for text in texts)}, "
+            self.entry(
+                "perplexity",
+                f"{_way(text['perplexity'] for text in texts)}, "
                 f"KL {_way(text['kl'] for text in texts[1:])} nats/token on {label} "
-                f"({compressed['windows']} windows of {compressed['length']} tokens)"
+                f"({compressed['windows']} windows of {compressed['length']} tokens)",
             )
         for task, compressed in models[-1]["tasks"].items():
             scores = ", ".join(
@@ -121,62 +232,64 @@ class Reporter:
                 for metric in compressed
                 if not metric.endswith("_stderr")
             )
-            self.say(f"{task:<12} {scores}")
+            self.entry(task, scores)
         registered = result["registered"]
-        self.say(f"model        {result['model_dir']}")
-        self.say(
-            f"registered   {registered['name']} version {registered['version']}; "
-            f"the stages took {result['seconds']:.1f} s"
+        self.entry("model", result["model_dir"])
+        self.entry(
+            "registered",
+            f"{registered['name']} version {registered['version']}; "
+            f"the stages took {result['seconds']:.1f} s",
         )
 
     def table(self, results: Sequence[Mapping[str, Any]]) -> None:
-        """A row per run of a sweep."""
+        """A row per run of a sweep, and the dense model on every text."""
         first = results[0]
-        self.console.print(sweep_table(results))
-        for label, dense in first["metrics"]["dense"]["texts"].items():
-            windows = f"{dense['windows']} windows of {dense['length']} tokens"
-            self.say(
-                f"dense: perplexity {dense['perplexity']:.4g} on {label} ({windows}), "
-                f"{first['parameters']['dense']:,} parameters, "
-                f"{first['bytes']['dense'] / 1e6:,.1f} MB on disk, "
-                f"{first['memory']['dense'] / 1e6:,.1f} MB in memory"
+        for table in sweep_tables(results, self.console.width):
+            self.console.print(table)
+            self.say("")
+        texts = first["metrics"]["dense"]["texts"]
+        for place, (label, dense) in enumerate(texts.items(), start=1):
+            which = f"text {place}: {label}" if len(texts) > 1 else label
+            self.entry(
+                "dense",
+                f"perplexity {dense['perplexity']:.4g} on {which} "
+                f"({dense['windows']} windows of {dense['length']} tokens)",
             )
+        self.entry(
+            "dense",
+            f"{first['parameters']['dense']:,} parameters, "
+            f"{first['bytes']['dense'] / 1e6:,.1f} MB on disk, "
+            f"{first['memory']['dense'] / 1e6:,.1f} MB in memory",
+        )
+
+    def demonstration(
+        self,
+        prompt: str,
+        words: Mapping[str, str],
+        folder: Path,
+        results: Sequence[Mapping[str, Any]],
+    ) -> None:
+        """What the models write, where things are, and what to do next."""
+        self.say("")
+        self.say(f'After "{prompt.strip()}" the models write:')
+        widest = max(map(len, words))
+        for name, text in words.items():
+            line = f"  {name:<{widest}}  {' '.join(text.split())}"
+            say(self.console, line, widest + 4)
+        self.say("")
+        first, last = (results[place]["registered"] for place in (0, -1))
+        self.entry("picture", str(folder / "perplexity.png"))
+        self.entry("models", str(Path(results[0]["model_dir"]).parent))
+        self.entry(
+            "registered",
+            f"{first['name']} versions {first['version']} to {last['version']}, in MLflow",
+        )
+        self.say("")
+        self.say("Your own model, a folder or a name on the hub, and text like what it is for:")
+        for line in NEXT:
+            self.say(line)
 
 
 def _way(values: Iterable[float]) -> str:
     """Numbers that follow from one another."""
     return " → ".join(f"{value:.4g}" for value in values)
-
-
-def sweep_table(results: Sequence[Mapping[str, Any]]) -> Table:
-    """Method, kept, perplexity per text, KL, size, seconds and what was reused."""
-    labels = list(results[0]["metrics"]["compressed"]["texts"])
-    tasks = list(results[0]["metrics"]["compressed"]["tasks"])
-    table = Table(box=None, pad_edge=False)
-    table.add_column("method", no_wrap=True)
-    measures = [f"{measure} {label}" for measure in ("perplexity", "KL") for label in labels]
-    sizes = ["million parameters", "MB on disk", "MB in memory"]
-    for column in ["kept", *measures, *tasks, *sizes, "s", "reused"]:
-        table.add_column(column, justify="right", overflow="fold")
-    for result in results:
-        texts = result["metrics"]["compressed"]["texts"]
-        scores = result["metrics"]["compressed"]["tasks"]
-        cached = sum(stage["state"] == "cached" for stage in result["stages"])
-        table.add_row(
-            result["method"],
-            f"{result['kept']:g}",
-            *(f"{texts[label]['perplexity']:.4g}" for label in labels),
-            *(f"{texts[label]['kl']:.3f}" for label in labels),
-            *(_main_score(scores[task]) for task in tasks),
-            f"{result['parameters']['compressed'] / 1e6:.2f}",
-            f"{result['bytes']['compressed'] / 1e6:.1f}",
-            f"{result['memory']['compressed'] / 1e6:.1f}",
-            f"{result['seconds']:.1f}",
-            f"{cached}/{len(result['stages'])}",
-        )
-    return table
-
-
-def _main_score(scores: Mapping[str, float]) -> str:
-    """Accuracy where the task has one, else its first metric."""
-    return f"{scores.get('acc', next(iter(scores.values()))):.3f}"

@@ -1,9 +1,11 @@
-"""The demonstration: train a small Llama, then compress it in several ways at three budgets."""
+"""The demonstration: train a small Llama, compress it in four ways at two budgets, let it write."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from compress_core.hf.pretrain import PretrainSettings
+from compress_core.hf.writing import write_on
 from flows.report.console import Reporter
 from flows.runs.execute import execute_in_flow
 from flows.runs.opened import open_command
@@ -15,16 +17,12 @@ from storage.store import Store
 from tasks.engine.session import Session
 from tasks.stages.pretrain import publish_trained, train_group
 
-KEPT = (0.8, 0.6, 0.4)
-METHODS = (  # few probe windows: the tables are for quality, the demonstration is for speed
-    "svd",
-    "asvd",
-    "svd_llm",
-    "ada_svd",
-    "duo_svd:probe_windows=4",
-    "saes_svd",
-    "svd_llm@hull:probe_windows=8",
-)
+KEPT = (0.4, 0.2)
+BEST = "svd_llm@hull"
+METHODS = ("svd", "svd_llm", BEST, "sparsegpt")
+WRITERS = ("svd", BEST)  # at the first budget
+PROMPT = "    def __init__(self"
+WORDS = 20  # tokens that each model writes
 
 
 def run_demo(home: Path, settings: PretrainSettings, reporter: Reporter) -> list[dict[str, Any]]:
@@ -54,11 +52,21 @@ def run_demo(home: Path, settings: PretrainSettings, reporter: Reporter) -> list
         kept=list(KEPT),
         calibration=str(folder / "calibration.jsonl"),
         eval_text=[str(folder / "evaluation.jsonl")],
-        samples=128,
+        samples=64,
         length=settings.context,
+        eval_windows=64,
         home=home,
     )
     opened = open_command(sweep, reporter)
     opened.prepare()
     results: list[dict[str, Any]] = execute_in_flow(opened)
     return results
+
+
+def demo_words(home: Path, results: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """How the dense model and two compressed ones go on after the prompt, by name."""
+    folders = {"dense": home / "demo" / "python-llama"}
+    for result in results:
+        if result["method"] in WRITERS and result["kept"] == KEPT[0]:
+            folders[f"{result['method']} kept {KEPT[0]:g}"] = Path(result["model_dir"])
+    return {name: write_on(folder, PROMPT, WORDS) for name, folder in folders.items()}

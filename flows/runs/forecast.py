@@ -4,22 +4,26 @@ A unit is cached, or to run with the parts of its key that changed, or it waits 
 that will run and is reused after all if that one's result turns out unchanged.
 """
 
-import time
+import shutil
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from flows.runs.machine import Machine, free_memory, known_machine
 from flows.runs.pipeline import Pipeline
 from flows.runs.workspace import Workspace
 from storage.keys import ABSENT, Difference, differences, recipe_key
 from storage.manifest import Manifest
 from storage.store import Store
+from tasks.engine.cost import MODEL, Cost
 from tasks.engine.units import Unit, View
 
 KINDS = "settings sources inputs code"  # parts of a recipe, in the order they are told
 MOST_WORDS = 4
+UNIT_SECONDS = 0.02  # of a unit's key, its artifact and its place in the flow
+LIBRARIES = 800_000_000  # bytes that they hold once a run has loaded them
 
 
 @dataclass(frozen=True)
@@ -31,9 +35,7 @@ class Planned:
     state: str
     why: str
     key: str | None
-    operations: float
-    memory: int
-    disk: int
+    cost: Cost
 
 
 class Planner:
@@ -86,10 +88,7 @@ class Planner:
         return self._planned_as(unit, "run", say(nearest_changes(recipe, candidates)), name)
 
     def _planned_as(self, unit: Unit, state: str, reason: str, key: str | None) -> Planned:
-        cost = unit.cost
-        return Planned(
-            unit.stage, unit.name, state, reason, key, cost.operations, cost.memory, cost.disk
-        )
+        return Planned(unit.stage, unit.name, state, reason, key, unit.cost)
 
     def _digest(self, unit: Unit) -> str:
         if unit in self._done:
@@ -147,23 +146,99 @@ def _short(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What the units that may run will take: seconds, peak bytes of memory, bytes of disk."""
+    """What the units that may run will take, on this machine when it does nothing else.
+
+    Attributes:
+        seconds: In all, the start of the command aside.
+        stages: Stage to its part of them.
+        memory: Peak bytes on the device, the libraries aside.
+        disk: Bytes that are added to the store.
+        models: Bytes of each compressed model's folder, ascending.
+        free_memory: Bytes that the device still has.
+        free_disk: Bytes that the data directory's disk still has.
+        computes_in: Dtype of the models' products.
+        not_counted: What may run too and has no estimate.
+    """
 
     seconds: float
+    stages: dict[str, float]
     memory: int
     disk: int
+    models: list[int]
+    free_memory: int
+    free_disk: int
+    computes_in: str
+    not_counted: list[str]
+
+    @property
+    def shortages(self) -> list[str]:
+        """What will not fit, a sentence each."""
+        found = []
+        for what, needed, free in (
+            ("memory", self.memory + LIBRARIES, self.free_memory),
+            ("disk", self.disk, self.free_disk),
+        ):
+            if needed > free:
+                found.append(
+                    f"{what} will not do: {needed / 1e6:,.0f} MB needed, {free / 1e6:,.0f} MB free"
+                )
+        return found
 
 
 def estimate(planned: Sequence[Planned], workspace: Workspace) -> Estimate:
-    """Counts operations, and times a matrix product here to turn them into seconds."""
+    """Work by kind, divided by what this machine does of each in a second."""
     todo = [unit for unit in planned if unit.state != "cached"]
+    device, home = workspace.model.device, workspace.settings.home.expanduser()
+    computes_in = compute_dtype(workspace)
+    stages: dict[str, float] = {}
+    if todo:
+        wanted = {computes_in, *(kind for unit in todo for kind in unit.cost.products)}
+        machine = known_machine(home, device, sorted(wanted - {MODEL}))
+        for unit in todo:
+            took = seconds(unit.cost, machine, computes_in)
+            stages[unit.stage] = stages.get(unit.stage, 0.0) + took
     hidden = _hidden_bytes(workspace) if any(u.stage == "collect" for u in todo) else 0
-    rate = _operations_per_second(workspace.model.device) if todo else 1.0
     return Estimate(
-        seconds=sum(unit.operations for unit in todo) / rate + 0.02 * len(todo),
-        memory=max((unit.memory for unit in todo), default=0) + hidden,
-        disk=sum(unit.disk for unit in todo),
+        seconds=sum(stages.values()),
+        stages=stages,
+        memory=max((memory(unit.cost, computes_in) for unit in todo), default=0) + hidden,
+        disk=sum(unit.cost.disk for unit in todo),
+        models=sorted({unit.cost.disk for unit in planned if unit.stage == "materialise"}),
+        free_memory=free_memory(device),
+        free_disk=shutil.disk_usage(home).free,
+        computes_in=computes_in,
+        not_counted=_not_counted(todo),
     )
+
+
+def seconds(cost: Cost, machine: Machine, computes_in: str) -> float:
+    """How long a unit takes; what it stores is read once, too."""
+    products = sum(
+        count / machine.products[computes_in if kind == MODEL else kind]
+        for kind, count in cost.products.items()
+    )
+    disk = cost.disk / machine.write + cost.disk / machine.read
+    return (
+        UNIT_SECONDS + products + cost.eigen / machine.eigen + cost.logits / machine.logits + disk
+    )
+
+
+def memory(cost: Cost, computes_in: str) -> int:
+    """Peak bytes of a unit."""
+    return cost.memory + cost.held * getattr(torch, computes_in).itemsize
+
+
+def compute_dtype(workspace: Workspace) -> str:
+    """What the models' products are computed in: float32 for 16 bits on a CPU."""
+    dtype = workspace.model.layout.dtype
+    return "float32" if workspace.model.device == "cpu" else dtype
+
+
+def _not_counted(todo: Sequence[Planned]) -> list[str]:
+    """Evaluations of unknown length."""
+    return [
+        unit.unit for unit in todo if unit.stage == "evaluate" and not unit.cost.products.get(MODEL)
+    ]
 
 
 def _hidden_bytes(workspace: Workspace) -> int:
@@ -171,11 +246,3 @@ def _hidden_bytes(workspace: Workspace) -> int:
     layers = workspace.model.layout.layers
     width = min(layer.in_features for layer in layers)
     return 4 * workspace.settings.samples * workspace.length * width
-
-
-def _operations_per_second(device: str, size: int = 768) -> float:
-    matrix = torch.rand(size, size, dtype=torch.float64, device=device)
-    float((matrix @ matrix)[0, 0])  # the first product sets threads and libraries up
-    started = time.perf_counter()
-    float((matrix @ matrix)[0, 0])
-    return 2.0 * size**3 / (time.perf_counter() - started)

@@ -46,7 +46,8 @@ class Opened:
             ConfigError, StorageError: Runs cannot be tracked.
         """
         calibrated = any(p.job.method.needs_calibration for p in self.pipelines)
-        read_texts(self.workspace, calibrated or self.settings.recovery is not None)
+        with self.reporter.working("reading"):
+            read_texts(self.workspace, calibrated or self.settings.recovery is not None)
         check_tracking(self.settings.home.expanduser())
         self.workspace.notes.begin(self.reporter.note)
 

@@ -72,6 +72,7 @@ def run_groups(groups: Sequence[Group], session: Session, reporter: Reporter) ->
             reporter.stage(line, sum(len(group.units) for group in of_line)),
         ):
             for group in of_line:
+                reporter.group(len(group.units))
                 future = run_group.submit(group.stage, group.label, session, group)
                 done = cast(list[Outcome], future.result())  # what the state holds, not the state
                 reporter.advance(done)

@@ -11,21 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from storage.artifact import Artifact
 from tasks.engine.code import fingerprint
+from tasks.engine.cost import Cost
 from tasks.engine.stages import STAGES
 
 if TYPE_CHECKING:
     from tasks.engine.session import Session, Work
 
 View = Callable[[Artifact], Any]
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a unit is expected to take: floating-point operations, peak bytes, bytes stored."""
-
-    operations: float = 0.0
-    memory: int = 0
-    disk: int = 0
 
 
 class Unit:

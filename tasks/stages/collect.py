@@ -15,10 +15,11 @@ from compress_core.hf.stream import BlockStream
 from compress_core.stats import CosineAccumulator
 from storage.keys import recipe_key
 from tasks.engine.code import fingerprint
+from tasks.engine.cost import MODEL, Cost, add, block_numbers, block_operations, outer_numbers
 from tasks.engine.dense_model import DenseModel
 from tasks.engine.job import Job
 from tasks.engine.session import Session, Work
-from tasks.engine.units import Cost, Group, Unit
+from tasks.engine.units import Group, Unit
 from tasks.stages.arrays import get_tensor, put
 from tasks.stages.scratch import SCRATCH, discard, keep, load
 
@@ -61,6 +62,7 @@ def collect_groups(job: Job, calibration: Unit) -> list[Group]:
             code=[BlockStream],
             sources=sources,
             inputs={"calibration tokens": calibration},
+            cost=_cost(job, block),
         )
         compute = _Collect(job, calibration, block, earlier)
         last = block == len(layout.blocks) - 1
@@ -83,15 +85,16 @@ def _earlier_weights(model: DenseModel) -> list[str]:
     return before
 
 
-def _cost(job: Job, block: int, features: int) -> Cost:
-    model, layout = job.model, job.model.layout
-    names = layout.block_parameters[block]
-    weights = sum(model.numbers(model.checkpoint.key(n, layout.base_prefix)) for n in names)
+def _cost(job: Job, block: int, features: int = 0) -> Cost:
+    """Of a tap, or of the cosine, which has no features; the block's units share its forward."""
     tokens = job.samples * job.length
+    taps = job.model.layout.taps(block) if job.method.reads_inputs else {}
+    forward = block_operations(job.model, block, tokens, job.length) / (len(taps) + 1)
+    sums = sum(8 * layers[0].in_features ** 2 for layers in taps.values())
     return Cost(
-        operations=2.0 * tokens * features**2
-        + 2.0 * tokens * weights / max(1, len(layout.taps(block))),
-        memory=8 * features**2 + 4 * weights,
+        products=add({MODEL: forward}, {job.products: 2.0 * tokens * features**2}),
+        held=block_numbers(job.model, block) + outer_numbers(job.model),
+        memory=2 * sums,  # of all taps: the Grams, and one batch's products or the finished ones
         disk=4 * features * (features + 1),
     )
 

@@ -1,9 +1,10 @@
 """Stage ``collect``, for methods that weigh by gradients: one backward pass of the dense model."""
 
 from compress_core.hf.fisher import fisher_columns
+from tasks.engine.cost import MODEL, Cost, forward_operations
 from tasks.engine.job import Job
 from tasks.engine.session import Work
-from tasks.engine.units import Cost, Group, Unit
+from tasks.engine.units import Group, Unit
 from tasks.engine.whole_models import LOADING, Models
 from tasks.stages.arrays import get_tensor, put_tensor
 
@@ -18,7 +19,8 @@ def fisher_group(job: Job, models: Models, calibration: Unit) -> Group:
     """
     model = job.model
     layers = model.layout.layers
-    operations = 6.0 * job.samples * job.length * model.parameters / len(layers)
+    tokens = job.samples * job.length  # a backward pass is worth two forward ones
+    operations = 3 * forward_operations(model, tokens, job.length) / len(layers)
     units = [
         Unit(
             "collect",
@@ -27,7 +29,11 @@ def fisher_group(job: Job, models: Models, calibration: Unit) -> Group:
             code=LOADING,
             sources={"model": model.digest},
             inputs={"calibration tokens": calibration},
-            cost=Cost(operations, 2 * model.checkpoint.nbytes, 8 * layer.in_features),
+            cost=Cost(
+                products={MODEL: operations},
+                held=2 * model.parameters,
+                disk=8 * layer.in_features,
+            ),
         )
         for layer in layers
     ]

@@ -5,11 +5,12 @@ from collections.abc import Mapping
 from compress_core.layer.make import decompose_stack, pack_prepared
 from compress_core.metric import Metric, Plain, summed_fisher, unpack_metric
 from compress_core.stats import InputStats
-from compress_core.types import Stack
+from compress_core.types import LayerRef, Stack
 from tasks.engine.components import describe
+from tasks.engine.cost import EXACT, Cost
 from tasks.engine.job import Job
 from tasks.engine.session import Work
-from tasks.engine.units import Cost, Group, Unit
+from tasks.engine.units import Group, Unit
 from tasks.stages.arrays import Stored, dense_weight_of, get_tensor, put
 
 
@@ -69,7 +70,7 @@ def _unit(job: Job, name: str, stack: Stack, inputs: dict[str, Unit]) -> Unit:
         ]
         for i, member in enumerate(stack.members)
     }
-    small, large = sorted((layer.out_features, layer.in_features))
+    small = min(layer.out_features, layer.in_features)
     rank = small if method.decompose.whole else layer.paying_rank
     return Unit(
         "decompose",
@@ -84,11 +85,24 @@ def _unit(job: Job, name: str, stack: Stack, inputs: dict[str, Unit]) -> Unit:
         sources=weights,
         inputs=inputs,
         cost=Cost(
-            operations=9.0 * small**3 + 4.0 * small * large**2 + 4.0 * small**2 * large,
+            products={EXACT: _operations(layer, rank, whole="gram" in method.weighting.needs)},
+            eigen=float(small**3),
             memory=8 * (3 * layer.dense_cost + layer.in_features**2),
             disk=4 * rank * layer.atom_cost,
         ),
     )
+
+
+def _operations(layer: LayerRef, rank: int, *, whole: bool) -> float:
+    """Of the truncation around its eigendecomposition; the metric is a ``whole`` matrix or not.
+
+    For a wide W: W H, (W H) Wᵀ and Qᵀ W. For a tall one: W = P R, R H Rᵀ, P Q and Qᵀ R.
+    """
+    out, into = layer.out_features, layer.in_features
+    if out <= into:
+        return 2.0 * out * into * ((into if whole else 0) + out + rank)
+    triangle = 2.0 * into**2 * ((into if whole else 0) + into + rank)
+    return triangle + 2.0 * out * into**2 + 4.0 * out * into * rank
 
 
 class _Decompose:

@@ -9,9 +9,10 @@ from typing import Any
 from compress_core.errors import ConfigError
 from compress_core.evaluate import perplexity_and_kl
 from compress_core.hf.lm_eval_tasks import TaskSpec, run_tasks
+from tasks.engine.cost import MODEL, Cost, forward_operations, logits
 from tasks.engine.dense_model import DenseModel
 from tasks.engine.session import Work
-from tasks.engine.units import Cost, Group, Unit
+from tasks.engine.units import Group, Unit
 from tasks.engine.whole_models import LOADING, Models
 from tasks.stages.arrays import get_tensor
 
@@ -39,10 +40,8 @@ def text_group(
     """
     dense = models.dense
     name = f"{which} on {label}"
-    passes = 2 if compressed else 1
-    operations = 2.0 * dense.parameters * expected_tokens * passes
     compute = _Text(models, tokens, compressed, batch_size)
-    return _group(name, dense, tokens, compressed, {}, compute, operations)
+    return _group(name, dense, tokens, compressed, {}, compute, expected_tokens)
 
 
 def task_group(
@@ -69,11 +68,13 @@ def _group(
     compressed: Unit | None,
     settings: dict[str, Any],
     compute: Callable[[Work], None],
-    operations: float = 0.0,
+    expected_tokens: int = 0,
 ) -> Group:
     inputs = {"evaluation tokens": tokens} if tokens else {}
     if compressed:
         inputs["compressed model"] = compressed
+    passes = 2 if compressed else 1
+    length = tokens.settings["length"] if tokens else 0
     unit = Unit(
         "evaluate",
         name,
@@ -81,7 +82,11 @@ def _group(
         code=LOADING,
         sources={"dense model": dense.digest},
         inputs=inputs,
-        cost=Cost(operations=operations, memory=dense.checkpoint.nbytes * (2 if compressed else 1)),
+        cost=Cost(
+            products={MODEL: passes * forward_operations(dense, expected_tokens, length)},
+            logits=passes * logits(dense, expected_tokens),
+            held=passes * dense.parameters,
+        ),
     )
     return Group("evaluate", name, [unit], compute)
 

@@ -12,9 +12,10 @@ from compress_core.layer.make import read_atoms
 from compress_core.learn.base import Assignment, Atoms, Chosen, Learned
 from compress_core.types import LayerRef
 from tasks.engine.components import describe
+from tasks.engine.cost import MODEL, Cost, forward_operations
 from tasks.engine.job import Job
 from tasks.engine.session import Work
-from tasks.engine.units import Cost, Group, Unit
+from tasks.engine.units import Group, Unit
 from tasks.engine.whole_models import LOADING, Models
 from tasks.stages.arrays import Stored, put, put_tensor
 from tasks.stages.checkpoints import clear_checkpoints
@@ -67,7 +68,8 @@ def _unit(
         inputs["teacher"] = teacher
     layers = sum(layer.dense_cost for layer in model.layout.layers)
     entries = job.method.stores_entries
-    per_step = 6.0 * 2 * model.parameters * learner.batch * job.length
+    # Forward and backward of a model with factors of full rank, about twice its weights.
+    per_step = 6 * forward_operations(model, learner.batch * job.length, job.length)
     return Unit(
         "learn",
         name,
@@ -82,9 +84,10 @@ def _unit(
         sources={"model": model.digest},
         inputs=inputs,
         cost=Cost(
-            learner.steps * per_step / (len(decomposed) + 1),
-            4 * model.checkpoint.nbytes + (ITEM_BYTES * layers if entries else 0),
-            1000,
+            products={MODEL: learner.steps * per_step / (len(decomposed) + 1)},
+            held=4 * model.parameters,
+            memory=ITEM_BYTES * layers if entries else 0,
+            disk=1000,
         ),
     )
 

@@ -28,10 +28,11 @@ from storage.artifact import Artifact
 from storage.disk import is_disk_full
 from storage.errors import StorageError, StoreFullError, StorePermissionError
 from storage.keys import recipe_key
+from tasks.engine.cost import Cost
 from tasks.engine.dense_model import FOLDER
 from tasks.engine.job import Job
 from tasks.engine.session import Work
-from tasks.engine.units import Cost, Group, Unit
+from tasks.engine.units import Group, Unit
 from tasks.stages.realise import read_factors
 
 # What the modelling file that is written has and uses; nothing else names it.

@@ -13,9 +13,10 @@ from compress_core.hf.pretrain import PretrainSettings, pretrain
 from compress_core.hf.python_docs import gather_python_text
 from storage.artifact import Artifact
 from storage.keys import recipe_key
+from tasks.engine.cost import Cost
 from tasks.engine.dense_model import FOLDER
 from tasks.engine.session import Work
-from tasks.engine.units import Cost, Group, Unit
+from tasks.engine.units import Group, Unit
 from tasks.stages.materialise import publish
 
 TEXTS = ("calibration.jsonl", "evaluation.jsonl")

@@ -13,9 +13,10 @@ from compress_core.hf.probe import KlProbe
 from compress_core.layer.make import stack_weights
 from compress_core.types import LayerRef, Share
 from tasks.engine.components import describe
+from tasks.engine.cost import MODEL, Cost, forward_operations, logits
 from tasks.engine.job import Job
 from tasks.engine.session import Work
-from tasks.engine.units import Cost, Group, Unit
+from tasks.engine.units import Group, Unit
 from tasks.engine.whole_models import LOADING, Models
 from tasks.stages.arrays import Stored, dense_weight_of, get_tensor
 
@@ -55,7 +56,7 @@ def _unit(
     if probe.base is not None:  # every other layer is cut too
         inputs |= {f"base of {name}": unit for name, unit in decomposed.items()}
     depth = 1 - layer.block / len(model.layout.blocks)
-    operations = 2.0 * model.parameters * depth * windows * job.length * len(probe.shares)
+    tokens = windows * job.length * len(probe.shares)
     return Unit(
         "probe",
         layer.name,
@@ -63,7 +64,12 @@ def _unit(
         code=[*LOADING, job.method.decompose],
         sources={"model": model.digest},
         inputs=inputs,
-        cost=Cost(operations, 3 * model.checkpoint.nbytes, 100),
+        cost=Cost(
+            products={MODEL: depth * forward_operations(model, tokens, job.length)},
+            logits=logits(model, tokens),
+            held=3 * model.parameters,
+            disk=100,
+        ),
     )
 
 

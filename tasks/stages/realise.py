@@ -11,9 +11,10 @@ from compress_core.learn.base import Chosen
 from compress_core.stats import InputStats, PrefixStats
 from compress_core.types import LayerRef, affordable
 from tasks.engine.components import describe
+from tasks.engine.cost import EXACT, Cost
 from tasks.engine.job import Job
 from tasks.engine.session import Work
-from tasks.engine.units import Cost, Group, Unit
+from tasks.engine.units import Group, Unit
 from tasks.stages.allocate import share_of, view_of
 from tasks.stages.arrays import Stored, dense_weight_of, put
 
@@ -94,9 +95,9 @@ def realise_unit(
         inputs=inputs,
         views=views,
         cost=Cost(
-            numbers if method.fit is None else 40.0 * small**2 * layer.in_features,
-            8 * numbers,
-            4 * numbers,
+            products={EXACT: 40.0 * small**2 * layer.in_features} if method.fit else {},
+            memory=8 * numbers,
+            disk=4 * numbers,
         ),
     )
 

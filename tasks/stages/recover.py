@@ -17,10 +17,11 @@ from compress_core.recover.parts import stored_tensors
 from compress_core.recover.recovery import Recovered, recover
 from compress_core.recover.settings import Recovery
 from tasks.engine.components import describe
+from tasks.engine.cost import MODEL, Cost, forward_operations
 from tasks.engine.dense_model import FOLDER
 from tasks.engine.job import Job
 from tasks.engine.session import Work
-from tasks.engine.units import Cost, Group, Unit
+from tasks.engine.units import Group, Unit
 from tasks.engine.whole_models import LOADING, Models
 from tasks.stages.arrays import get_tensor, put_tensor
 from tasks.stages.checkpoints import clear_checkpoints
@@ -61,7 +62,7 @@ def _unit(
     job: Job, recovery: Recovery, calibration: Unit, teacher: Unit, materialised: Unit
 ) -> Unit:
     model = job.model
-    per_step = 6.0 * model.parameters * recovery.batch * job.length
+    per_step = 3 * forward_operations(model, recovery.batch * job.length, job.length)
     return Unit(
         "recover",
         recovery.how,
@@ -74,9 +75,9 @@ def _unit(
         },
         # Beside the model: leaves, two moments and gradients in float32, and the best state.
         cost=Cost(
-            recovery.all_steps * per_step,
-            6 * model.checkpoint.nbytes,
-            int(job.kept * model.checkpoint.nbytes),
+            products={MODEL: recovery.all_steps * per_step},
+            held=6 * model.parameters,
+            disk=int(job.kept * model.checkpoint.nbytes),
         ),
     )
 

@@ -16,9 +16,10 @@ from compress_core.hf.prefix import PairAccumulator, PrefixStream
 from compress_core.hf.stream import BlockStream
 from compress_core.stats import PrefixAccumulator, StackOfBatch, buckets_of
 from compress_core.types import LayerRef
+from tasks.engine.cost import MODEL, Cost, add, block_numbers, block_operations, outer_numbers
 from tasks.engine.job import Job
 from tasks.engine.session import Session, Work
-from tasks.engine.units import Cost, Group, Unit
+from tasks.engine.units import Group, Unit
 from tasks.stages.arrays import get_tensor, put
 from tasks.stages.collect import block_digest
 from tasks.stages.realise import Realise, Upstream, read_factors, realise_unit
@@ -94,10 +95,8 @@ class _Prefix:
         job, prefix, features = self.job, self.job.method.prefix, layers[0].in_features
         stacked = {"buckets": prefix.buckets, "seed": job.seed} if prefix.buckets else {}
         inputs, sources = self._behind(block)
-        tokens, depth = (
-            job.samples * job.length,
-            job.model.parameters / len(job.model.layout.blocks),
-        )
+        tokens = job.samples * job.length
+        forward = block_operations(job.model, block, tokens, job.length)
         return Unit(
             "measure",
             tap,
@@ -110,15 +109,19 @@ class _Prefix:
             code=[BlockStream],
             sources=sources,
             inputs=inputs,
-            cost=Cost(
-                4.0 * tokens * (features**2 + depth), 16 * features**2, 12 * features * features
+            cost=Cost(  # both models' blocks, the Gram and the cross products
+                products=add({MODEL: 2 * forward}, {job.products: 4.0 * tokens * features**2}),
+                held=2 * (block_numbers(job.model, block) + outer_numbers(job.model)),
+                memory=16 * features**2,
+                disk=12 * features**2,
             ),
         )
 
     def advance_unit(self, block: int) -> Unit:
         """Both models' hidden states behind a block, by digest."""
         inputs, sources = self._behind(block)
-        depth = self.job.model.parameters / len(self.job.model.layout.blocks)
+        tokens = self.job.samples * self.job.length
+        forward = block_operations(self.job.model, block, tokens, self.job.length)
         unit = Unit(
             "advance",
             self.job.model.layout.blocks[block],
@@ -126,7 +129,7 @@ class _Prefix:
             code=[BlockStream],
             sources=sources,
             inputs=inputs,
-            cost=Cost(4.0 * self.job.samples * self.job.length * depth),
+            cost=Cost(products={MODEL: 2 * forward}),
         )
         self.advanced.append(unit)
         return unit

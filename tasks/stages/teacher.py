@@ -3,9 +3,10 @@
 from compress_core.learn.loop import Training
 from compress_core.learn.teacher import Teacher, teach
 from storage.keys import recipe_key
+from tasks.engine.cost import MODEL, Cost, forward_operations, logits
 from tasks.engine.job import Job
 from tasks.engine.session import Work
-from tasks.engine.units import Cost, Group, Unit
+from tasks.engine.units import Group, Unit
 from tasks.engine.whole_models import LOADING, Models
 from tasks.stages.arrays import get_tensor, put_tensor
 from tasks.stages.checkpoints import StoredCheckpoints
@@ -24,7 +25,12 @@ def teacher_group(job: Job, models: Models, calibration: Unit) -> Group:
         code=LOADING,
         sources={"model": model.digest},
         inputs={"calibration tokens": calibration},
-        cost=Cost(2.0 * model.parameters * count, model.checkpoint.nbytes, 8 * TOP * count),
+        cost=Cost(
+            products={MODEL: forward_operations(model, count, job.length)},
+            logits=logits(model, count),
+            held=model.parameters,
+            disk=8 * TOP * count,
+        ),
     )
     return Group("teacher", "calibration", [unit], _Teach(job, models, calibration))
 

@@ -12,9 +12,10 @@ from compress_core.hf.text import (
 )
 from storage.digests import DigestCache, file_digest
 from storage.keys import recipe_key
+from tasks.engine.cost import Cost
 from tasks.engine.dense_model import DenseModel
 from tasks.engine.session import Work
-from tasks.engine.units import Cost, Group, Unit
+from tasks.engine.units import Group, Unit
 from tasks.stages.arrays import put_tensor
 
 

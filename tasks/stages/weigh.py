@@ -3,9 +3,10 @@
 from compress_core.metric import Weighting, pack_metric
 from compress_core.stats import InputStats
 from tasks.engine.components import describe
+from tasks.engine.cost import Cost
 from tasks.engine.dense_model import DenseModel
 from tasks.engine.session import Work
-from tasks.engine.units import Cost, Group, Unit
+from tasks.engine.units import Group, Unit
 from tasks.stages.arrays import Stored, put
 
 
@@ -34,7 +35,7 @@ def weigh_groups(
                     settings=describe(weighting),
                     code=[weighting],
                     inputs={"statistics": collected[tap]},
-                    cost=Cost(features**2, 8 * features**2, 8 * features),
+                    cost=Cost(memory=8 * features**2, disk=8 * features),
                 )
             )
         groups.append(Group("weigh", f"block {block}", units, compute))

@@ -177,7 +177,7 @@ def test_the_command_takes_the_flags_of_run_and_of_sweep(
     assert lines[0].split()[:3] == ["tokenise", "cached", "2"]
     plan_as_run_or_sweep(given | {"seed": 4}, None, False, printed.append)
     text = capsys.readouterr().out
-    assert "seed 3 → 4" in text and "MB of memory" in text
+    assert "seed 3 → 4" in text and "MB at most beyond the libraries" in " ".join(text.split())
     plan_as_run_or_sweep(sweep_settings(inputs, warm_home), None, True, printed.append)
     assert capsys.readouterr().out == ""
     assert set(printed[0]) == {"units", "estimate"}

@@ -183,7 +183,7 @@ def test_a_plan_shows_it(
     planned = {(unit.stage, unit.unit): unit for unit in Planner(store).plan(pipeline)}
     training = planned["recover", "factors"]
     assert (training.state, training.why) == ("run", "steps 8 → 40")
-    assert training.operations > 40 * 4 * 48 * 6
+    assert sum(training.cost.products.values()) > 40 * 4 * 48 * 6
     assert planned["teacher", "top tokens"].state == "cached"
     given = inputs.settings(home, **SHORT)
     plan_as_run_or_sweep(given, None, False, print)

@@ -1,0 +1,195 @@
+"""What this machine does in a second, measured for a moment and kept in the data directory."""
+
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from storage.disk import replace_file
+
+FILE = "machine.json"
+OLD = timedelta(days=30)  # after which it is measured again
+SIZE = {"cpu": 640, "cuda": 4096}  # of the matrices: large enough for the best rate
+EIGEN = 320
+LOGITS = (64, 8192)
+BYTES = 1 << 24  # written and read
+REPEATS = 6
+REST = 0.01  # seconds before each repeat: who has slept is let run without interruption
+BUSY = 0.5  # load of a core from which the machine is not this process's own
+MEMBERSHIP, CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+PATIENCE = 1.0  # seconds after which one measure has had repeats enough
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Rates, in units per second.
+
+    Attributes:
+        products: Dtype to floating-point operations in a matrix product.
+        eigen: n³ of a symmetric eigendecomposition (n, n) in float64.
+        logits: Logits through a softmax in float64.
+        write: Bytes to the data directory, until they are on the disk.
+        read: Bytes from it (what was just written: memory may help).
+        measured: When, ISO 8601.
+    """
+
+    products: dict[str, float]
+    eigen: float
+    logits: float
+    write: float
+    read: float
+    measured: str
+
+
+def known_machine(home: Path, device: str, dtypes: Sequence[str]) -> Machine:
+    """The machine's rates, from the home where they were measured lately for the same set-up.
+
+    Measured again for another device, number of threads or version of torch, for a dtype that is
+    not among them, and after 30 days.
+
+    Args:
+        home: Data directory; its file ``machine.json`` is written.
+        device: "cpu" or "cuda".
+        dtypes: Of the products, by torch's names.
+    """
+    file = home / FILE
+    name = f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    kept = _read(file)
+    try:
+        found = Machine(**kept[name])
+        age = datetime.now(UTC) - datetime.fromisoformat(found.measured)
+        if age < OLD and set(dtypes) <= set(found.products):
+            return found
+        dtypes = sorted({*dtypes, *found.products})
+    except (KeyError, TypeError, ValueError):  # not there, or of another version's form
+        pass
+    found = measure(device, dtypes, home)
+    replace_file(file, json.dumps(kept | {name: asdict(found)}, indent=1).encode())
+    return found
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        kept = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # none yet, or no JSON: it is only measured again
+        return {}
+    return kept if isinstance(kept, dict) else {}
+
+
+def measure(device: str, dtypes: Sequence[str], folder: Path) -> Machine:
+    """Times one product per dtype, an eigendecomposition, a softmax and a file."""
+    here = torch.device(device).type == "cpu"
+    products = {name: _product(device, name) for name in dtypes}
+    half = torch.rand(EIGEN, EIGEN, dtype=torch.float64, device=device)
+    gram = half @ half.T
+    eigen = EIGEN**3 / _best(lambda: float(torch.linalg.eigh(gram)[0][0]), int(here))
+    row = torch.rand(LOGITS, device=device)
+    took = _best(lambda: float(row.double().log_softmax(-1).exp_()[0, 0]), int(here))
+    logits = row.numel() / took
+    payload = os.urandom(BYTES)
+    file = folder / f"{FILE}.{os.getpid()}"
+    try:
+        write = BYTES / _best(lambda: _write(file, payload), 0, 2)
+        read = BYTES / _best(lambda: file.read_bytes(), 0, 2)
+    finally:
+        file.unlink(missing_ok=True)
+    return Machine(products, eigen, logits, write, read, datetime.now(UTC).isoformat())
+
+
+def _product(device: str, dtype: str) -> float:
+    """Operations per second."""
+    kind = torch.device(device).type
+    size = SIZE[kind]
+    matrix = torch.rand(size, size, device=device).to(getattr(torch, dtype))
+    threads = torch.get_num_threads() if kind == "cpu" else 0
+    return 2.0 * size**3 / _best(lambda: float((matrix @ matrix)[0, 0]), threads)
+
+
+def _write(file: Path, payload: bytes) -> None:
+    with file.open("wb") as handle:
+        handle.write(payload)
+        handle.flush()
+        os.fsync(handle.fileno())
+
+
+def _best(work: Callable[[], object], threads: int = 1, repeats: int = REPEATS) -> float:
+    """Seconds of the fastest of a few repeats: other work on the machine only ever adds to it.
+
+    On a busy machine no repeat is left alone. There CPU seconds tell what the clock cannot, where
+    ``threads`` share them (none: the work is not the processor's).
+    """
+    began = time.perf_counter()
+    work()  # the first sets threads and libraries up
+    walls, used = [], []
+    for _ in range(repeats):
+        time.sleep(REST)
+        started, before = time.perf_counter(), time.process_time()
+        work()
+        walls.append(time.perf_counter() - started)
+        used.append((time.process_time() - before) / max(1, threads))
+        if time.perf_counter() - began > PATIENCE:
+            break
+    return min(walls + used) if threads and _busy() else min(walls)
+
+
+def _busy() -> bool:
+    """Whether others compute here, too."""
+    return os.getloadavg()[0] > BUSY * (os.cpu_count() or 1)
+
+
+def free_memory(device: str) -> int:
+    """Bytes that this process can still have: of the device, or of the computer and its cgroup."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free = _available()
+    for limit, used in _cgroup_files(MEMBERSHIP, CGROUPS):
+        try:
+            left = int(limit.read_text()) - int(used.read_text())
+        except (OSError, ValueError):  # no such file, or "max": no limit
+            continue
+        free = min(free, max(0, left + _reclaimable(limit.parent)))
+    return free
+
+
+def _available() -> int:
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return 1024 * int(line.split()[1])
+    except OSError:  # not Linux
+        pass
+    pages = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
+    return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _cgroup_files(membership: Path, root: Path) -> list[tuple[Path, Path]]:
+    """Files (limit, used) of this process's groups and those above them, cgroup v2 and v1."""
+    found = []
+    lines = membership.read_text().splitlines() if membership.exists() else []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        base = root / "memory" if controllers else root
+        names = ("limit_in_bytes", "usage_in_bytes") if controllers else ("max", "current")
+        place = base / path.lstrip("/")
+        for folder in (place, *place.parents):
+            found.append((folder / f"memory.{names[0]}", folder / f"memory.{names[1]}"))
+            if folder == base:
+                break
+    return found
+
+
+def _reclaimable(folder: Path) -> int:
+    """Bytes of cached files that the group gives back when memory is asked for."""
+    try:
+        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):
+        return 0
+    return int(stat.get("inactive_file", 0))

@@ -1,0 +1,84 @@
+"""What units are expected to take, by kinds of work that machines do at different speeds."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from tasks.engine.dense_model import DenseModel
+
+MODEL = "model"  # stands for the dtype that the model computes in
+EXACT = "float64"  # what statistics and decompositions are computed in
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a unit is expected to take.
+
+    Attributes:
+        products: Dtype (or MODEL) to floating-point operations in matrix products.
+        eigen: n³ of every symmetric eigendecomposition (n, n), float64, added up.
+        logits: Logits whose softmax is taken, in float64.
+        held: Weights that are in memory at once, in the dtype that the model computes in.
+        memory: Peak bytes of everything else.
+        disk: Bytes stored.
+    """
+
+    products: Mapping[str, float] = field(default_factory=dict)
+    eigen: float = 0.0
+    logits: float = 0.0
+    held: int = 0
+    memory: int = 0
+    disk: int = 0
+
+
+def add(*products: Mapping[str, float]) -> dict[str, float]:
+    """Operations of several counts together, dtype by dtype."""
+    dtypes = {dtype for counts in products for dtype in counts}
+    return {dtype: sum(counts.get(dtype, 0.0) for counts in products) for dtype in dtypes}
+
+
+def block_numbers(model: DenseModel, block: int) -> int:
+    """Numbers in a block's parameters."""
+    prefix = model.layout.base_prefix
+    names = model.layout.block_parameters[block]
+    return sum(model.numbers(model.checkpoint.key(name, prefix)) for name in names)
+
+
+def outer_numbers(model: DenseModel) -> int:
+    """Numbers in the parameters outside the blocks, the head's own aside."""
+    prefix = model.layout.base_prefix
+    names = model.layout.outer_parameters
+    return sum(model.numbers(model.checkpoint.key(name, prefix)) for name in names)
+
+
+def block_operations(model: DenseModel, block: int, tokens: int, length: int) -> float:
+    """A block's forward: two per weight and token, and attention over windows of ``length``."""
+    features = _width(model)
+    return 2.0 * tokens * block_numbers(model, block) + 4.0 * tokens * length * features
+
+
+def forward_operations(model: DenseModel, tokens: int, length: int) -> float:
+    """The whole model's forward: all blocks, and the head."""
+    blocks = range(len(model.layout.blocks))
+    head = 2.0 * tokens * _outer(model)[0] * _width(model)
+    return head + sum(block_operations(model, block, tokens, length) for block in blocks)
+
+
+def logits(model: DenseModel, tokens: int) -> float:
+    """Logits of so many tokens."""
+    return float(tokens * _outer(model)[0])
+
+
+def _width(model: DenseModel) -> int:
+    """Numbers in a hidden state."""
+    return _outer(model)[1]
+
+
+def _outer(model: DenseModel) -> tuple[int, ...]:
+    """Shape (vocabulary, width) of the embedding: the largest parameter outside the blocks."""
+    keys = [
+        model.checkpoint.key(name, model.layout.base_prefix)
+        for name in model.layout.outer_parameters
+    ]
+    shapes = [model.checkpoint.shape(key) for key in keys]
+    return max((shape for shape in shapes if len(shape) == 2), key=math.prod)

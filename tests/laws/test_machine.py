@@ -1,0 +1,118 @@
+"""Rates are measured once for a set-up, and what is free respects the limits of the process."""
+
+import json
+from dataclasses import asdict, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from flows.runs import machine
+from flows.runs.forecast import UNIT_SECONDS, memory, seconds
+from flows.runs.machine import Machine, known_machine, measure
+from tasks.engine.cost import MODEL, Cost
+
+NOW = datetime.now(UTC).isoformat()
+KNOWN = Machine({"float32": 2e9, "float64": 1e9}, 5e8, 1e6, 1e8, 2e8, NOW)
+
+
+def test_seconds_are_work_by_kind_over_its_rate() -> None:
+    cost = Cost(
+        products={MODEL: 4e9, "float64": 3e9}, eigen=1e9, logits=5e5, memory=7, disk=200_000_000
+    )
+    expected = UNIT_SECONDS + 4e9 / 2e9 + 3e9 / 1e9 + 1e9 / 5e8 + 0.5 + 2.0 + 1.0
+    assert seconds(cost, KNOWN, "float32") == pytest.approx(expected)
+    assert seconds(cost, KNOWN, "float64") == pytest.approx(expected + 4e9 / 1e9 - 4e9 / 2e9)
+
+
+def test_memory_is_that_of_the_weights_in_their_dtype_and_the_rest() -> None:
+    assert memory(Cost(held=100, memory=7), "float32") == 407
+    assert memory(Cost(held=100, memory=7), "bfloat16") == 207
+
+
+def test_all_rates_are_positive_and_nothing_is_left_behind(tmp_path: Path) -> None:
+    found = measure("cpu", ["float32", "float64"], tmp_path)
+    assert set(found.products) == {"float32", "float64"}
+    assert min(*found.products.values(), found.eigen, found.logits, found.write, found.read) > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The dtypes of every measurement that is made."""
+    calls: list[list[str]] = []
+
+    def count(device: str, dtypes: list[str], folder: Path) -> Machine:
+        calls.append(sorted(dtypes))
+        return replace(KNOWN, products=dict.fromkeys(dtypes, 1e9))
+
+    monkeypatch.setattr(machine, "measure", count)
+    return calls
+
+
+def test_a_machine_is_measured_once(tmp_path: Path, measured: list[list[str]]) -> None:
+    first = known_machine(tmp_path, "cpu", ["float32", "float64"])
+    assert known_machine(tmp_path, "cpu", ["float64"]) == first
+    assert measured == [["float32", "float64"]]
+    (name,) = json.loads((tmp_path / "machine.json").read_text())
+    assert name.startswith("cpu, ") and " threads, torch " in name
+
+
+def test_it_is_measured_again_for_another_dtype_or_number_of_threads(
+    tmp_path: Path, measured: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known_machine(tmp_path, "cpu", ["float64"])
+    known_machine(tmp_path, "cpu", ["bfloat16"])
+    assert measured[1:] == [["bfloat16", "float64"]]  # and what was known stays known
+    monkeypatch.setattr(machine.torch, "get_num_threads", lambda: 999)
+    known_machine(tmp_path, "cpu", ["float64"])
+    assert measured[2:] == [["float64"]]
+    assert len(json.loads((tmp_path / "machine.json").read_text())) == 2
+
+
+@pytest.mark.parametrize("kept", ["old", "no JSON", "[]", '{"cpu": 1}'])
+def test_it_is_measured_again_when_what_was_kept_is_old_or_unreadable(
+    kept: str, tmp_path: Path, measured: list[list[str]]
+) -> None:
+    file = tmp_path / "machine.json"
+    if kept == "old":
+        known_machine(tmp_path, "cpu", ["float64"])
+        (name,) = json.loads(file.read_text())
+        then = (datetime.now(UTC) - timedelta(days=31)).isoformat()
+        kept = json.dumps({name: asdict(replace(KNOWN, measured=then))})
+        measured.clear()
+    file.write_text(kept)
+    known_machine(tmp_path, "cpu", ["float64"])
+    assert len(measured) == 1 and "float64" in measured[0]
+    known_machine(tmp_path, "cpu", ["float64"])
+    assert len(measured) == 1
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_the_tightest_limit_of_the_process_counts(
+    version: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    controller, limit, used = {
+        1: ("5:cpu,memory:", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+        2: ("0::", "memory.max", "memory.current"),
+    }[version]
+    base = tmp_path / "memory" if version == 1 else tmp_path
+    group = base / "outer" / "inner"
+    group.mkdir(parents=True)
+    membership = tmp_path / "membership"
+    membership.write_text(f"7:cpu:/elsewhere\n{controller}/outer/inner\n")
+    for folder, most, now, cached in ((group, "max", 90, 0), (group.parent, "1000", 400, 50)):
+        (folder / limit).write_text(f"{most}\n")
+        (folder / used).write_text(f"{now}\n")
+        (folder / "memory.stat").write_text(f"anon 3\ninactive_file {cached}\n")
+    monkeypatch.setattr(machine, "MEMBERSHIP", membership)
+    monkeypatch.setattr(machine, "CGROUPS", tmp_path)
+    assert machine.free_memory("cpu") == 1000 - 400 + 50
+
+
+def test_without_limits_it_is_what_the_computer_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "MEMBERSHIP", tmp_path / "none")
+    monkeypatch.setattr(machine, "_available", lambda: 12345)
+    assert machine.free_memory("cpu") == 12345

@@ -1,0 +1,82 @@
+"""What a run is expected to take, counted by hand for a model of known shapes."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.engine.cost import EXACT, MODEL, Cost
+from tests.pipeline import pico
+
+WIDTH, HEADS, INNER, VOCABULARY = 32, 16, 56, 160  # HEADS: rows of k and of v
+TOKENS, LENGTH, EVALUATED = 12 * 48, 48, 5 * 48
+WEIGHTS = 2 * WIDTH * WIDTH + 2 * HEADS * WIDTH + 3 * INNER * WIDTH  # of a block's layers
+NORMS = 2 * WIDTH
+
+
+def block(tokens: int) -> float:
+    """A block's forward: its parameters, QKᵀ and the sum of values."""
+    return 2.0 * tokens * (WEIGHTS + NORMS) + 4.0 * tokens * LENGTH * WIDTH
+
+
+def costs(inputs: pico.Inputs, home: Path, **changes: Any) -> dict[tuple[str, str], Cost]:
+    pipeline, _, _ = pico.build(inputs.settings(home, **changes))
+    return {(unit.stage, unit.name): unit.cost for group in pipeline.groups for unit in group.units}
+
+
+def test_a_block_runs_once_for_all_that_is_collected_in_it(inputs: pico.Inputs, home: Path) -> None:
+    found = costs(inputs, home)
+    prefix = "model.layers.1"
+    names = ("self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj")
+    taps = dict(zip(names, (WIDTH, WIDTH, WIDTH, INNER), strict=True))
+    outside = VOCABULARY * WIDTH + WIDTH
+    units = [found["collect", f"{prefix}.{tap}"] for tap in taps] + [found["collect", prefix]]
+    assert sum(cost.products[MODEL] for cost in units) == pytest.approx(block(TOKENS))
+    assert {cost.held for cost in units} == {WEIGHTS + NORMS + outside}
+    for cost, features in zip(units, taps.values(), strict=False):
+        assert cost.products[EXACT] == 2.0 * TOKENS * features**2
+        assert cost.disk == 4 * features * (features + 1)
+
+
+@pytest.mark.parametrize(("method", "metric"), [("svd_llm", True), ("svd", False), ("asvd", False)])
+def test_a_decomposition_counts_its_products_and_one_eigendecomposition(
+    method: str, metric: bool, inputs: pico.Inputs, home: Path
+) -> None:
+    found = costs(inputs, home, method=method)
+    wide = found["decompose", "model.layers.0.mlp.down_proj"]  # (32, 56), 20 components pay
+    gram = 2.0 * 32 * 56 * 56 if metric else 0
+    assert wide.products == {EXACT: gram + 2.0 * 32 * 32 * 56 + 2.0 * 20 * 32 * 56}
+    assert wide.eigen == 32.0**3
+    tall = found["decompose", "model.layers.0.mlp.up_proj"]  # (56, 32)
+    gram = 2.0 * 32**3 if metric else 0
+    reduce = 2.0 * 56 * 32**2
+    assert tall.products == {
+        EXACT: reduce + gram + 2.0 * 32**3 + 4.0 * 56 * 32 * 20 + 2.0 * 20 * 32**2
+    }
+    assert tall.eigen == 32.0**3
+
+
+def test_an_evaluation_counts_the_head_and_both_models(inputs: pico.Inputs, home: Path) -> None:
+    found = costs(inputs, home)
+    once = pico.BLOCKS * block(EVALUATED) + 2.0 * EVALUATED * VOCABULARY * WIDTH
+    (dense, compressed) = (cost for (stage, _), cost in found.items() if stage == "evaluate")
+    assert (dense.products, dense.logits) == ({MODEL: once}, EVALUATED * VOCABULARY)
+    assert compressed.products == {MODEL: 2 * once}
+    assert compressed.logits == 2 * EVALUATED * VOCABULARY
+    numbers = pico.BLOCKS * (WEIGHTS + NORMS) + VOCABULARY * WIDTH + WIDTH
+    assert (dense.held, compressed.held) == (numbers, 2 * numbers)
+
+
+def test_a_sequential_method_runs_both_models(inputs: pico.Inputs, home: Path) -> None:
+    found = costs(inputs, home, method="saes_svd:prefix=block")
+    measured = found["measure", "model.layers.1.mlp.down_proj"]
+    assert measured.products == {MODEL: 2 * block(TOKENS), EXACT: 4.0 * TOKENS * INNER**2}
+    assert found["advance", "model.layers.1"].products == {MODEL: 2 * block(TOKENS)}
+
+
+def test_the_folder_is_as_large_as_its_cost_says(
+    cold_walk: pico.Walk, inputs: pico.Inputs, home: Path
+) -> None:
+    expected = costs(inputs, home)["materialise", "model"].disk
+    session, folder = cold_walk.session, cold_walk.pipeline.folder
+    assert expected == pytest.approx(session.artifact(folder).attrs["bytes"], rel=0.1)
