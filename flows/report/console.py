@@ -22,8 +22,8 @@ from tasks.engine.units import Outcome
 WIDTH = 80  # where there is no terminal to ask
 EVERY = 25.0  # seconds between lines while something computes: at most 30, with some to spare
 NEXT = (
-    "  eigenpress run --model MODEL --method svd_llm@hull --kept 0.8 \\",
-    "    --calibration TEXT",
+    "  eigenpress run --model MODEL --calibration TEXT \\",
+    "    --method svd_llm@hull --kept 0.8",
 )
 HEAD = 13  # a line's first word and the blanks behind it
 
@@ -73,13 +73,15 @@ def _count(outcomes: Sequence[Outcome]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time in two units at most: "40 s", "3 min 20 s", "2 h 5 min"."""
+    """A time in two units at most: "40 s", "3 min 20 s", "12 min", "2 h 5 min"."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
     if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
+        minutes, rest = divmod(whole, 60)
+        return f"{minutes} min" + (f" {rest} s" if rest and minutes < 10 else "")
+    hours, rest = divmod(whole // 60, 60)
+    return f"{hours} h" + (f" {rest} min" if rest else "")
 
 
 class Reporter:
@@ -169,7 +171,7 @@ class Reporter:
             thread.join()
 
     def standing(self) -> str:
-        """How far the stage in hand is: "12 of 30, block 12  3/7; 2 min 10 s, about 3 min left"."""
+        """How far the stage in hand is: "12 of 30, block 12  3/7; 2 min so far, 3 min left"."""
         passed = perf_counter() - self._started
         if not self._units:
             return f"{duration(passed)} so far"
@@ -180,7 +182,7 @@ class Reporter:
         left = "time left not known yet"
         if computed > 0:
             rest = duration(passed * max(0.0, self._units - done) / computed)
-            left = f"about {rest} left"
+            left = f"{rest} left"
         told = f"{len(self._outcomes)} of {self._units}"
         return f"{told}{label and f', {label}'}; {duration(passed)} so far, {left}"
 
