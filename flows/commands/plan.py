@@ -10,7 +10,7 @@ from typing import Any
 from compress_core.allocate import ALLOCATORS, allocator_options, build_allocator
 from compress_core.errors import ConfigError
 from compress_core.methods import METHODS, build_method
-from flows.report.console import duration, entry, make_console, say
+from flows.report.lines import duration, entry, make_console, say
 from flows.runs.budget import resolve_budget
 from flows.runs.forecast import Estimate, Planned, Planner, estimate
 from flows.runs.pipeline import build_pipeline

@@ -12,7 +12,9 @@ import pytest
 from flows.commands import plan as plan_command
 from flows.commands.plan import list_methods
 from flows.report import console as console_module
-from flows.report.console import EVERY, NEXT, Reporter, duration
+from flows.report import lines as lines_module
+from flows.report.console import EVERY, NEXT, Reporter
+from flows.report.lines import duration
 from flows.report.tables import Column, aligned, fitted_tables, number, wrap_name
 from flows.runs.forecast import Estimate, Planned
 from flows.settings.config import RunConfig, build_config
@@ -27,7 +29,7 @@ HEADINGS = "method kept perplexity KL text million parameters MB on disk in memo
 
 @pytest.fixture(params=[80, 60])
 def width(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(console_module, "WIDTH", request.param)
+    monkeypatch.setattr(lines_module, "WIDTH", request.param)
     return int(request.param)
 
 
