@@ -6,7 +6,7 @@ from typing import Any
 
 from compress_core.allocate import ALLOCATORS, allocator_options, build_allocator
 from compress_core.methods import METHODS, build_method
-from flows.report.console import make_console, say
+from flows.report.lines import make_console, say
 
 Print = Callable[[Any], None]
 NAMES = 14  # width of the names

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from compress_core.errors import ConfigError
-from flows.report.console import Reporter, duration, entry, make_console, say
+from flows.report.console import Reporter
+from flows.report.lines import duration, entry, make_console, say
 from flows.runs.forecast import Estimate, Planned, Planner, estimate
 from flows.runs.opened import open_command
 from flows.settings.config import RunConfig, Settings, SweepConfig, build_config, file_and_flags

@@ -62,7 +62,7 @@ def list_artifacts(
 
 def _print_artifacts(manifests: Sequence[Any]) -> None:
     """A line each; when it was made is left out where the line would be too long for it."""
-    from flows.report.console import entry, make_console
+    from flows.report.lines import entry, make_console
 
     console = make_console()
     heads = [f"{m.key[:12]}  {m.stage:<11} {m.nbytes / 1e6:>9.3f} MB " for m in manifests]

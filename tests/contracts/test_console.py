@@ -4,6 +4,7 @@ import re
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,9 +12,12 @@ import pytest
 from flows.commands import plan as plan_command
 from flows.commands.methods import list_methods
 from flows.report import console as console_module
-from flows.report.console import EVERY, Reporter, duration
+from flows.report import lines as lines_module
+from flows.report.console import EVERY, NEXT, Reporter
+from flows.report.lines import duration
 from flows.report.tables import Column, aligned, fitted_tables, number, wrap_name
 from flows.runs.forecast import Estimate, Planned
+from flows.settings.config import RunConfig, build_config
 from tasks.engine.cost import Cost
 from tasks.engine.units import Outcome
 
@@ -25,7 +29,7 @@ HEADINGS = "method kept perplexity KL text million parameters MB on disk in memo
 
 @pytest.fixture(params=[80, 60])
 def width(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(console_module, "WIDTH", request.param)
+    monkeypatch.setattr(lines_module, "WIDTH", request.param)
     return int(request.param)
 
 
@@ -153,6 +157,27 @@ def test_methods_fit_and_all_are_there(width: int, capsys: pytest.CaptureFixture
     assert {"svd", "cap", "--allocate", "hull", "probe_windows=32,"} <= set(printed.split())
 
 
+def test_the_demonstration_ends_with_words_places_and_a_next_command(
+    width: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = {"dense": "goes on\n    and on " * 6, "svd kept 0.4": "on on on"}
+    Reporter().demonstration("    def f(", words, Path("/reports/demo"), results(1))
+    lines = capsys.readouterr().out.splitlines()
+    assert too_long(lines, width) == []
+    text = " ".join(" ".join(lines).split())
+    assert 'After "def f(" the models write: dense goes on and on goes on' in text
+    assert "/reports/demo/perplexity.png" in text and "smollm2 versions 1 to 1" in text
+    assert lines[-len(NEXT) :] == list(NEXT)
+
+
+def test_the_next_command_is_one_that_the_command_line_takes() -> None:
+    words = " ".join(NEXT).replace("\\", " ").split()
+    assert words[:2] == ["eigenpress", "run"]
+    given = dict(zip(words[2::2], words[3::2], strict=True))
+    values = {name.removeprefix("--"): value for name, value in given.items()}
+    assert build_config(RunConfig, values, None).method == "svd_llm@hull"
+
+
 def estimated(**changes: Any) -> Estimate:
     return replace(
         Estimate(
@@ -248,12 +273,19 @@ def test_time_left_leaves_out_what_was_cached(monkeypatch: pytest.MonkeyPatch) -
     reporter.group(4)
     reporter.inside("decompose block 3", 1, 2)  # two of its four units
     clock[0] += 60
-    told = "12 of 30, block 3  1/2; 1 min 0 s so far, about 4 min 0 s left"
+    told = "12 of 30, block 3  1/2; 1 min so far, 4 min left"
     assert reporter.standing() == told  # four in a minute, sixteen to go
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(59.4, "59 s"), (200, "3 min 20 s"), (7500, "2 h 5 min")]
+    ("seconds", "text"),
+    [
+        (59.4, "59 s"),
+        (200, "3 min 20 s"),
+        (840.0, "14 min"),
+        (895.0, "14 min"),
+        (7500, "2 h 5 min"),
+    ],
 )
 def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text

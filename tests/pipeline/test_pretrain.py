@@ -19,6 +19,7 @@ from compress_core.hf import python_docs
 from compress_core.hf.pretrain import PretrainSettings, pretrain
 from compress_core.hf.python_docs import LONGEST_DOCUMENT, gather_python_text
 from compress_core.hf.text import evaluation_windows, load_tokenizer
+from compress_core.hf.writing import write_on
 
 MICRO = PretrainSettings(
     max_characters=200_000,
@@ -110,6 +111,18 @@ def test_the_folder_is_an_ordinary_llama(trained) -> None:
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
     prompt = tokenizer("import ", return_tensors="pt", return_token_type_ids=False)
     assert model.generate(**prompt, max_new_tokens=4, do_sample=False).shape[1] > 4
+
+
+def test_it_writes_the_likeliest_token_each_time(trained) -> None:
+    folder, _ = trained
+    tokenizer, model = load_tokenizer(folder), AutoModelForCausalLM.from_pretrained(folder)
+    ids = tokenizer("import ", add_special_tokens=False)["input_ids"]
+    written: list[int] = []
+    for _ in range(5):
+        logits = model(input_ids=torch.tensor([ids + written])).logits
+        written.append(int(logits[0, -1].argmax()))
+    assert tokenizer.eos_token_id not in written
+    assert write_on(folder, "import ", 5) == tokenizer.decode(written)
 
 
 AGAIN = """
