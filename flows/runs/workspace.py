@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from compress_core.batch import windows_at_once
 from compress_core.hf.checkpoint import resolve_model
 from compress_core.hf.layout import load_config
 from compress_core.hf.lm_eval_tasks import TaskSpec, find_tasks
@@ -15,6 +16,7 @@ from flows.settings.home import open_home
 from storage.digests import DigestCache
 from storage.store import Store
 from tasks.engine.dense_model import DenseModel
+from tasks.engine.free_memory import free_memory
 from tasks.engine.units import Group, Outcome, Session
 from tasks.stages.evaluate import Models
 from tasks.stages.tokenise import Text, calibration_group, evaluation_group
@@ -47,6 +49,15 @@ class Workspace:
     notes: list[str] = field(default_factory=list)
     refreshed: set[str] = field(default_factory=set)
     earlier: dict[str, Outcome] = field(default_factory=dict)
+
+    @cached_property
+    def batch_size(self) -> int:
+        """Windows per forward: what was asked for, else what free memory allows."""
+        asked = self.settings.batch_size
+        if asked != "auto":
+            return asked
+        device = self.model.device
+        return windows_at_once(self.model.layout, self.length, free_memory(device), device)
 
     @cached_property
     def texts(self) -> tuple[Group | None, dict[str, Group]]:
