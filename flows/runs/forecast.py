@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 
-from flows.runs.machine import Machine, free_memory, known_machine
+from flows.runs.machine import Machine, known_machine
 from flows.runs.pipeline import Pipeline
 from flows.runs.workspace import Workspace
 from storage.keys import ABSENT, Difference, differences, recipe_key
 from storage.manifest import Manifest
 from storage.store import Store
 from tasks.engine.cost import MODEL, Cost
+from tasks.engine.free_memory import free_memory
 from tasks.engine.units import Unit, View
 
 KINDS = "settings sources inputs code"  # parts of a recipe, in the order they are told

@@ -22,7 +22,6 @@ BYTES = 1 << 24  # written and read
 REPEATS = 6
 REST = 0.01  # seconds before each repeat: who has slept is let run without interruption
 BUSY = 0.5  # load of a core from which the machine is not this process's own
-MEMBERSHIP, CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 PATIENCE = 1.0  # seconds after which one measure has had repeats enough
 
 
@@ -141,55 +140,3 @@ def _best(work: Callable[[], object], threads: int = 1, repeats: int = REPEATS) 
 def _busy() -> bool:
     """Whether others compute here, too."""
     return os.getloadavg()[0] > BUSY * (os.cpu_count() or 1)
-
-
-def free_memory(device: str) -> int:
-    """Bytes that this process can still have: of the device, or of the computer and its cgroup."""
-    if torch.device(device).type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    free = _available()
-    for limit, used in _cgroup_files(MEMBERSHIP, CGROUPS):
-        try:
-            left = int(limit.read_text()) - int(used.read_text())
-        except (OSError, ValueError):  # no such file, or "max": no limit
-            continue
-        free = min(free, max(0, left + _reclaimable(limit.parent)))
-    return free
-
-
-def _available() -> int:
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return 1024 * int(line.split()[1])
-    except OSError:  # not Linux
-        pass
-    pages = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
-    return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
-
-
-def _cgroup_files(membership: Path, root: Path) -> list[tuple[Path, Path]]:
-    """Files (limit, used) of this process's groups and those above them, cgroup v2 and v1."""
-    found = []
-    lines = membership.read_text().splitlines() if membership.exists() else []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers and "memory" not in controllers.split(","):
-            continue
-        base = root / "memory" if controllers else root
-        names = ("limit_in_bytes", "usage_in_bytes") if controllers else ("max", "current")
-        place = base / path.lstrip("/")
-        for folder in (place, *place.parents):
-            found.append((folder / f"memory.{names[0]}", folder / f"memory.{names[1]}"))
-            if folder == base:
-                break
-    return found
-
-
-def _reclaimable(folder: Path) -> int:
-    """Bytes of cached files that the group gives back when memory is asked for."""
-    try:
-        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-    except (OSError, ValueError):
-        return 0
-    return int(stat.get("inactive_file", 0))

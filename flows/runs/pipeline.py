@@ -137,7 +137,7 @@ def make_job(workspace: Workspace, config: RunConfig) -> Job:
         kept,
         samples=config.samples,
         length=workspace.length,
-        batch_size=config.batch_size,
+        batch_size=workspace.batch_size,
         products=config.products,
         seed=config.seed,
         learn_seed=config.seed if config.learn_seed is None else config.learn_seed,
@@ -183,7 +183,7 @@ def _evaluation_groups(
                 text.units[0],
                 compressed,
                 which=which,
-                batch_size=config.batch_size,
+                batch_size=workspace.batch_size,
                 label=label,
                 expected_tokens=config.eval_windows * workspace.length,
             )
@@ -195,7 +195,7 @@ def _evaluation_groups(
                 spec,
                 compressed,
                 which=which,
-                batch_size=config.batch_size,
+                batch_size=workspace.batch_size,
                 limit=config.task_limit,
             )
             groups.append(group)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from compress_core.batch import windows_at_once
 from compress_core.hf.checkpoint import resolve_model
 from compress_core.hf.layout import load_config
 from compress_core.hf.lm_eval_tasks import TaskSpec, find_tasks
@@ -17,6 +18,7 @@ from flows.settings.home import open_home
 from storage.digests import DigestCache
 from storage.store import Store
 from tasks.engine.dense_model import DenseModel
+from tasks.engine.free_memory import free_memory
 from tasks.engine.session import Session
 from tasks.engine.units import Group, Outcome
 from tasks.engine.whole_models import Models
@@ -81,6 +83,15 @@ class Workspace:
             built = build_method(config.method, config.options, config.allocate)
             self.methods[config.method] = built
         return self.methods[config.method]
+
+    @cached_property
+    def batch_size(self) -> int:
+        """Windows per forward: what was asked for, else what free memory allows."""
+        asked = self.settings.batch_size
+        if asked != "auto":
+            return asked
+        device = self.model.device
+        return windows_at_once(self.model.layout, self.length, free_memory(device), device)
 
     @cached_property
     def texts(self) -> tuple[Group | None, dict[str, Group]]:

@@ -93,7 +93,9 @@ class Settings(BaseModel):
     task_path: Path | None = Field(None, description="folder of local lm-eval task files")
     task_limit: int | None = Field(None, ge=1, description="documents per task")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, ...")
-    batch_size: int = Field(8, ge=1, description="windows per forward")
+    batch_size: Literal["auto"] | int = Field(
+        "auto", description="windows per forward, a number or what free memory allows"
+    )
     home: Path = Field(
         default_factory=default_home,
         description="data directory; else EIGENPRESS_HOME or ~/.eigenpress",
@@ -122,6 +124,13 @@ class Settings(BaseModel):
             text=self.recover_text,
             seed=self.seed if self.recover_seed is None else self.recover_seed,
         )
+
+    @field_validator("batch_size", mode="before")
+    @classmethod
+    def _check_batch_size(cls, asked: Any) -> Any:
+        if asked == "auto" or (str(asked).isdecimal() and int(asked) >= 1):
+            return asked
+        raise ConfigError(f"batch_size: it is auto or a whole number above 0, got {asked!r}")
 
     @field_validator("name")
     @classmethod

@@ -90,7 +90,7 @@ def _metavar(name: str, kind: Any) -> str | None:
     if kind is bool:
         return None
     words = {"options": "NAME=VALUE", "kept": "SHARE", "home": "DIR", "task_path": "DIR"}
-    words |= {"output": "DIR", "report": "DIR", "target_bytes": "SIZE"}
+    words |= {"batch_size": "N", "output": "DIR", "report": "DIR", "target_bytes": "SIZE"}
     return words.get(name) or {int: "N", float: "X", Path: "PATH"}.get(kind, "TEXT")
 
 

@@ -86,33 +86,3 @@ def test_it_is_measured_again_when_what_was_kept_is_old_or_unreadable(
     assert len(measured) == 1 and "float64" in measured[0]
     known_machine(tmp_path, "cpu", ["float64"])
     assert len(measured) == 1
-
-
-@pytest.mark.parametrize("version", [1, 2])
-def test_the_tightest_limit_of_the_process_counts(
-    version: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    controller, limit, used = {
-        1: ("5:cpu,memory:", "memory.limit_in_bytes", "memory.usage_in_bytes"),
-        2: ("0::", "memory.max", "memory.current"),
-    }[version]
-    base = tmp_path / "memory" if version == 1 else tmp_path
-    group = base / "outer" / "inner"
-    group.mkdir(parents=True)
-    membership = tmp_path / "membership"
-    membership.write_text(f"7:cpu:/elsewhere\n{controller}/outer/inner\n")
-    for folder, most, now, cached in ((group, "max", 90, 0), (group.parent, "1000", 400, 50)):
-        (folder / limit).write_text(f"{most}\n")
-        (folder / used).write_text(f"{now}\n")
-        (folder / "memory.stat").write_text(f"anon 3\ninactive_file {cached}\n")
-    monkeypatch.setattr(machine, "MEMBERSHIP", membership)
-    monkeypatch.setattr(machine, "CGROUPS", tmp_path)
-    assert machine.free_memory("cpu") == 1000 - 400 + 50
-
-
-def test_without_limits_it_is_what_the_computer_has(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(machine, "MEMBERSHIP", tmp_path / "none")
-    monkeypatch.setattr(machine, "_available", lambda: 12345)
-    assert machine.free_memory("cpu") == 12345
