@@ -138,7 +138,7 @@ class _Run:
     def _ranks(self) -> Tensor:
         return self.gamma * self.sizes
 
-    def share(self) -> Tensor:
+    def kept_now(self) -> Tensor:
         """Share of the layers' numbers at the truncation points; beyond what pays it is dense."""
         return torch.minimum(self._ranks() * self.costs, self.most).sum()
 
@@ -148,15 +148,15 @@ class _Run:
         with torch.enable_grad():
             loss = token_loss(self.model, tokens)
             require_finite(loss, "dobi_svd", step, self.model, self.layout, tokens)
-            share = self.share()
-            total = loss + self.settings.balance * (share - self.kept).abs()
+            now = self.kept_now()
+            total = loss + self.settings.balance * (now - self.kept).abs()
             descend(total, self.optimizer, [self.gamma], self.model.dtype)
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.rate * (1 - 0.9 * step / self.settings.steps)
         self.optimizer.step()
         with torch.no_grad():
             self.gamma.clamp_(min=1 / self.sizes)
-        measured = {"loss": float(loss.detach()), "kept": float(share.detach())}
+        measured = {"loss": float(loss.detach()), "kept": float(now.detach())}
         return measured, f"loss {measured['loss']:.3f} kept {measured['kept']:.3f}"
 
     @torch.no_grad()
@@ -177,7 +177,7 @@ class _Run:
         places = cut(self.spectra, depth, self.kept, stay, False)
         chosen = choose(self.spectra, places, torch.ones_like(depth), None)
         report = {
-            "share before the cut": float(self.share()),
+            "share before the cut": float(self.kept_now()),
             "dense layers": float(sum(place is None for place in places)),
         }
         return Learned(chosen, curves, report)

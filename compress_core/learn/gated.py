@@ -101,10 +101,10 @@ class GatedSpectra:
         """Scores of all layers in one line."""
         return torch.cat([self.scores(index) for index in range(len(self.spectra.layers))])
 
-    def share(self, scores: Tensor) -> float:
+    def kept_now(self, scores: Tensor) -> float:
         """Share of the layers' numbers that would be stored now."""
         alive = self._stays() if self.settled else scores.detach().cpu() > self.threshold
-        return self.spectra.share(alive, self.extras)
+        return self.spectra.kept(alive, self.extras)
 
     def settle(self, kept: float) -> None:
         """Decides what stays, at the exact budget; layers of which more stays than pays are dense.

@@ -171,9 +171,9 @@ class _Run:
             kl = self.halves.total(hidden, taught.divergence) / len(hidden)
             require_finite(kl, "soco", step, self.model, self.layout, tokens)
             scores = gated.all_scores()
-            share = gated.share(scores)
+            now = gated.kept_now(scores)
             gate = gated.gate(scores)
-            pressing = self._pressing(phase, share)
+            pressing = self._pressing(phase, now)
             loss = kl + pressing * (self.costs * gate).sum()
             if phase == 3 and not gated.settled:
                 weight = settings.polarise * float(kl.detach()) * self._done(step)
@@ -183,17 +183,17 @@ class _Run:
         self._release(pressing == 0)
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
-        self._adapt(phase, share)
+        self._adapt(phase, now)
         value = float(kl.detach())
-        measured = {"kl": value, "kept": share, "phase": phase, **_described(scores, gate)}
+        measured = {"kl": value, "kept": now, "phase": phase, **_described(scores, gate)}
         if gated.settled:
             measured["undecided"] = 0.0
-        return measured, f"phase {phase} KL {value:.3f} kept {share:.3f}"
+        return measured, f"phase {phase} KL {value:.3f} kept {now:.3f}"
 
-    def _adapt(self, phase: int, share: float) -> None:
+    def _adapt(self, phase: int, now: float) -> None:
         """The pressure grows while too much is stored, and eases while too little is."""
-        over = share > self.kept
-        if (phase == 1 and over) or share > self.kept + NEAR:
+        over = now > self.kept
+        if (phase == 1 and over) or now > self.kept + NEAR:
             self.pressure.mul_(RAMP ** (1 / self.settings.phase1)).clamp_(max=MOST_PRESSURE)
         elif phase > 1:
             self.pressure.mul_(UP if over else DOWN)
@@ -205,9 +205,9 @@ class _Run:
             moments["exp_avg"].zero_()
             self.free.fill_(True)
 
-    def _pressing(self, phase: int, share: float) -> float:
+    def _pressing(self, phase: int, now: float) -> float:
         """Weight of the share in the loss: none at or below the target."""
-        over = share - self.kept
+        over = now - self.kept
         if over <= 0 or self.gated.settled:
             return 0.0
         return float(self.pressure) * (min(1.0, over / NEAR) if phase == 1 else 1.0)

@@ -101,7 +101,7 @@ class Spectra:
         layer = self.layers[index]
         return max(0, (layer.dense_cost - 1 - extra) // layer.atom_cost)
 
-    def share(self, alive: Tensor, extras: bool) -> float:
+    def kept(self, alive: Tensor, extras: bool) -> float:
         """Share of the layers' numbers stored if ``alive`` components stay.
 
         A layer of more components than pay is charged as dense.
@@ -159,7 +159,7 @@ def affordable_dense(
         spectra: All components.
         wanted: Of each layer, how much it is wanted; not at all up to 0.
         kept: In (0, 1], of the layers' numbers.
-        extras: As in :meth:`Spectra.share`.
+        extras: As in :meth:`Spectra.kept`.
     """
     extra = [layer.out_features if extras else 0 for layer in spectra.layers]
     least = [
@@ -188,7 +188,7 @@ def cut(
         scores: Of all components, (components,).
         kept: In (0, 1], of the layers' numbers.
         dense: Which layers stay dense.
-        extras: As in :meth:`Spectra.share`.
+        extras: As in :meth:`Spectra.kept`.
 
     Returns:
         Each layer's components that stay, ascending int64; None where it is dense.

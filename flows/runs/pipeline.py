@@ -130,7 +130,9 @@ def make_job(workspace: Workspace, config: RunConfig) -> Job:
     """
     model = workspace.model
     method = workspace.method(config)
-    kept = Budget(config.share, config.of).of_compressible(model.layout.layers, model.parameters)
+    kept = Budget(config.known_kept, config.of).of_compressible(
+        model.layout.layers, model.parameters
+    )
     job = Job(
         model,
         method,

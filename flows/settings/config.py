@@ -192,7 +192,7 @@ class RunConfig(Settings):
         return f"{name}{colon}{options}{recovery}"
 
     @property
-    def share(self) -> float:
+    def known_kept(self) -> float:
         """``kept``, of a configuration whose target has been turned into it."""
         assert self.kept is not None
         return self.kept

@@ -65,7 +65,7 @@ def test_gamma_is_pulled_by_the_loss_of_the_text_and_by_the_share() -> None:
         return torch.nn.functional.cross_entropy(logits, school.windows[:, 1:].flatten())
 
     (found,) = torch.autograd.grad(loss(), run.gamma)
-    (share,) = torch.autograd.grad(run.share(), run.gamma)
+    (share,) = torch.autograd.grad(run.kept_now(), run.gamma)
     for index in (0, 4, 13):
         layer, shift = school.layout.layers[index], 0.2
         with torch.no_grad():
@@ -73,7 +73,7 @@ def test_gamma_is_pulled_by_the_loss_of_the_text_and_by_the_share() -> None:
             for sign in (1, -1, 0):
                 moved = sign * shift / run.sizes[index] if sign else 0.0
                 run.gamma[index] += moved
-                ends.append((float(loss()), float(run.share())))
+                ends.append((float(loss()), float(run.kept_now())))
                 run.gamma[index] -= moved
         per_gamma = run.sizes[index] / (2 * shift)
         slope = (ends[0][0] - ends[1][0]) * per_gamma
@@ -87,7 +87,7 @@ def test_beyond_what_pays_a_layer_costs_no_more_than_the_dense_one() -> None:
     run = run_of(school)
     with torch.no_grad():
         run.gamma.fill_(1.0)
-    assert float(run.share().detach()) == pytest.approx(1.0, abs=1e-5)
+    assert float(run.kept_now().detach()) == pytest.approx(1.0, abs=1e-5)
 
 
 @both

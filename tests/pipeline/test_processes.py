@@ -5,6 +5,7 @@ import os
 import signal
 import sqlite3
 import subprocess
+import sys
 import time
 from contextlib import closing
 from pathlib import Path
@@ -12,7 +13,9 @@ from typing import Any
 
 import pytest
 
+from flows.settings.config import RunConfig, write_yaml
 from storage.gc import collect_garbage
+from tasks.engine.session import Session
 from tests.pipeline import pico
 from tests.pipeline.conftest import Run
 from tests.pipeline.halting import halt
@@ -126,3 +129,40 @@ def test_two_processes_at_once_on_a_fresh_home(inputs: pico.Inputs, tmp_path: Pa
     assert tasks == ["COMPLETED"] * 2 * groups
     assert flows == ["Completed"] * 2
     assert pico.walk(inputs.settings(home, length=4096)).computed == {}
+
+
+WORKER = """
+import json, sys
+from flows.report.console import Reporter
+from flows.runs.opened import open_command
+from flows.settings.config import RunConfig, build_config
+from pathlib import Path
+opened = open_command(build_config(RunConfig, {}, Path(sys.argv[1])), Reporter(quiet=True))
+session, (pipeline,) = opened.session(), opened.pipelines
+found = [session.run(group) for group in pipeline.groups[: int(sys.argv[2]) + 1]]
+print(json.dumps([[outcome.state for outcome in outcomes] for outcomes in found]))
+"""
+
+
+@pytest.mark.parametrize("stage", ["collect", "decompose", "realise"])
+def test_a_groups_work_is_named_by_configuration_and_number(
+    stage: str, inputs: pico.Inputs, cold_walk: pico.Walk, home: Path, tmp_path: Path
+) -> None:
+    """A process that has the store and the configuration alone does it, and gives the same."""
+    settings = inputs.settings(home)
+    pipeline, store, _ = pico.build(settings)
+    number = [group.stage for group in pipeline.groups].index(stage)
+    session = Session(store)
+    for group in pipeline.groups[:number]:
+        session.run(group)
+    write_yaml(RunConfig(**settings), tmp_path / "run.yaml")
+    words = [sys.executable, "-c", WORKER, str(tmp_path / "run.yaml"), str(number)]
+    process = pico.start(words, tmp_path)
+    out, error = process.communicate(timeout=120)
+    assert process.returncode == 0, error
+    *before, own = json.loads(out)
+    assert {state for states in before for state in states} <= {"cached"}
+    assert set(own) == {"computed"}
+    for outcome in session.run(pipeline.groups[number]):
+        assert outcome.state == "cached"
+        assert outcome.key == cold_walk.keys[outcome.stage, outcome.unit]
