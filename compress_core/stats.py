@@ -13,6 +13,9 @@ from torch import Tensor
 
 from compress_core.errors import NumericsError
 
+STRIPS_FROM = 512  # width; products of narrower inputs are too small to be worth dividing
+STRIP = 192
+
 
 @dataclass(frozen=True)
 class InputStats:
@@ -27,6 +30,29 @@ class InputStats:
     tokens: int
     gram: Tensor
     abs_sum: Tensor
+
+
+def add_gram(gram: Tensor, rows: Tensor) -> None:
+    """Adds Σ x xᵀ of token vectors (tokens, in) to a sum (in, in).
+
+    Wide ones are added in strips of rows from the diagonal rightwards, which is little more than
+    half the work: what lies below the diagonal's blocks stays zero until :func:`symmetric`.
+    """
+    width = len(gram)
+    if width < STRIPS_FROM:
+        gram += rows.T @ rows
+        return
+    for start in range(0, width, STRIP):
+        strip = rows[:, start : start + STRIP]
+        gram[start : start + STRIP, start:] += strip.T @ rows[:, start:]
+
+
+def symmetric(gram: Tensor) -> Tensor:
+    """The whole of a sum made by :func:`add_gram`, exactly symmetric."""
+    if len(gram) < STRIPS_FROM:
+        return (gram + gram.T) / 2
+    upper = gram.triu()
+    return upper + upper.triu(1).T
 
 
 class InputAccumulator:
@@ -62,12 +88,12 @@ class InputAccumulator:
         _require_finite(inputs, first_sample)
         rows = inputs.reshape(-1, inputs.shape[-1]).to(self.products)  # (tokens, in)
         self.tokens += rows.shape[0]
-        self.gram += rows.T @ rows
+        add_gram(self.gram, rows)
         self.abs_sum += rows.abs().sum(dim=0)
 
     def finish(self) -> InputStats:
         """The statistics so far, with the Gram made exactly symmetric."""
-        return InputStats(self.tokens, (self.gram + self.gram.T) / 2, self.abs_sum)
+        return InputStats(self.tokens, symmetric(self.gram), self.abs_sum)
 
 
 @dataclass(frozen=True)
@@ -121,12 +147,12 @@ class PrefixAccumulator:
         rows = inputs.reshape(-1, inputs.shape[-1]).to(self.products)
         of_dense = dense.reshape(-1, dense.shape[-1]).to(self.products)
         self.tokens += rows.shape[0]
-        self.gram += rows.T @ rows
+        add_gram(self.gram, rows)
         self.cross += of_dense.T @ rows
 
     def finish(self) -> PrefixStats:
         """The statistics so far, with the Gram made exactly symmetric."""
-        return PrefixStats(self.tokens, (self.gram + self.gram.T) / 2, self.cross)
+        return PrefixStats(self.tokens, symmetric(self.gram), self.cross)
 
 
 class StackOfBatch:

@@ -66,13 +66,20 @@ def plan_as_run_or_sweep(
     ]
     expected = estimate(planned, workspace)
     if as_json:
-        print_json({"units": [asdict(unit) for unit in planned], "estimate": asdict(expected)})
+        print_json(
+            {
+                "units": [asdict(unit) for unit in planned],
+                "estimate": asdict(expected),
+                "compute": workspace.model.compute_dtype,
+            }
+        )
     else:
-        _print(planned, expected, workspace.notes)
+        _print(planned, expected, workspace.notes, workspace.model.compute_dtype)
 
 
-def _print(planned: list[Planned], expected: Estimate, notes: list[str]) -> None:
+def _print(planned: list[Planned], expected: Estimate, notes: list[str], compute: str) -> None:
     console = make_console()
+    console.print(f"compute      {compute}", markup=False)
     for note in notes:
         console.print(f"note         {note}", markup=False)
     for (stage, state, why), members in groupby(planned, lambda u: (u.stage, u.state, u.why)):

@@ -127,7 +127,7 @@ class Reporter:
         self.say(f"model        {result['model_dir']}")
         self.say(
             f"registered   {registered['name']} version {registered['version']}; "
-            f"the stages took {result['seconds']:.1f} s"
+            f"the stages took {result['seconds']:.1f} s, the model ran in {result['compute']}"
         )
 
     def table(self, results: Sequence[Mapping[str, Any]]) -> None:

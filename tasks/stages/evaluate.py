@@ -38,7 +38,10 @@ class Models:
         if held is None or held[0] != folder:
             self._loaded.pop(slot, None)
             loaded = load_model(
-                folder, self.dense.device, trust_remote_code=self.dense.trust_remote_code
+                folder,
+                self.dense.device,
+                trust_remote_code=self.dense.trust_remote_code,
+                dtype=self.dense.compute_dtype,
             )
             self._loaded[slot] = (folder, loaded)
         return self._loaded[slot][1]
@@ -148,7 +151,7 @@ def _group(
     unit = Unit(
         "evaluate",
         name,
-        settings=settings | {"dtype": dense.layout.dtype},
+        settings=settings | {"dtype": dense.compute_dtype},
         code=code,
         sources={"dense model": dense.digest},
         inputs=inputs,

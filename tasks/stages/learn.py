@@ -72,7 +72,7 @@ def _unit(
             **describe(learner),
             "kept": job.kept,
             "seed": job.learn_seed,
-            "dtype": model.layout.dtype,
+            "dtype": model.compute_dtype,
             "of": name,
         },
         code=[code_of(learner), "compress_core.hf.loading.load_model"],
@@ -112,7 +112,10 @@ class _Learn:
         assert learner is not None
         self.models.drop()
         model = load_model(
-            job.model.folder, job.model.device, trust_remote_code=job.model.trust_remote_code
+            job.model.folder,
+            job.model.device,
+            trust_remote_code=job.model.trust_remote_code,
+            dtype=job.model.compute_dtype,
         )
 
         def atoms(layer: LayerRef) -> Atoms:

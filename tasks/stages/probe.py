@@ -57,7 +57,7 @@ def _unit(
     return Unit(
         "probe",
         layer.name,
-        settings={**describe(probe), "windows": windows, "dtype": model.layout.dtype},
+        settings={**describe(probe), "windows": windows, "dtype": model.compute_dtype},
         code=[
             "compress_core.hf.probe.KlProbe",
             "compress_core.hf.loading.load_model",
