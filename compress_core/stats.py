@@ -15,6 +15,9 @@ from torch import Tensor
 from compress_core.errors import NumericsError
 from compress_core.record import Packed, Record, pack_symmetric, unpack_symmetric
 
+STRIPS_FROM = 512  # width; products of narrower inputs are too small to be worth dividing
+STRIP = 192
+
 
 @dataclass(frozen=True)
 class InputStats:
@@ -53,6 +56,29 @@ class InputStats:
         return reduce(lambda a, b: cls(a.tokens, a.gram + b.gram, a.abs_sum + b.abs_sum), parts)
 
 
+def add_gram(gram: Tensor, rows: Tensor) -> None:
+    """Adds Σ x xᵀ of token vectors (tokens, in) to a sum (in, in).
+
+    Wide ones are added in strips of rows from the diagonal rightwards, which is little more than
+    half the work: what lies below the diagonal's blocks stays zero until :func:`symmetric`.
+    """
+    width = len(gram)
+    if width < STRIPS_FROM:
+        gram += rows.T @ rows
+        return
+    for start in range(0, width, STRIP):
+        strip = rows[:, start : start + STRIP]
+        gram[start : start + STRIP, start:] += strip.T @ rows[:, start:]
+
+
+def symmetric(gram: Tensor) -> Tensor:
+    """The whole of a sum made by :func:`add_gram`, exactly symmetric."""
+    if len(gram) < STRIPS_FROM:
+        return (gram + gram.T) / 2
+    upper = gram.triu()
+    return upper + upper.triu(1).T
+
+
 class InputAccumulator:
     """Streams token vectors into :class:`InputStats`; the order of batches changes only rounding.
 
@@ -86,12 +112,12 @@ class InputAccumulator:
         _require_finite(inputs, first_sample)
         rows = inputs.reshape(-1, inputs.shape[-1]).to(self.products)  # (tokens, in)
         self.tokens += rows.shape[0]
-        self.gram += rows.T @ rows
+        add_gram(self.gram, rows)
         self.abs_sum += rows.abs().sum(dim=0)
 
     def finish(self) -> InputStats:
         """The statistics so far, with the Gram made exactly symmetric."""
-        return InputStats(self.tokens, (self.gram + self.gram.T) / 2, self.abs_sum)
+        return InputStats(self.tokens, symmetric(self.gram), self.abs_sum)
 
 
 @dataclass(frozen=True)
@@ -167,12 +193,12 @@ class PrefixAccumulator:
         rows = inputs.reshape(-1, inputs.shape[-1]).to(self.products)
         of_dense = dense.reshape(-1, dense.shape[-1]).to(self.products)
         self.tokens += rows.shape[0]
-        self.gram += rows.T @ rows
+        add_gram(self.gram, rows)
         self.cross += of_dense.T @ rows
 
     def finish(self) -> PrefixStats:
         """The statistics so far, with the Gram made exactly symmetric."""
-        return PrefixStats(self.tokens, (self.gram + self.gram.T) / 2, self.cross)
+        return PrefixStats(self.tokens, symmetric(self.gram), self.cross)
 
 
 class StackOfBatch:

@@ -11,17 +11,22 @@ import compress_core.hf.quantizer  # noqa: F401  registers the compressed format
 
 
 def load_model(
-    folder: str | Path, device: torch.device | str = "cpu", *, trust_remote_code: bool = False
+    folder: str | Path,
+    device: torch.device | str = "cpu",
+    *,
+    trust_remote_code: bool = False,
+    dtype: str = "auto",
 ) -> Any:
-    """The model in ``folder``, in the dtype it is stored in, ready to evaluate.
+    """The model in ``folder``, ready to evaluate.
 
     Args:
         folder: A model folder; a compressed one loads as its stock class.
         device: Where it goes.
         trust_remote_code: Whether the folder's own Python may run.
+        dtype: In which it runs: "float32" and so on; "auto" is the one it is stored in.
     """
     logging.disable_progress_bar()  # we have our own, and stderr may be somebody's log
     model: Any = AutoModelForCausalLM.from_pretrained(
-        folder, dtype="auto", trust_remote_code=trust_remote_code, local_files_only=True
+        folder, dtype=dtype, trust_remote_code=trust_remote_code, local_files_only=True
     )
     return model.to(device).eval()

@@ -83,6 +83,7 @@ class BlockStream:
         layout: Its layout.
         device: Where blocks run.
         trust_remote_code: Passed to transformers.
+        dtype: In which blocks run and hidden states are kept; None is the model's own.
     """
 
     def __init__(
@@ -91,11 +92,12 @@ class BlockStream:
         layout: ModelLayout,
         device: torch.device | str = "cpu",
         trust_remote_code: bool = False,
+        dtype: str | None = None,
     ) -> None:
         self.checkpoint = checkpoint
         self.layout = layout
         self.device = torch.device(device)
-        self.dtype = getattr(torch, layout.dtype)
+        self.dtype = getattr(torch, dtype or layout.dtype)
         with init_empty_weights(include_buffers=False):
             self.model = AutoModelForCausalLM.from_config(
                 load_config(checkpoint, trust_remote_code),
@@ -121,7 +123,7 @@ class BlockStream:
             batch_size: Samples per forward.
 
         Returns:
-            (samples, length, hidden) on the CPU, in the model's dtype.
+            (samples, length, hidden) on the CPU, in the stream's dtype.
 
         Raises:
             ModelError: The model does more between its blocks than hand hidden states on.

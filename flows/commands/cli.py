@@ -12,6 +12,7 @@ from compress_core.errors import CompressError, ConfigError
 from flows.commands.store import store_app
 from flows.settings.config import RunConfig, Settings, SweepConfig, build_config, default_home
 from flows.settings.flags import with_flags
+from flows.settings.threads import prepare_threads
 from storage.errors import StorageError
 
 app = typer.Typer(
@@ -131,6 +132,7 @@ def print_json(value: Any) -> None:
 
 def main() -> None:
     """Entry point: one line and exit code 2 for what the user can mend."""
+    prepare_threads()
     try:
         code = app(sys.argv[1:] or ["--help"], prog_name="eigenpress", standalone_mode=False)
     except UsageError as error:

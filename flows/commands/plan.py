@@ -80,7 +80,7 @@ def _print(planned: list[Planned], expected: Estimate, notes: list[str]) -> None
         console,
         "time",
         f"about {duration(expected.seconds)}, if the machine does nothing else "
-        f"(models compute in {expected.computes_in})",
+        f"(the model runs in {expected.computes_in})",
     )
     for what in expected.not_counted:
         entry(console, "", f"not counted: {what}")

@@ -198,7 +198,7 @@ class Reporter:
         self.entry(
             "registered",
             f"{registered['name']} version {registered['version']}; "
-            f"the stages took {result['seconds']:.1f} s",
+            f"the stages took {result['seconds']:.1f} s, the model ran in {result['compute']}",
         )
 
     def table(self, results: Sequence[Mapping[str, Any]]) -> None:

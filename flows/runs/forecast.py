@@ -190,7 +190,7 @@ def estimate(planned: Sequence[Planned], workspace: Workspace) -> Estimate:
     """Work by kind, divided by what this machine does of each in a second."""
     todo = [unit for unit in planned if unit.state != "cached"]
     device, home = workspace.model.device, workspace.settings.home.expanduser()
-    computes_in = compute_dtype(workspace)
+    computes_in = workspace.model.compute_dtype
     stages: dict[str, float] = {}
     if todo:
         wanted = {computes_in, *(kind for unit in todo for kind in unit.cost.products)}
@@ -227,12 +227,6 @@ def seconds(cost: Cost, machine: Machine, computes_in: str) -> float:
 def memory(cost: Cost, computes_in: str) -> int:
     """Peak bytes of a unit."""
     return cost.memory + cost.held * getattr(torch, computes_in).itemsize
-
-
-def compute_dtype(workspace: Workspace) -> str:
-    """What the models' products are computed in: float32 for 16 bits on a CPU."""
-    dtype = workspace.model.layout.dtype
-    return "float32" if workspace.model.device == "cpu" else dtype
 
 
 def _not_counted(todo: Sequence[Planned]) -> list[str]:

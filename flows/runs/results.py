@@ -57,6 +57,7 @@ def collect_result(
         "kept": config.kept,
         "of": config.of,
         "seed": config.seed,
+        "compute": model.compute_dtype,
         "parameters": {
             "dense": model.parameters,
             "compressed": written["parameters"],

@@ -114,7 +114,7 @@ def open_workspace(settings: Settings) -> Workspace:
     folder = resolve_model(settings.model)
     local = Path(settings.model).expanduser().is_dir()
     name = None if local else settings.model.rstrip("/").rpartition("/")[2]  # not a cache's folder
-    model = DenseModel(folder, digests, device, settings.trust_remote_code, name)
+    model = DenseModel(folder, digests, device, settings.trust_remote_code, name, settings.compute)
     config = load_config(model.checkpoint, settings.trust_remote_code)
     length = clip_length(settings.length, config)
     if length < settings.length:

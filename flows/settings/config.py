@@ -21,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 
+from compress_core.compute import Compute
 from compress_core.errors import ConfigError
 from compress_core.types import Budget
 from tasks.engine.stages import REFRESHABLE
@@ -92,6 +93,11 @@ class Settings(BaseModel):
     tasks: list[str] = Field(default_factory=list, description="lm-eval task")
     task_path: Path | None = Field(None, description="folder of local lm-eval task files")
     task_limit: int | None = Field(None, ge=1, description="documents per task")
+    compute: Compute = Field(
+        "auto",
+        description="dtype the model runs in; auto is its own where the device multiplies it "
+        "natively, else float32",
+    )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, ...")
     batch_size: Literal["auto"] | int = Field(
         "auto", description="windows per forward, a number or what free memory allows"

@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from compress_core.compute import compute_dtype
 from compress_core.hf.checkpoint import Checkpoint
 from compress_core.hf.folder import companion_files
 from compress_core.hf.footprint import expected_bytes
@@ -31,6 +32,10 @@ class DenseModel:
         device: Where it runs.
         trust_remote_code: Passed to transformers.
         name: What people call it; else the folder's name.
+        compute: In which dtype it runs, one of `compress_core.compute.COMPUTE`.
+
+    Attributes:
+        compute_dtype: The dtype that comes to, which is part of the keys of all that runs it.
 
     Raises:
         ModelError: The folder is not a model that can be compressed.
@@ -43,6 +48,7 @@ class DenseModel:
         device: str = "cpu",
         trust_remote_code: bool = False,
         name: str | None = None,
+        compute: str = "model",
     ) -> None:
         self.folder = folder
         self.name = name or folder.resolve().name
@@ -50,6 +56,7 @@ class DenseModel:
         self.trust_remote_code = trust_remote_code
         self.checkpoint = Checkpoint(folder)
         self.layout: ModelLayout = inspect_model(self.checkpoint, trust_remote_code)
+        self.compute_dtype = compute_dtype(compute, self.layout.dtype, device)
         self._digests = digests
 
     @cached_property
@@ -60,7 +67,13 @@ class DenseModel:
     @cached_property
     def stream(self) -> BlockStream:
         """The model, runnable block by block."""
-        return BlockStream(self.checkpoint, self.layout, self.device, self.trust_remote_code)
+        return BlockStream(
+            self.checkpoint,
+            self.layout,
+            self.device,
+            self.trust_remote_code,
+            self.compute_dtype,
+        )
 
     @cached_property
     def stored(self) -> dict[str, str]:

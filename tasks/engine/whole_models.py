@@ -34,7 +34,10 @@ class Models:
         if held is None or held[0] != folder:
             self._loaded.pop(slot, None)
             loaded = load_model(
-                folder, self.dense.device, trust_remote_code=self.dense.trust_remote_code
+                folder,
+                self.dense.device,
+                trust_remote_code=self.dense.trust_remote_code,
+                dtype=self.dense.compute_dtype,
             )
             self._loaded[slot] = (folder, loaded)
         return self._loaded[slot][1]

@@ -47,7 +47,7 @@ def collect_groups(job: Job, calibration: Unit) -> list[Group]:
             Unit(
                 "collect",
                 tap,
-                settings={"products": job.products, "dtype": layout.dtype, "input of": tap},
+                settings={"products": job.products, "dtype": model.compute_dtype, "input of": tap},
                 code=[BlockStream],
                 sources=sources,
                 inputs={"calibration tokens": calibration},
@@ -58,7 +58,7 @@ def collect_groups(job: Job, calibration: Unit) -> list[Group]:
         similarity = Unit(
             "collect",
             layout.blocks[block],
-            settings={"dtype": layout.dtype, "cosine of": layout.blocks[block]},
+            settings={"dtype": model.compute_dtype, "cosine of": layout.blocks[block]},
             code=[BlockStream],
             sources=sources,
             inputs={"calibration tokens": calibration},
@@ -158,7 +158,7 @@ class _Collect:
         sources = {k: v for k, v in recipe["sources"].items() if k != "weights of the block"}
         return {
             "stage": SCRATCH,
-            "settings": {"dtype": self.model.layout.dtype, "block": block},
+            "settings": {"dtype": self.model.compute_dtype, "block": block},
             "sources": sources | {"weights of earlier blocks": self.earlier[block]},
             "inputs": recipe["inputs"],
             "code": fingerprint([BlockStream]),

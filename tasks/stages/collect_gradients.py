@@ -25,7 +25,7 @@ def fisher_group(job: Job, models: Models, calibration: Unit) -> Group:
         Unit(
             "collect",
             f"gradients of {layer.name}",  # a tap may have the layer's own name
-            settings={"dtype": model.layout.dtype, "gradients of": layer.name},
+            settings={"dtype": model.compute_dtype, "gradients of": layer.name},
             code=LOADING,
             sources={"model": model.digest},
             inputs={"calibration tokens": calibration},

@@ -78,7 +78,7 @@ def _group(
     unit = Unit(
         "evaluate",
         name,
-        settings=settings | {"dtype": dense.layout.dtype},
+        settings=settings | {"dtype": dense.compute_dtype},
         code=LOADING,
         sources={"dense model": dense.digest},
         inputs=inputs,

@@ -77,7 +77,7 @@ def _unit(
             **describe(learner),
             "kept": job.kept,
             "seed": job.learn_seed,
-            "dtype": model.layout.dtype,
+            "dtype": model.compute_dtype,
             "of": name,
         },
         code=[*LOADING, learner],
@@ -118,7 +118,10 @@ class _Learn:
         assert learner is not None
         self.models.drop()
         model = load_model(
-            job.model.folder, job.model.device, trust_remote_code=job.model.trust_remote_code
+            job.model.folder,
+            job.model.device,
+            trust_remote_code=job.model.trust_remote_code,
+            dtype=job.model.compute_dtype,
         )
 
         def atoms(layer: LayerRef) -> Atoms:

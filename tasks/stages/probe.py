@@ -60,7 +60,7 @@ def _unit(
     return Unit(
         "probe",
         layer.name,
-        settings={**describe(probe), "windows": windows, "dtype": model.layout.dtype},
+        settings={**describe(probe), "windows": windows, "dtype": model.compute_dtype},
         code=[*LOADING, job.method.decompose],
         sources={"model": model.digest},
         inputs=inputs,

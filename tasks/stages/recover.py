@@ -66,7 +66,7 @@ def _unit(
     return Unit(
         "recover",
         recovery.how,
-        settings={**describe(recovery), "dtype": model.layout.dtype},
+        settings={**describe(recovery), "dtype": model.compute_dtype},
         code=LOADING,
         inputs={
             "compressed model": materialised,
@@ -100,6 +100,7 @@ class _Recover:
             folder,
             job.model.device,
             trust_remote_code=job.model.trust_remote_code,
+            dtype=job.model.compute_dtype,
         )
         training = training_of(job, work, self.calibration, recovery.batch)
         found = recover(

@@ -102,7 +102,7 @@ class _Prefix:
             tap,
             settings={
                 "products": job.products,
-                "dtype": job.model.layout.dtype,
+                "dtype": job.model.compute_dtype,
                 "input of": tap,
                 **stacked,
             },
@@ -125,7 +125,7 @@ class _Prefix:
         unit = Unit(
             "advance",
             self.job.model.layout.blocks[block],
-            settings={"dtype": self.job.model.layout.dtype},
+            settings={"dtype": self.job.model.compute_dtype},
             code=[BlockStream],
             sources=sources,
             inputs=inputs,

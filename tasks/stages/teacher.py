@@ -21,7 +21,7 @@ def teacher_group(job: Job, models: Models, calibration: Unit) -> Group:
     unit = Unit(
         "teacher",
         "top tokens",
-        settings={"top": TOP, "dtype": model.layout.dtype},
+        settings={"top": TOP, "dtype": model.compute_dtype},
         code=LOADING,
         sources={"model": model.digest},
         inputs={"calibration tokens": calibration},

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from compress_core.errors import NumericsError
 from compress_core.stats import (
+    STRIP,
+    STRIPS_FROM,
     CosineAccumulator,
     InputAccumulator,
     PrefixAccumulator,
@@ -190,3 +192,15 @@ def test_a_block_that_changes_nothing_or_turns_everything_round() -> None:
         accumulator = CosineAccumulator()
         accumulator.add(hidden, factor * hidden)
         assert accumulator.finish() == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("width", [STRIPS_FROM - 1, STRIPS_FROM, 3 * STRIP + STRIPS_FROM + 7])
+def test_the_gram_of_wide_inputs_is_the_plain_product_and_exactly_symmetric(width: int) -> None:
+    inputs = torch.randn(3, 5, width, generator=torch.Generator().manual_seed(width))
+    accumulator = InputAccumulator(width)
+    for batch in inputs.split(2):
+        accumulator.add(batch)
+    rows = inputs.reshape(-1, width).double()
+    gram = accumulator.finish().gram
+    assert torch.equal(gram, gram.T)
+    assert torch.allclose(gram, rows.T @ rows, rtol=1e-13, atol=1e-12)
