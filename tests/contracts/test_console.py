@@ -48,6 +48,7 @@ def result(method: str, kept: float, texts: int, factor: float) -> dict[str, Any
         | {"compressible_dense": 106_168_320, "compressible_compressed": 84_873_600},
         "bytes": sizes,
         "memory": sizes,
+        "compute": "float32",
         "seconds": 1234.5,
         "stages": [{"state": "cached"}] * 690 + [{"state": "computed"}] * 6,
         "model_dir": "/home/somebody/.eigenpress/models/smollm2-svd_llm-0.8-9340a6b4",
