@@ -15,6 +15,7 @@ from tasks.stages.materialise import FOLDER
 from tests.pipeline import pico
 
 RUNS_MODEL = {"collect", "evaluate"}
+EIGHT_BITS = "dobi_svd:steps=4:batch=2:beta=1.0:remap=true"
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,7 @@ def test_a_float32_model_has_the_same_keys_under_auto_model_and_float32(
     assert not walked(inputs, tmp_path, compute="float32").computed
 
 
-@pytest.mark.parametrize("method", ["svd_llm", "saes_svd", "basis_sharing", "sparsegpt"])
+@pytest.mark.parametrize("method", ["svd_llm", "basis_sharing:group=3", "sparsegpt", EIGHT_BITS])
 def test_every_stored_form_loads_into_another_dtype_than_it_is_stored_in(
     inputs: pico.Inputs, half: Path, tmp_path: Path, method: str
 ) -> None:
