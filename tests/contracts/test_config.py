@@ -39,6 +39,7 @@ COMMON: dict[str, tuple[list[str], Any]] = {
     "seed": (["11"], 11),
     "bos": ([], True),
     "products": (["float32"], "float32"),
+    "compute": (["float32"], "float32"),
     "eval_text": (["a.txt,b.txt", "c.txt"], ["a.txt", "b.txt", "c.txt"]),
     "eval_field": (["title"], "title"),
     "eval_windows": (["0"], 0),
