@@ -46,8 +46,8 @@ bench: $(STAMP) ## what is measured: tests/benchmarks
 demo: $(STAMP) ## train a small model, compress it with several methods, print the table
 	$(BIN)/eigenpress demo
 
-golden: $(STAMP) ## write the methods' golden values again (say why in the commit)
-	$(BIN)/python -m tests.golden.make
+golden: $(STAMP) ## write the methods' golden values again, or NAME's alone (say why in the commit)
+	$(BIN)/python -m tests.golden.make $(NAME)
 
 docs: $(STAMP) ## the pages and pictures that are made: map of files, tables, plots of docs/results
 	$(BIN)/python -m tests.pages

@@ -1,5 +1,6 @@
 """A tiny model with all that a learner is given, made in memory."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -16,6 +17,7 @@ from compress_core.hf.layout import inspect_model
 from compress_core.learn.base import Assignment, Atoms, Chosen, Learned, Learner, pick
 from compress_core.learn.loop import Training
 from compress_core.learn.teacher import Teacher, teach
+from compress_core.methods import METHODS
 from compress_core.metric import Plain
 from compress_core.types import LayerRef, ModelLayout
 from tests.families import tiny_model, token_batch
@@ -103,6 +105,20 @@ class Lesson:
                 bias = factors.bias if module.bias is None else module.bias + factors.bias
                 module.bias = torch.nn.Parameter(bias.detach())
         return model
+
+
+def shortened(method: str) -> str:
+    """The variant of a method that trains in few steps: each option that counts them set to 8.
+
+    Such an option is an int above 8 that is called ``steps``, ``iterations`` or ``phase1``,
+    ``phase2`` and so on.
+    """
+    short = [method]
+    for name, parameter in inspect.signature(METHODS[method]).parameters.items():
+        counts = name in ("steps", "iterations") or name.removeprefix("phase").isdigit()
+        if counts and type(parameter.default) is int and parameter.default > 8:
+            short.append(f"{name}=8")
+    return ":".join(short)
 
 
 def same(one: Learned, other: Learned) -> bool:

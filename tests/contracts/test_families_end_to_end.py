@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ class Case:
     def folder(self, walk: pico.Walk) -> Path:
         return walk.session.artifact(walk.pipeline.folder).file(FOLDER)
 
-    @property
+    @cached_property
     def layers(self) -> tuple[LayerRef, ...]:
         return inspect_model(Checkpoint(self.dense)).layers
 

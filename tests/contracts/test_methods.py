@@ -6,7 +6,6 @@ import pkgutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import pytest
 import torch
@@ -14,11 +13,14 @@ import torch
 import compress_core.methods
 from compress_core.allocate.base import Evidence
 from compress_core.decompose import LowRank, Prepared
+from compress_core.fit import PREFIX
 from compress_core.method import Method
 from compress_core.methods import METHODS, build_method
 from compress_core.sparse import Sparse
 from compress_core.types import LayerRef, Share, Stack, affordable
 from tests.by_hand import Seen, numbers_of, output_error, prepare, realise
+from tests.families import tiny_model, token_batch
+from tests.learning import prepare_lesson, same, shortened
 from tests.made_up import divergence_of, weight_and_inputs
 
 KINDS = {"self_attn.q_proj": (24, 40), "mlp.down_proj": (40, 24), "mlp.up_proj": (32, 32)}
@@ -29,43 +31,7 @@ LAYERS = [
 ]
 SHARING = [name for name in METHODS if build_method(name).learn is None]  # shares are not trained
 PRUNING = [name for name in SHARING if build_method(name).prunes]
-CALIBRATED = set(METHODS) - {"svd"}
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "svd": {},
-    "fwsvd": {"epsilon": 1e-6},
-    "asvd": {"alpha": 0.5, "epsilon": 1e-6},
-    "svd_llm": {"update": "none", "toward_dense": 0.0, "prefix": "layer"},
-    "svd_llm_v2": {},
-    "ada_svd": {
-        "mrr": None,
-        "sweeps": 1,
-        "calibration": "stack_of_batch",
-        "buckets": 64,
-        "toward_dense": 1.0,
-        "prefix": "layer",
-    },
-    "duo_svd": {"refit_columns": False, "search": "golden", "accept": 0.01, "probe_windows": 32},
-    "saes_svd": {"alpha_least": 0.25, "alpha_most": 0.75, "prefix": "layer"},
-    "basis_sharing": {"group": 2, "update": "none", "prefix": "layer"},
-    "wanda": {"pattern": "unstructured"},
-    "sparsegpt": {"pattern": "unstructured", "damping": 0.01, "blocksize": 128},
-    "oats": {"low_rank": 0.25, "iterations": 80, "pattern": "unstructured"},
-    "slim": {
-        "mask": "wanda",
-        "rank_share": 0.1,
-        "pattern": "unstructured",
-        "damping": 0.01,
-        "blocksize": 128,
-    },
-    "hassle_free": {
-        "low_rank": 0.3,
-        "iterations": 80,
-        "pattern": "unstructured",
-        "damping": 0.005,
-        "own_damping": 0.005,
-        "blocksize": 128,
-    },
-}
+LEARNING = [name for name in METHODS if name not in SHARING]
 
 
 @cache
@@ -147,6 +113,30 @@ def test_every_file_of_methods_is_in_the_table() -> None:
     assert files == set(METHODS)
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_every_option_has_a_default_that_can_be_given_and_is_explained(name: str) -> None:
+    parameters = inspect.signature(METHODS[name]).parameters
+    for option in parameters:
+        assert f"    {option}: " in (METHODS[name].__doc__ or "")
+    defaults = {x: parameter.default for x, parameter in parameters.items()}
+    assert inspect.Parameter.empty not in defaults.values()
+    given = {x: default for x, default in defaults.items() if default is not None}
+    assert build_method(name, given) == build_method(name)
+
+
+@pytest.mark.parametrize("name", LEARNING)
+def test_a_method_that_learns_keeps_the_budget_and_is_deterministic_to_the_bit(name: str) -> None:
+    """Exact resume is a fact of the loop and of each learner's own tests."""
+    method = build_method(shortened(name))
+    assert method.name.partition(":")[0] == name and method == build_method(shortened(name))
+    assert method.learn is not None and method.decompose is not None
+    school = prepare_lesson(lambda: tiny_model("llama"), method.decompose, token_batch(5, 8, 16))
+    learned = school.learn(method.learn, 0.5)
+    assert {layer.name for layer in school.layout.layers} == set(learned.chosen)
+    assert school.cost(learned) <= affordable(0.5, school.dense_cost)
+    assert same(learned, school.learn(method.learn, 0.5))
+
+
 @pytest.mark.parametrize("name", SHARING)
 class TestMethod:
     """One method at its defaults; those that learn their shares are held to this elsewhere."""
@@ -162,22 +152,13 @@ class TestMethod:
                 with pytest.raises(dataclasses.FrozenInstanceError):
                     setattr(part, "anything", 1)  # noqa: B010
 
-    def test_its_defaults_are_those_documented_and_every_option_is_explained(
-        self, name: str
-    ) -> None:
-        parameters = inspect.signature(METHODS[name]).parameters
-        assert {x: parameter.default for x, parameter in parameters.items()} == DEFAULTS[name]
-        for option in parameters:
-            assert f"    {option}: " in (METHODS[name].__doc__ or "")
-        assert build_method(name, {x: y for x, y in DEFAULTS[name].items() if y is not None}) == (
-            build_method(name)
-        )
-
-    def test_it_reads_calibration_text_unless_it_is_plain_svd(self, name: str) -> None:
+    def test_what_it_says_it_reads_follows_from_its_parts(self, name: str) -> None:
         method = build_method(name)
-        assert method.needs_calibration == (name in CALIBRATED)
-        assert method.reads_inputs == (name in CALIBRATED - {"fwsvd", *PRUNING})
-        assert method.sequential == (name in ("ada_svd", "saes_svd", *PRUNING))
+        needs = method.weighting.needs
+        reads = method.fit.reads if method.fit is not None else frozenset()
+        assert method.sequential == (PREFIX in reads)
+        assert method.needs_calibration or not (needs or reads)
+        assert method.needs_calibration >= method.reads_inputs
 
     @pytest.mark.parametrize("kept", [0.3, 0.6, 0.9])
     def test_it_fits_the_budget_and_no_layer_takes_more_than_its_share(
@@ -213,8 +194,8 @@ class TestMethod:
         other = compress(build_method(name), 0.6)
         for mine, its in zip(one, other, strict=True):
             assert mine.share == its.share
-            for low, same in zip(mine.members, its.members, strict=True):
-                assert torch.equal(low.dense(), same.dense())
+            for low, again in zip(mine.members, its.members, strict=True):
+                assert torch.equal(low.dense(), again.dense())
 
     def test_it_beats_a_random_projection(self, name: str) -> None:
         results = compress(build_method(name), 0.5)

@@ -1,13 +1,19 @@
-"""Golden values: what each method makes of one fixed layer. ``make golden`` writes them again.
+"""Golden values: what each method makes of one fixed layer, in a file per method.
+
+``make golden`` writes them all again, ``make golden NAME=svd_llm`` those of that method alone.
 
 The layer and its inputs come from NumPy's generator, whose stream is guaranteed, so that the
 numbers can be compared on any machine.
 """
 
+import inspect
 import json
 import math
+import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,12 +28,12 @@ from compress_core.methods import METHODS, build_method
 from compress_core.types import LayerRef, Share
 from tests.by_hand import Seen, prepare, realise
 from tests.families import VOCABULARY, tiny_model
-from tests.learning import prepare_lesson
+from tests.learning import prepare_lesson, shortened
 
-FILE = Path(__file__).with_name("values.json")
+FOLDER = Path(__file__).with_name("values")
 SHAPES = {"wide": (12, 20), "tall": (20, 12)}
 RANKS = (1, 3, 6)
-LEARNED = (
+VARIANTS = (
     "soco:phase1=8:phase2=8:phase3=8:rate=0.15",
     "soco:map=relu:deviation=0:phase1=8:phase2=4:phase3=8:rate=0.15",
     "dobi_svd:steps=8:beta=0.5:rate=0.03",
@@ -35,18 +41,46 @@ LEARNED = (
     "cap:iterations=3",
     "cap:iterations=3:policy=group:init=activation",
     "cap:iterations=3:policy=gradient",
-)
-"""Methods that train, with few steps: rounding grows from step to step."""
-NAMES = (
-    *(name for name in METHODS if build_method(name).learn is None),
-    *LEARNED,
     "svd_llm:update=u",
     "duo_svd:refit_columns=true",
     "basis_sharing:update=u",
     "slim:mask=sparsegpt",
 )
+"""Options that change what a method makes, and few steps where it trains: see `entries`."""
 KEPT = 0.55
 KEPTS = (0.35, 0.55, 0.75)  # of methods that prune, in place of ranks
+
+
+def entries(method: str) -> list[str]:
+    """The variants of a method that have golden values.
+
+    Its defaults and what `VARIANTS` adds. A method that trains does it with few steps, since
+    rounding grows from step to step: those of `VARIANTS`, or the shortest there are.
+    """
+    variants = [name for name in VARIANTS if name.partition(":")[0] == method]
+    if build_method(method).learn is None:
+        return [method, *variants]
+    return variants or [shortened(method)]
+
+
+def write(methods: Sequence[str]) -> None:
+    """Writes the golden values of these methods, and nothing of any other."""
+    for method in methods:
+        values = {name: golden_values(name) for name in entries(method)}
+        golden = {"facts": facts(method), "values": values}
+        (FOLDER / f"{method}.json").write_text(json.dumps(golden, indent=1) + "\n")
+
+
+def facts(name: str) -> dict[str, Any]:
+    """The options' defaults, and what the method at these reads; for a person to look at once."""
+    method = build_method(name)
+    options = inspect.signature(METHODS[name]).parameters
+    return {
+        "defaults": {option: parameter.default for option, parameter in options.items()},
+        "needs calibration": method.needs_calibration,
+        "reads inputs": method.reads_inputs,
+        "sequential": method.sequential,
+    }
 
 
 def golden_values(name: str) -> dict[str, dict[str, list[float]]]:
@@ -166,4 +200,7 @@ def allocation(method: Method) -> list[float]:
 
 
 if __name__ == "__main__":
-    FILE.write_text(json.dumps({name: golden_values(name) for name in NAMES}, indent=1) + "\n")
+    unknown = [name for name in sys.argv[1:] if name not in METHODS]
+    if unknown:
+        sys.exit(f"no method {', '.join(unknown)}; known: {', '.join(METHODS)}")
+    write(sys.argv[1:] or list(METHODS))
