@@ -19,37 +19,9 @@ from compress_core.decompose import LowRank, Prepared, ReadRows, eigen_descendin
 from compress_core.errors import ConfigError, NumericsError
 from compress_core.metric import Diagonal, Metric, Plain
 from compress_core.sparse import Sparse
-from compress_core.stats import InputStats
 from compress_core.types import Share
 
 ZERO = 1e-7  # of ‖W‖_F: singular values not above it are rounding, and are not stored
-
-
-@dataclass(frozen=True)
-class ChannelScale:
-    """d_j = E[x_j²]^½: a weight's columns count as much as what they are multiplied by.
-
-    Attributes:
-        floor: Least scale of a channel, relative to the mean scale: a dead one is never divided by
-            zero, and keeps its weights where they cost nothing.
-    """
-
-    floor: float = 1e-3
-    needs: ClassVar[frozenset[str]] = frozenset({"gram"})
-    keeps_gram: ClassVar[bool] = False
-
-    def metric(self, stats: InputStats | Tensor | None) -> Metric:
-        """The diagonal metric of the measured mean squares.
-
-        Raises:
-            NumericsError: A mean square is negative or not finite, or all are zero.
-        """
-        assert isinstance(stats, InputStats)
-        squares = stats.gram.diagonal() / stats.tokens
-        scale = squares.sqrt()
-        if not bool(scale.isfinite().all()) or not float(scale.mean()) > 0:
-            raise NumericsError("an input has no finite positive mean square to scale channels by")
-        return Diagonal(scale.clamp_min(self.floor * float(scale.mean())))
 
 
 @dataclass(frozen=True)

@@ -25,10 +25,10 @@ from compress_core.learn.bernoulli import EntryPolicy
 from compress_core.learn.gains import GainPolicy
 from compress_core.learn.group import GroupPolicy
 from compress_core.method import Method
-from compress_core.metric import Unweighted
+from compress_core.metric import ChannelScale, Unweighted
 from compress_core.options import one_of
 from compress_core.refine.masked import MaskedLeastSquares, PrefixMaskedLeastSquares
-from compress_core.robust_pca import ChannelScale, RobustPca
+from compress_core.robust_pca import RobustPca
 
 OWNER = "method 'cap'"
 

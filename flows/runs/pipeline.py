@@ -11,7 +11,8 @@ from flows.runs.workspace import Workspace
 from flows.settings.config import RunConfig
 from flows.settings.output import check_output
 from tasks.engine.job import Job
-from tasks.engine.units import Group, Unit
+from tasks.engine.session import Group
+from tasks.engine.units import Unit
 from tasks.stages.allocate import allocate_group
 from tasks.stages.collect import collect_groups
 from tasks.stages.collect_gradients import fisher_group

@@ -23,8 +23,8 @@ from flows.runs.results import (
 from flows.settings.config import Settings, write_yaml
 from flows.settings.output import CONFIG_FILE, check_output
 from tasks.engine.prefect_task import run_group
-from tasks.engine.session import Session
-from tasks.engine.units import Group, Outcome
+from tasks.engine.session import Group, Session
+from tasks.engine.units import Outcome
 from tasks.stages.materialise import publishing
 from tasks.tracking.register import register
 

@@ -19,8 +19,8 @@ from storage.digests import DigestCache
 from storage.store import Store
 from tasks.engine.dense_model import DenseModel
 from tasks.engine.free_memory import free_memory
-from tasks.engine.session import Session
-from tasks.engine.units import Group, Outcome
+from tasks.engine.session import Group, Session
+from tasks.engine.units import Outcome
 from tasks.engine.whole_models import Models
 from tasks.stages.tokenise import Text, calibration_group, evaluation_group
 

@@ -15,11 +15,42 @@ from storage.keys import recipe_key
 from storage.manifest import Manifest
 from storage.store import Store
 from tasks.engine.stages import STAGES
-from tasks.engine.units import Group, Outcome, Unit
+from tasks.engine.units import Outcome, Unit
 
 
 class Interrupted(Exception):
     """Ends the work of a group whose command was told to stop."""
+
+
+class Group:
+    """Units that are computed together, in one Prefect task.
+
+    Args:
+        stage: Name of their stage.
+        label: What the group is about ("block 3").
+        units: The units, at least one.
+        compute: Computes and commits the units of ``work.missing``; its code is part of theirs.
+        after: Called when all units are there, cached or not, with the recipe of the last one.
+        line: What people are shown it under, where that is not its stage's own line.
+    """
+
+    def __init__(
+        self,
+        stage: str,
+        label: str,
+        units: Sequence[Unit],
+        compute: Callable[["Work"], None],
+        after: Callable[["Session", Mapping[str, Any]], None] | None = None,
+        line: str | None = None,
+    ) -> None:
+        self.line = line or STAGES[stage].line or stage
+        self.stage = stage
+        self.label = label
+        self.units = tuple(units)
+        self.compute = compute
+        for unit in self.units:
+            unit.code = (*unit.code, compute)
+        self.after = after
 
 
 Listener = Callable[[str, int, int], None]  # label, done, in all

@@ -7,15 +7,11 @@ units of earlier groups, so its key is known, from the contents of those, before
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from storage.artifact import Artifact
 from tasks.engine.code import fingerprint
 from tasks.engine.cost import Cost
-from tasks.engine.stages import STAGES
-
-if TYPE_CHECKING:
-    from tasks.engine.session import Session, Work
 
 View = Callable[[Artifact], Any]
 
@@ -71,37 +67,6 @@ class Unit:
             "inputs": {role: digest(unit) for role, unit in self.inputs.items()}
             | {role: view(unit, part) for role, (unit, part) in self.views.items()},
         }
-
-
-class Group:
-    """Units that are computed together, in one Prefect task.
-
-    Args:
-        stage: Name of their stage.
-        label: What the group is about ("block 3").
-        units: The units, at least one.
-        compute: Computes and commits the units of ``work.missing``; its code is part of theirs.
-        after: Called when all units are there, cached or not, with the recipe of the last one.
-        line: What people are shown it under, where that is not its stage's own line.
-    """
-
-    def __init__(
-        self,
-        stage: str,
-        label: str,
-        units: Sequence[Unit],
-        compute: Callable[["Work"], None],
-        after: Callable[["Session", Mapping[str, Any]], None] | None = None,
-        line: str | None = None,
-    ) -> None:
-        self.line = line or STAGES[stage].line or stage
-        self.stage = stage
-        self.label = label
-        self.units = tuple(units)
-        self.compute = compute
-        for unit in self.units:
-            unit.code = (*unit.code, compute)
-        self.after = after
 
 
 @dataclass(frozen=True)

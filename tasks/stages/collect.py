@@ -18,8 +18,8 @@ from tasks.engine.code import fingerprint
 from tasks.engine.cost import MODEL, Cost, add, block_numbers, block_operations, outer_numbers
 from tasks.engine.dense_model import DenseModel
 from tasks.engine.job import Job
-from tasks.engine.session import Session, Work
-from tasks.engine.units import Group, Unit
+from tasks.engine.session import Group, Session, Work
+from tasks.engine.units import Unit
 from tasks.stages.arrays import get_tensor, put
 from tasks.stages.scratch import SCRATCH, discard, keep, load
 

@@ -3,8 +3,8 @@
 from compress_core.hf.fisher import fisher_columns
 from tasks.engine.cost import MODEL, Cost, forward_operations
 from tasks.engine.job import Job
-from tasks.engine.session import Work
-from tasks.engine.units import Group, Unit
+from tasks.engine.session import Group, Work
+from tasks.engine.units import Unit
 from tasks.engine.whole_models import LOADING, Models
 from tasks.stages.arrays import get_tensor, put_tensor
 

@@ -9,8 +9,8 @@ from compress_core.types import LayerRef, Stack
 from tasks.engine.components import describe
 from tasks.engine.cost import EXACT, Cost
 from tasks.engine.job import Job
-from tasks.engine.session import Work
-from tasks.engine.units import Group, Unit
+from tasks.engine.session import Group, Work
+from tasks.engine.units import Unit
 from tasks.stages.arrays import Stored, dense_weight_of, get_tensor, put
 
 

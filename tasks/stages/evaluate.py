@@ -11,8 +11,8 @@ from compress_core.evaluate import perplexity_and_kl
 from compress_core.hf.lm_eval_tasks import TaskSpec, run_tasks
 from tasks.engine.cost import MODEL, Cost, forward_operations, logits
 from tasks.engine.dense_model import DenseModel
-from tasks.engine.session import Work
-from tasks.engine.units import Group, Unit
+from tasks.engine.session import Group, Work
+from tasks.engine.units import Unit
 from tasks.engine.whole_models import LOADING, Models
 from tasks.stages.arrays import get_tensor
 

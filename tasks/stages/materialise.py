@@ -31,8 +31,8 @@ from storage.keys import recipe_key
 from tasks.engine.cost import Cost
 from tasks.engine.dense_model import FOLDER
 from tasks.engine.job import Job
-from tasks.engine.session import Work
-from tasks.engine.units import Group, Unit
+from tasks.engine.session import Group, Work
+from tasks.engine.units import Unit
 from tasks.stages.realise import read_factors
 
 # What the modelling file that is written has and uses; nothing else names it.

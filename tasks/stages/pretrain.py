@@ -15,8 +15,8 @@ from storage.artifact import Artifact
 from storage.keys import recipe_key
 from tasks.engine.cost import Cost
 from tasks.engine.dense_model import FOLDER
-from tasks.engine.session import Work
-from tasks.engine.units import Group, Unit
+from tasks.engine.session import Group, Work
+from tasks.engine.units import Unit
 from tasks.stages.materialise import publish
 
 TEXTS = ("calibration.jsonl", "evaluation.jsonl")

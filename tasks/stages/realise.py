@@ -13,8 +13,8 @@ from compress_core.types import LayerRef, affordable
 from tasks.engine.components import describe
 from tasks.engine.cost import EXACT, Cost
 from tasks.engine.job import Job
-from tasks.engine.session import Work
-from tasks.engine.units import Group, Unit
+from tasks.engine.session import Group, Work
+from tasks.engine.units import Unit
 from tasks.stages.allocate import share_of, view_of
 from tasks.stages.arrays import Stored, dense_weight_of, put
 

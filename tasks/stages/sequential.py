@@ -18,8 +18,8 @@ from compress_core.stats import PrefixAccumulator, StackOfBatch, buckets_of
 from compress_core.types import LayerRef
 from tasks.engine.cost import MODEL, Cost, add, block_numbers, block_operations, outer_numbers
 from tasks.engine.job import Job
-from tasks.engine.session import Session, Work
-from tasks.engine.units import Group, Unit
+from tasks.engine.session import Group, Session, Work
+from tasks.engine.units import Unit
 from tasks.stages.arrays import get_tensor, put
 from tasks.stages.collect import block_digest
 from tasks.stages.realise import Realise, Upstream, read_factors, realise_unit

@@ -1,7 +1,11 @@
 """Stage ``tokenise``: text to token windows, for calibration and for evaluation."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor
 
 from compress_core.hf.documents import read_documents
 from compress_core.hf.text import (
@@ -14,8 +18,8 @@ from storage.digests import DigestCache, file_digest
 from storage.keys import recipe_key
 from tasks.engine.cost import Cost
 from tasks.engine.dense_model import DenseModel
-from tasks.engine.session import Work
-from tasks.engine.units import Group, Unit
+from tasks.engine.session import Group, Work
+from tasks.engine.units import Unit
 from tasks.stages.arrays import put_tensor
 
 
@@ -76,61 +80,47 @@ def calibration_group(
     bos: bool,
 ) -> Group:
     """Windows of ``length`` tokens drawn at random places of the calibration text."""
+    how = {"samples": samples, "length": length, "seed": seed, "bos": bos}
     unit = Unit(
         "tokenise",
         "calibration",
-        settings={"samples": samples, "length": length, "seed": seed, "bos": bos}
-        | {"part": text.part, "field": text.field, "format": text.format},
-        code=[load_tokenizer],
+        settings=how | {"part": text.part, "field": text.field, "format": text.format},
+        code=[load_tokenizer, sample_windows],
         sources={"text": text.digest(model, digests), "tokenizer": model.tokenizer_digest},
         cost=Cost(disk=samples * length * 8),
     )
-    return Group("tokenise", "calibration", [unit], _Sample(model, text, unit))
+    return Group("tokenise", "calibration", [unit], _Windows(model, text, sample_windows, how))
 
 
 def evaluation_group(
     model: DenseModel, text: Text, digests: DigestCache, *, length: int, windows: int | None
 ) -> Group:
     """Consecutive windows of an evaluation text."""
+    how = {"length": length, "windows": windows}
     unit = Unit(
         "tokenise",
         f"evaluation on {text.label}",
-        settings={"length": length, "windows": windows}
-        | {"part": text.part, "field": text.field, "format": text.format},
-        code=[load_tokenizer],
+        settings=how | {"part": text.part, "field": text.field, "format": text.format},
+        code=[load_tokenizer, evaluation_windows],
         sources={"text": text.digest(model, digests), "tokenizer": model.tokenizer_digest},
         cost=Cost(disk=(windows or 0) * length * 8),
     )
-    return Group("tokenise", unit.name, [unit], _Consecutive(model, text, unit))
+    return Group("tokenise", unit.name, [unit], _Windows(model, text, evaluation_windows, how))
 
 
-class _Sample:
-    def __init__(self, model: DenseModel, text: Text, unit: Unit) -> None:
+class _Windows:
+    """Reads a text and cuts it into windows of tokens."""
+
+    def __init__(
+        self, model: DenseModel, text: Text, cut: Callable[..., Tensor], settings: Mapping[str, Any]
+    ) -> None:
         self.model = model
         self.text = text
-        self.settings = unit.settings
+        self.cut = cut
+        self.settings = settings
 
     def __call__(self, work: Work) -> None:
-        windows = sample_windows(
-            self.text.documents(self.model),
-            self.model.tokenizer,
-            **{name: self.settings[name] for name in ("samples", "length", "seed", "bos")},
-        )
-        with work.draft(work.missing[0]) as draft:
-            put_tensor(draft, "tokens", windows)
-
-
-class _Consecutive:
-    def __init__(self, model: DenseModel, text: Text, unit: Unit) -> None:
-        self.model = model
-        self.text = text
-        self.settings = unit.settings
-
-    def __call__(self, work: Work) -> None:
-        windows = evaluation_windows(
-            self.text.documents(self.model),
-            self.model.tokenizer,
-            **{name: self.settings[name] for name in ("length", "windows")},
-        )
+        documents = self.text.documents(self.model)
+        windows = self.cut(documents, self.model.tokenizer, **self.settings)
         with work.draft(work.missing[0]) as draft:
             put_tensor(draft, "tokens", windows)

@@ -8,8 +8,8 @@ import numpy as np
 from flows.report.console import Reporter
 from flows.server import runtime
 from storage.store import Store
-from tasks.engine.session import Session, Work
-from tasks.engine.units import Group, Unit
+from tasks.engine.session import Group, Session, Work
+from tasks.engine.units import Unit
 from tests.benchmarks.conftest import Bench
 
 BLOCKS, UNITS = 24, 7

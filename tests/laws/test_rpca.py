@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from compress_core.errors import ConfigError, NumericsError
-from compress_core.metric import Diagonal, Metric, Plain, SecondMoment
-from compress_core.robust_pca import ChannelScale, RobustPca, shrink, shrink_singular, split
+from compress_core.metric import ChannelScale, Diagonal, Metric, Plain, SecondMoment
+from compress_core.robust_pca import RobustPca, shrink, shrink_singular, split
 from compress_core.stats import InputStats
 from compress_core.types import Share
 
