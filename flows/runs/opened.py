@@ -12,6 +12,7 @@ from flows.runs.pipeline import Pipeline, build_pipeline
 from flows.runs.workspace import Workspace, open_workspace, read_texts
 from flows.settings.checks import check_methods
 from flows.settings.config import RunConfig, Settings
+from flows.settings.heap import share_one_heap
 from tasks.engine.session import Session
 from tasks.tracking.client import check_tracking
 
@@ -71,6 +72,7 @@ def open_command(settings: Settings, reporter: Reporter) -> Opened:
     Raises:
         CompressError, StorageError: Something the user asked for cannot be had.
     """
+    share_one_heap()
     runs = settings.runs()
     kepts = [run.kept for run in runs if run.kept is not None]
     methods = check_methods(settings, list(dict.fromkeys(run.method for run in runs)), kepts)
