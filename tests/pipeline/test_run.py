@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from compress_core.errors import NumericsError
+from flows.settings.config import RunConfig, SweepConfig
 from tasks.engine.prefect_task import run_group
 from tasks.engine.session import Session
 from tests.pipeline import pico
@@ -195,3 +196,35 @@ def test_damage_is_told_on_the_console_when_it_is_found(
     note = words[: words.index("computed again")].rpartition("note ")[2]
     assert artifact.name[:12] in note
     assert pico.counts(result["stages"], "computed") == {"decompose": 1, "register": 1}
+
+
+def test_a_command_builds_its_method_and_each_pipeline_once(
+    inputs: pico.Inputs, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.report.console import Reporter
+    from flows.runs import opened, workspace
+    from flows.settings import checks
+
+    built: list[str] = []
+
+    def counted(module: Any, name: str) -> None:
+        real = getattr(module, name)
+
+        def count(*given: Any, **named: Any) -> Any:
+            built.append(name)
+            return real(*given, **named)
+
+        monkeypatch.setattr(module, name, count)
+
+    for module in (checks, workspace):
+        counted(module, "build_method")
+    counted(opened, "build_pipeline")
+    sweep = SweepConfig(
+        **(inputs.settings(home) | {"methods": ["svd", "svd_llm"], "kept": [0.5, 0.6]})
+    )
+    opened.open_command(sweep, Reporter(quiet=True))
+    assert sorted(built) == ["build_method"] * 2 + ["build_pipeline"] * 4
+    built.clear()
+    run = RunConfig(**inputs.settings(home, kept=None, target_bytes=100_000))
+    opened.open_command(run, Reporter(quiet=True))
+    assert sorted(built) == ["build_method", "build_pipeline"]
