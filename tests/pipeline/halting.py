@@ -36,11 +36,11 @@ def _walk(settings: Mapping[str, Any], stage: str, unit: str, when: str) -> None
 
     commit = Draft.commit
 
-    def halting(draft: Draft) -> None:
-        hit = draft.stage == stage and draft.unit == unit
+    def halting(self: Draft) -> None:
+        hit = self.stage == stage and self.unit == unit
         if hit and when == "before":
             os.kill(os.getpid(), signal.SIGKILL)
-        commit(draft)
+        commit(self)
         if hit:
             os.kill(os.getpid(), signal.SIGKILL)
 
