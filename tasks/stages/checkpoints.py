@@ -3,14 +3,17 @@
 from collections.abc import Mapping
 from typing import Any
 
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from storage.errors import ArtifactMissingError
 from storage.keys import recipe_key
 from storage.store import Store
 from tasks.engine.session import Session
-from tasks.stages.scratch import SCRATCH, discard, keep, load, names_of
+from tasks.stages.scratch import SCRATCH, discard
 
 PLACES = (0, 1)  # of checkpoints
+STATE = "state.safetensors"  # one file: an array each takes longer than small models take to train
 
 
 def clear_checkpoints(session: Session, recipe: Mapping[str, Any]) -> None:
@@ -49,7 +52,12 @@ class StoredCheckpoints:
         """Keeps the state after ``step`` steps, and then removes the one before."""
         place = 1 - self._last
         self._discard(place)
-        keep(self.store, self._recipe(place), f"training at step {step}", tensors)
+        recipe, name = self._recipe(place), f"training at step {step}"
+        key = recipe_key(recipe)
+        with self.store.draft(key=key, stage=SCRATCH, unit=name, recipe=recipe, inputs={}) as draft:
+            whole = {part: tensor.detach().cpu().contiguous() for part, tensor in tensors.items()}
+            save_file(whole, draft.add_file(STATE))
+            draft.attrs["step"] = step
         self._discard(self._last)
         self._last = place
 
@@ -59,13 +67,17 @@ class StoredCheckpoints:
             self._discard(place)
 
     def _read(self, place: int) -> dict[str, Tensor] | None:
-        names = names_of(self.store, self._recipe(place))
-        found = None if names is None else load(self.store, self._recipe(place), *names)
-        return None if names is None or found is None else dict(zip(names, found, strict=True))
+        key = recipe_key(self._recipe(place))
+        if self.store.find(key, SCRATCH) is None:
+            return None
+        try:
+            return dict(load_file(self.store.open(key, SCRATCH).file(STATE)))
+        except ArtifactMissingError:  # another process finished with it in the meantime
+            return None
 
     def _step(self, place: int) -> int:
-        found = load(self.store, self._recipe(place), "step")
-        return 0 if found is None else int(found[0])
+        found = self.store.find(recipe_key(self._recipe(place)), SCRATCH)
+        return 0 if found is None else int(found.attrs.get("step", 0))
 
     def _discard(self, place: int) -> None:
         discard(self.store, self._recipe(place))

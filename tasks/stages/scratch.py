@@ -39,9 +39,3 @@ def discard(store: Store, recipe: Mapping[str, Any]) -> None:
     """Removes what is kept under a recipe, if anything is."""
     with suppress(ArtifactMissingError):  # it was never needed, or another process removed it
         store.remove(recipe_key(recipe))
-
-
-def names_of(store: Store, recipe: Mapping[str, Any]) -> list[str] | None:
-    """Names of the tensors kept under a recipe, or None where there are none."""
-    manifest = store.find(recipe_key(recipe), SCRATCH)
-    return None if manifest is None else sorted(manifest.arrays)

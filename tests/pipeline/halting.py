@@ -1,34 +1,65 @@
-"""A walk in a process of its own that kills itself, as `kill -9` does, at a chosen moment."""
+"""A walk in a process of its own that kills itself, as `kill -9` does, at a chosen moment.
 
+One interpreter imports everything once and forks for each walk, before it has computed anything
+or started a thread.
+"""
+
+import atexit
 import json
+import os
 import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from tests.pipeline import pico
 
-HALT = """
-import os, signal, sys
-stage, unit, when = sys.argv[1:4]
-sys.argv[1:] = sys.argv[4:]
-from storage.draft import Draft
-commit = Draft.commit
 
-def halting(draft):
-    hit = draft.stage == stage and draft.unit == unit
-    if hit and when == "before":
-        os.kill(os.getpid(), signal.SIGKILL)
-    commit(draft)
-    if hit:
-        os.kill(os.getpid(), signal.SIGKILL)
+def serve() -> None:
+    """For each line (settings, stage, unit, when) forks a walk, and answers its exit code."""
+    import transformers.models.llama.modeling_llama  # noqa: F401  or each walk imports it
 
-Draft.commit = halting
-import json
-from tests.pipeline import pico
-pico.walk(json.loads(sys.argv[1]))
-"""
+    for line in sys.stdin:
+        child = os.fork()
+        if child == 0:
+            os.dup2(2, 1)
+            _walk(*json.loads(line))
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        print(os.waitstatus_to_exitcode(status), flush=True)
+
+
+def _walk(settings: Mapping[str, Any], stage: str, unit: str, when: str) -> None:
+    from storage.draft import Draft
+
+    commit = Draft.commit
+
+    def halting(self: Draft) -> None:
+        hit = self.stage == stage and self.unit == unit
+        if hit and when == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        commit(self)
+        if hit:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Draft.commit = halting  # type: ignore[method-assign]
+    pico.walk(settings)
+
+
+@cache
+def _server() -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from tests.pipeline.halting import serve; serve()"],
+        cwd=pico.ROOT,
+        env=pico.clean_environment(PYTHONPATH=str(pico.ROOT)),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    atexit.register(process.communicate)  # closes its stdin, which ends it
+    return process
 
 
 def halt(settings: Mapping[str, Any], stage: str, unit: str, when: str) -> None:
@@ -36,11 +67,9 @@ def halt(settings: Mapping[str, Any], stage: str, unit: str, when: str) -> None:
 
     Nothing of that process has a chance to clean up.
     """
-    process = subprocess.run(
-        [sys.executable, "-c", HALT, stage, unit, when, json.dumps(dict(settings), default=str)],
-        cwd=pico.ROOT,
-        env=pico.clean_environment(PYTHONPATH=str(pico.ROOT)),
-        capture_output=True,
-        timeout=300,
-    )
-    assert process.returncode == -signal.SIGKILL, process.stderr
+    server = _server()
+    assert server.stdin is not None and server.stdout is not None
+    server.stdin.write(json.dumps([dict(settings), stage, unit, when], default=str) + "\n")
+    server.stdin.flush()
+    answer = server.stdout.readline()
+    assert int(answer) == -signal.SIGKILL, f"the walk ended with {answer or 'its server'}"

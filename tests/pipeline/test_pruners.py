@@ -161,20 +161,12 @@ def whole(inputs: pico.Inputs, tmp_path_factory: pytest.TempPathFactory) -> pico
     return pico.walk(inputs.settings(tmp_path_factory.mktemp("whole") / "home", method=METHOD))
 
 
-@pytest.mark.parametrize(
-    ("stage", "unit", "when"),
-    [
-        ("measure", INSIDE, "before"),
-        ("realise", INSIDE, "after"),
-        ("scratch", "hidden states behind block 1", "after"),
-        ("advance", "model.layers.1", "before"),
-    ],
-)
-def test_killed_at_any_moment_the_same_command_goes_on_to_the_same_bytes(
-    stage: str, unit: str, when: str, whole: pico.Walk, inputs: pico.Inputs, home: Path
+def test_killed_within_a_block_the_same_command_goes_on_to_the_same_bytes(
+    whole: pico.Walk, inputs: pico.Inputs, home: Path
 ) -> None:
+    """At the other moments too: test_sequential_resume, whose mechanism it is."""
     settings = inputs.settings(home, method=METHOD)
-    halt(settings, stage, unit, when)
+    halt(settings, "realise", INSIDE, "after")
     done_before = done_in(home / "store")
     assert done_before
     check_resumed(pico.walk(settings), whole, done_before)

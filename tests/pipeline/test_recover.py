@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from compress_core.errors import ConfigError
 from flows.commands.plan import plan_as_run_or_sweep
+from flows.runs import target as target_search
 from flows.runs.forecast import Planner
 from flows.settings.checks import check_methods
 from flows.settings.config import RunConfig
@@ -147,8 +148,10 @@ def test_killed_at_any_moment_it_goes_on_with_the_same_numbers(
     assert ("recover" in found.computed) == (when == "before" or unit != "factors")
 
 
-def test_a_run_shows_and_tracks_it(run: Run, inputs: pico.Inputs, tmp_path: Path) -> None:
-    home = tmp_path / "home"
+def test_a_run_shows_and_tracks_it(
+    run: Run, recovered: pico.Walk, inputs: pico.Inputs, home: Path
+) -> None:
+    shutil.copytree(recovered.session.store.root, home / "store")
     result = run(inputs.settings(home, **SHORT))
     assert result["method"] == "svd_llm+factors"
     assert "pico-svd_llm+factors-0.6" in result["model_dir"]
@@ -166,10 +169,16 @@ def test_a_run_shows_and_tracks_it(run: Run, inputs: pico.Inputs, tmp_path: Path
 
 
 def test_a_perplexity_is_met_by_the_recovered_model(
-    run: Run, recovered: pico.Walk, inputs: pico.Inputs, tmp_path: Path
+    run: Run,
+    recovered: pico.Walk,
+    inputs: pico.Inputs,
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(target_search, "TOLERANCE", 0.1)  # four steps; test_target takes them all
+    shutil.copytree(recovered.session.store.root, home / "store")
     target = attributes(recovered, "evaluate")[0]["perplexity"] * 1.5
-    settings = inputs.settings(tmp_path / "home", **SHORT, kept=None, target_perplexity=target)
+    settings = inputs.settings(home, **SHORT, kept=None, target_perplexity=target)
     result = run(settings)
     assert result["metrics"]["compressed"]["perplexity"] <= target
     assert result["kept"] < 0.9

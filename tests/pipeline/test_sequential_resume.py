@@ -1,14 +1,11 @@
 """The sequential mode, killed at any moment: the same command goes on at its block, same bytes."""
 
 import shutil
-import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.pipeline import pico
-from tests.pipeline.conftest import Run
 from tests.pipeline.halting import halt
 
 METHOD = "ada_svd:buckets=4"
@@ -54,6 +51,7 @@ def blocks_of(names: set[str]) -> set[int]:
     ("stage", "unit", "when", "goes_on_in"),
     [
         ("measure", INSIDE, "before", 1),
+        ("realise", INSIDE, "after", 1),
         ("scratch", "hidden states behind block 0", "before", 1),
         ("scratch", "hidden states behind block 1", "after", 2),
         ("advance", "model.layers.1", "before", 1),
@@ -130,26 +128,3 @@ def test_another_budget_after_a_kill_leaves_the_first_one_to_go_on(
     assert {o.key for o in found.outcomes if o.state == "cached"} >= done
     assert weights_of(found.folder) == weights_of(whole.folder)
     assert pico.scratch_left(warm_home / "store") == []
-
-
-def test_a_killed_command_is_repeated(
-    run: Run, whole: pico.Walk, inputs: pico.Inputs, warm_home: Path, tmp_path: Path
-) -> None:
-    """By the clock and not by the unit: wherever `kill -9` finds it."""
-    settings: dict[str, Any] = inputs.settings(warm_home, method=METHOD)
-    store = warm_home / "store"
-    process = pico.start([*pico.arguments("run", settings), "--json"], tmp_path)
-    deadline = time.monotonic() + 200
-    while len(list(store.glob("measure/*/*/manifest.json"))) < 5:
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.005)
-    process.kill()
-    process.communicate()
-    done = done_in(store) & set(whole.keys.values())
-    assert whole.keys[("materialise", "model")] not in done
-    result = run(settings)
-    stages = [stage for stage in result["stages"] if stage["name"] != "register"]
-    assert [stage["key"] for stage in stages] == list(whole.keys.values())
-    assert {stage["key"] for stage in stages if stage["state"] == "cached"} == done
-    assert weights_of(Path(result["model_dir"])) == weights_of(whole.folder)
-    assert pico.scratch_left(store) == []
