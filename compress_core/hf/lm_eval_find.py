@@ -5,6 +5,7 @@ of their YAML, and their content is part of what a task is.
 """
 
 import difflib
+import functools
 import hashlib
 import inspect
 from collections.abc import Mapping, Sequence
@@ -61,17 +62,24 @@ def find_tasks(names: Sequence[str], task_path: Path | None = None) -> list[Task
         if not task_path.is_dir():
             raise ConfigError(f"task folder {task_path} does not exist; check the path")
         local = TaskManager(include_path=str(task_path), include_defaults=False)
-    own = None
     specs = []
     for name in names:
         if local is not None and name in local.task_index:
             specs.append(_spec(name, local))
             continue
-        own = own or TaskManager()
+        own = _own_tasks()
         if name not in own.task_index:
             raise ConfigError(_unknown(name, own, local, task_path))
         specs.append(_spec(name, own))
     return specs
+
+
+@functools.cache
+def _own_tasks() -> Any:
+    """lm-eval's index of its own tasks, made once in a process: that is what takes seconds."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager()
 
 
 def _unknown(name: str, own: Any, local: Any, folder: Path | None) -> str:

@@ -86,15 +86,15 @@ def test_no_words_show_the_help(call: Call) -> None:
 
 
 @pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["store", "gc", "--help"]])
-def test_help_is_quick_and_imports_nothing_heavy(words: list[str], tmp_path: Path) -> None:
+def test_help_imports_little_and_nothing_heavy(words: list[str], tmp_path: Path) -> None:
     heavy = ["torch", "prefect", "mlflow", "transformers", "datasets", "zarr", "numpy", "lm_eval"]
     script = (
-        "import sys, time; start = time.perf_counter()\n"
+        "import sys; before = set(sys.modules)\n"
         "from flows.commands import cli\n"
         "try: cli.main()\n"
         "except SystemExit: pass\n"
         f"found = [name for name in {heavy} if name in sys.modules]\n"
-        "print(found, time.perf_counter() - start, file=sys.stderr)\n"
+        "print(found, len(set(sys.modules) - before), file=sys.stderr)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", script, *words],
@@ -104,9 +104,9 @@ def test_help_is_quick_and_imports_nothing_heavy(words: list[str], tmp_path: Pat
         env=pico.clean_environment(PYTHONPATH=str(pico.ROOT)),
         check=True,
     )
-    found, _, seconds = done.stderr.strip().rpartition(" ")
+    found, _, modules = done.stderr.strip().rpartition(" ")
     assert found == "[]" and "Usage: eigenpress" in done.stdout
-    assert float(seconds) < 1
+    assert int(modules) < 400  # 233 today; torch alone is a thousand
 
 
 def test_ctrl_c_says_how_to_go_on(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:

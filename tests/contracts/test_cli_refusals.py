@@ -5,6 +5,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -172,9 +173,17 @@ def test_an_option_that_is_no_number(inputs: pico.Inputs, refuse: Refuse) -> Non
     assert line.startswith("asvd needs alpha >= 0")
 
 
-@pytest.mark.slow
-def test_unknown_tasks_are_named_with_the_nearest(inputs: pico.Inputs, refuse: Refuse) -> None:
-    line = refuse(*words_of(inputs, tasks="arc_eazy"))
+def test_unknown_tasks_are_named_with_the_nearest(
+    inputs: pico.Inputs, refuse: Refuse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # lm-eval's own tasks take seconds to index: tests/pipeline/test_lm_eval.py looks names up there.
+    from lm_eval.tasks import TaskManager
+
+    none = partial(TaskManager, include_defaults=False)
+    monkeypatch.setattr("compress_core.hf.lm_eval_find._own_tasks", none)
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "easy.yaml").write_text("task: arc_easy\ndataset_path: json\n")
+    line = refuse(*words_of(inputs, tasks="arc_eazy", task_path="tasks"))
     assert line.startswith("no lm-eval task is called 'arc_eazy'; nearest: arc_easy")
 
 

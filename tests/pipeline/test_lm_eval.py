@@ -236,6 +236,8 @@ def test_names_that_do_not_exist(folder: Path) -> None:
     message = str(caught.value)
     assert "no lm-eval task is called 'litle'; nearest: little" in message
     assert "torn.yaml cannot be read" in message and "\n" not in message
+    with pytest.raises(ConfigError, match="'arc_eazy'; nearest: arc_easy"):
+        find_tasks(["arc_eazy"])
     # The folder holds no arc_easy: lm-eval's own is taken, without its data being fetched.
     (spec,) = find_tasks(["arc_easy"], folder)
     assert spec.digest_parts()["configs"]["arc_easy"]["dataset_path"] == "allenai/ai2_arc"
