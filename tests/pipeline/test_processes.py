@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -52,9 +53,10 @@ def test_killed_at_any_moment_the_same_command_goes_on(
 
 
 def test_a_killed_command_is_repeated(
-    run: Run, cold_walk: pico.Walk, inputs: pico.Inputs, tmp_path: Path
+    run: Run, cold_walk: pico.Walk, inputs: pico.Inputs, blank_home: Path, tmp_path: Path
 ) -> None:
     """By the clock and not by the unit: wherever `kill -9` finds it."""
+    shutil.copytree(blank_home, tmp_path / "home")
     settings = inputs.settings(tmp_path / "home")
     store = tmp_path / "home" / "store"
     process = pico.start([*pico.arguments("run", settings), "--json"], tmp_path)
@@ -83,16 +85,29 @@ def finish(process: subprocess.Popen[str]) -> dict[str, Any]:
     return dict(json.loads(out))
 
 
+@pytest.fixture(scope="module")
+def used_home(blank_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home for several commands: the databases in it are made once."""
+    home = tmp_path_factory.mktemp("used") / "home"
+    shutil.copytree(blank_home, home)
+    return home
+
+
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_a_training_that_would_take_days_ends_when_it_is_told_to(
-    sent: signal.Signals, inputs: pico.Inputs, tmp_path: Path
+    sent: signal.Signals, inputs: pico.Inputs, used_home: Path, tmp_path: Path
 ) -> None:
     if signal.getsignal(sent) is signal.SIG_IGN:
         pytest.skip("the tests run in the background of a shell, which has Ctrl-C ignored")
-    settings = inputs.settings(tmp_path / "home", method="soco:phase1=10000000")
+    settings = inputs.settings(used_home, method="soco:phase1=10000000", seed=int(sent))
+
+    def teachers() -> int:
+        return len(list((used_home / "store").glob("teacher/*/*/manifest.json")))
+
+    before = teachers()
     process = pico.start(pico.arguments("run", settings), tmp_path)
     deadline = time.monotonic() + 120
-    while not list((tmp_path / "home" / "store").glob("teacher/*/*/manifest.json")):
+    while teachers() == before:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(sent)

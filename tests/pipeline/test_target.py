@@ -1,6 +1,7 @@
 """Budgets that are not a share: bytes of the compressed weights, a perplexity to stay within."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from compress_core.errors import BudgetError
+from flows.commands import cli
 from flows.commands.plan import plan_as_run_or_sweep
 from flows.runs.target import TOLERANCE
 from flows.settings.config import RunConfig, write_yaml
@@ -225,13 +227,24 @@ def test_shares_too_small_for_the_method_are_passed_by(
 
 
 def test_a_target_below_the_dense_model_is_one_line_before_anything_is_collected(
-    run: Run, trained: pico.Inputs, home: Path
+    run: Run,
+    server_environment: dict[str, str],
+    trained: pico.Inputs,
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with pytest.raises(BudgetError) as refusal:
-        run(search_settings(trained, home, 5))
-    line = str(refusal.value)
-    assert line.startswith("--target-perplexity 5 cannot be reached: the dense model ")
-    assert "\n" not in line
+    settings = search_settings(trained, home, 5)
+    del settings["kept"]
+    words = pico.arguments("run", settings)
+    monkeypatch.setattr(sys, "argv", ["eigenpress", *words[words.index("run") :]])
+    with pico.environment(server_environment), pytest.raises(SystemExit) as ended:
+        cli.main()
+    error = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert error.count("eigenpress: ") == 1
+    line = error.splitlines()[-1]
+    assert line.startswith("eigenpress: --target-perplexity 5 cannot be reached: the dense model ")
     stages = {path.name for path in (home / "store").iterdir() if path.is_dir()}
     assert stages == {"tokenise", "evaluate", "index", "tmp"}
 
