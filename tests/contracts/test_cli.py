@@ -17,8 +17,9 @@ from tests.pipeline import pico
 SETTINGS = (
     "--model --of --allocate --option --calibration --calibration-field --samples --length --seed "
     "--bos --products --eval-text --eval-field --eval-windows --tasks --task-path --task-limit "
-    "--device --batch-size --home --name --refresh --trust-remote-code --config --json --help "
-    "--recover --recover-steps --recover-text --recover-held-back --recover-seed --learn-seed"
+    "--device --compute --batch-size --home --name --refresh --trust-remote-code --config --json "
+    "--help --recover --recover-steps --recover-text --recover-held-back --recover-seed "
+    "--learn-seed"
 )
 TARGETS = "--target-bytes --target-perplexity"
 FLAGS = {

@@ -1,6 +1,5 @@
 """What needs a process of its own: a full disk, a terminal."""
 
-import json
 import os
 import pty
 import re
@@ -17,20 +16,27 @@ from tests.pipeline import pico
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of two megabytes."""
+    """A file system of four megabytes."""
     place = tmp_path / "disk"
     place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(place)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "none", str(place)]
     if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
         pytest.skip("mounting a small file system needs root")
     yield place
     subprocess.run(["umount", "-l", str(place)], check=True)
 
 
+STAGES = (
+    *("tokenise", "collect", "weigh", "decompose", "allocate", "realise", "materialise"),
+    *("evaluate", "register"),
+)
+
+
 @pytest.mark.slow
-def test_a_full_disk_loses_nothing(
+def test_a_full_disk_loses_nothing_and_a_terminal_is_left_clean(
     inputs: pico.Inputs, small_disk: Path, tmp_path: Path, blank_home: Path
 ) -> None:
+    """Two facts of one pair of commands: a command of its own costs twenty seconds."""
     home = tmp_path / "home"
     shutil.copytree(blank_home, home)
     (small_disk / "store").mkdir()
@@ -48,13 +54,25 @@ def test_a_full_disk_loses_nothing(
     assert there > 0
 
     filler.unlink()
-    again = subprocess.run(
-        [*words, "--json"], capture_output=True, text=True, env=environment(), cwd=tmp_path
-    )
-    assert again.returncode == 0, again.stderr
-    stages = json.loads(again.stdout)["stages"]
-    cached = sum(pico.counts(stages, "cached").values())
-    assert 0 < cached <= there and pico.counts(stages, "computed")
+    code, printed = in_terminal(words, environment(), tmp_path)
+    assert code == 0, printed
+    left = expect_clean(printed)
+    stages = {line.split()[0]: line for line in left[: len(STAGES)]}
+    assert tuple(stages) == STAGES
+    cached = sum(int(count) for count in re.findall(r"(\d+) cached", "".join(stages.values())))
+    assert 0 < cached <= there and "computed" in stages["collect"]
+    entries = [line.split()[0] for line in left[len(STAGES) :]]
+    wanted = ["kept", "perplexity", "model", "registered"]
+    assert [word for word in entries if word in wanted] == wanted
+
+
+def expect_clean(printed: str) -> list[str]:
+    """There was a bar, and nothing of it is left, nor a hidden cursor; the lines that are left."""
+    assert "━" in printed
+    assert printed.rfind("\x1b[?25h") > printed.rfind("\x1b[?25l")  # the cursor is back
+    left = [line for line in screen(printed) if line]
+    assert not any("━" in line for line in left)
+    return left
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -101,21 +119,3 @@ def screen(printed: str) -> list[str]:
             lines[row] = lines[row][:column] + token + lines[row][column + len(token) :]
             column += len(token)
     return [line.rstrip() for line in lines]
-
-
-@pytest.mark.slow
-def test_a_terminal_is_left_clean(inputs: pico.Inputs, tmp_path: Path, blank_home: Path) -> None:
-    home = tmp_path / "home"
-    shutil.copytree(blank_home, home)
-    words = pico.arguments("run", inputs.settings(home))
-
-    code, printed = in_terminal(words, environment(), tmp_path)
-    assert code == 0, printed
-    assert "━" in printed  # there was a bar
-    assert printed.rfind("\x1b[?25h") > printed.rfind("\x1b[?25l")  # the cursor is back
-    left = [line for line in screen(printed) if line]
-    assert not any("━" in line for line in left)
-    assert [line.split()[0] for line in left] == [
-        *("tokenise", "collect", "weigh", "decompose", "allocate", "realise", "materialise"),
-        *("evaluate", "register", "kept", "perplexity", "model", "registered"),
-    ]

@@ -176,7 +176,7 @@ def test_an_option_that_is_no_number(inputs: pico.Inputs, refuse: Refuse) -> Non
 def test_unknown_tasks_are_named_with_the_nearest(
     inputs: pico.Inputs, refuse: Refuse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # lm-eval's own tasks take seconds to index; tests/pipeline/test_lm_eval.py looks names up.
+    # Its own tasks take seconds to index; tests/pipeline/test_lm_eval.py looks names up there.
     from lm_eval.tasks import TaskManager
 
     none = partial(TaskManager, include_defaults=False)

@@ -16,7 +16,7 @@ from tests.pipeline import pico
 from tests.pipeline.conftest import Run
 
 METHODS = ["ada_svd", "duo_svd", "svd_llm"]
-KEPT = [0.8, 0.6, 0.4]
+KEPT = [0.8, 0.5]
 ONCE = ("tokenise", "collect", "weigh", "decompose")
 
 
@@ -91,7 +91,8 @@ def test_the_plan_says_so_to_people(
         assert re.match(rf"{stage} +to run +{pico.UNITS[stage]} ", line)
     plan_as_run_or_sweep(settings, None, False, print)
     lines = capsys.readouterr().out.splitlines()
-    assert all(line.split()[1] == "cached" for line in lines[:-1])
+    rows = [line for line in lines[:-1] if not line.startswith(" ")]  # those go on with the names
+    assert rows and all(line.split()[1] == "cached" for line in rows)
     assert re.fullmatch(r"0 of \d+ units to run", lines[-1])
 
 
@@ -106,14 +107,11 @@ def test_budget_and_accounting_of_every_run(results: list[dict[str, Any]]) -> No
     assert len({result["model_dir"] for result in results}) == len(results)
 
 
-VARIANTS = [
+VARIANTS = [  # a plain name, an allocator's, one with options, one of stacks
     "svd_llm",
     "svd_llm@hull",
     "duo_svd@uniform:refit_columns=true",
     "basis_sharing:group=3",
-    "fwsvd",
-    "svd_llm_v2",
-    "saes_svd",
 ]
 
 
