@@ -223,23 +223,46 @@ def test_words_about_code_change_no_key_and_numbers_in_it_do(
     cold_walk: pico.Walk, inputs: pico.Inputs, warm_home: Path, tmp_path: Path
 ) -> None:
     code = copy_packages(tmp_path / "code")
-    for file in (code / "compress_core").rglob("*.py"):
-        text = file.read_text()
-        if text.startswith('"""') and file.name != "factored.py":
-            text = '"""Other words: ' + text[3:]
-        file.write_text(text.replace("\ndef ", "\n# a remark\ndef "))
+    for package in ("compress_core", "tasks"):
+        for file in (code / package).rglob("*.py"):
+            text = file.read_text()
+            if text.startswith('"""') and file.name != "factored.py":
+                text = '"""Other words: ' + text[3:]
+            file.write_text(text.replace("\ndef ", "\n# a remark\ndef "))
     assert walk_with(code, inputs.settings(warm_home)) == {"why": [], "computed": []}
-    metric = code / "compress_core" / "metric.py"
-    text = metric.read_text()
-    assert "return SecondMoment(stats.gram / stats.tokens)" in text
-    metric.write_text(
-        text.replace(
-            "return SecondMoment(stats.gram / stats.tokens)",
-            "return SecondMoment(stats.gram * (1.0 / stats.tokens))",
-        )
+    change(
+        code / "compress_core" / "metric.py",
+        "return SecondMoment(stats.moment)",
+        "return SecondMoment(stats.moment * (1 + 1e-12))",
     )
     found = walk_with(code, inputs.settings(warm_home))
     changed = "code of compress_core.metric"  # the metric that both stages compute
     assert sorted(found["why"]) == [f"decompose: {changed}", f"weigh: {changed}"]
     assert "weigh" in found["computed"]
     assert "collect" not in found["computed"] and "tokenise" not in found["computed"]
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("compress_core/layer/make.py", "return LowRank(whole.u[", "return LowRank(0.5 * whole.u["),
+        ("tasks/stages/realise.py", "put(draft, packed)", "put(draft, packed if 0.5 else packed)"),
+    ],
+)
+def test_a_number_where_factors_are_cut_or_put_realises_again(
+    file: str, old: str, new: str, inputs: pico.Inputs, warm_home: Path, tmp_path: Path
+) -> None:
+    """The core's half and the task's: once the second was not in the key."""
+    code = copy_packages(tmp_path / "code")
+    change(code / file, old, new)
+    found = walk_with(code, inputs.settings(warm_home))
+    module = file.removesuffix(".py").replace("/", ".")
+    assert f"realise: code of {module}" in found["why"]
+    assert "realise" in found["computed"] and "decompose" not in found["computed"]
+
+
+def change(file: Path, old: str, new: str) -> None:
+    """Other words in a file, which has the old ones once."""
+    text = file.read_text()
+    assert text.count(old) == 1
+    file.write_text(text.replace(old, new))
