@@ -1,5 +1,7 @@
 """The command line. Whatever is heavy is imported inside the commands, so that --help is quick."""
 
+import atexit
+import gc
 import json
 import os
 import sys
@@ -108,8 +110,13 @@ def demo(
 def execute(settings: Settings, as_json: bool) -> Any:
     """Runs a configuration as a Prefect flow; every refusal comes before the flow starts."""
     start_runtime(settings.home.expanduser())
+    # Importing makes a million objects that stay: looking through them for garbage, here and at
+    # every later collection, takes seconds of a run that has nothing to compute.
+    gc.disable()
     from flows.commands.execute import run_command
 
+    gc.freeze()
+    gc.enable()
     return run_command(settings, as_json)
 
 
@@ -133,6 +140,7 @@ def print_json(value: Any) -> None:
 def main() -> None:
     """Entry point: one line and exit code 2 for what the user can mend."""
     prepare_threads()
+    atexit.register(gc.freeze)  # what is left goes with the process: nobody has to look through it
     try:
         code = app(sys.argv[1:] or ["--help"], prog_name="eigenpress", standalone_mode=False)
     except UsageError as error:
