@@ -10,7 +10,7 @@ import pytest
 from flows.settings.threads import PASSIVE, WAITING, affinity
 from tests.benchmarks.conftest import Bench
 
-ROUNDS = 3
+ROUNDS = 2
 WORK = """
 import json, resource, time, torch
 from compress_core.decompose import ProjectOutputs
@@ -27,7 +27,7 @@ def layers():
     for weight, metric in cases:
         ProjectOutputs().prepare(weight, metric, min(weight.shape))
 def forwards():
-    for _ in range(40):
+    for _ in range(8):
         torch.nn.functional.linear(torch.nn.functional.linear(x, up).relu(), down)
 found = {}
 for work in (layers, forwards):
