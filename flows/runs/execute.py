@@ -16,9 +16,21 @@ from flows.runs.target import run_search
 from flows.settings.config import RunConfig, Settings, SweepConfig
 
 
-def execute(opened: Opened) -> Any:
-    """Runs an opened command inside a flow; a result, or of a sweep a list of them."""
-    opened.prepare()
+def execute_in_flow(opened: Opened) -> Any:
+    """Runs a prepared command as a flow run of its own; a result, or of a sweep a list of them."""
+    settings = opened.settings
+    if isinstance(settings, SweepConfig):
+        name, run_name = "sweep", f"{settings.methods} kept {settings.kept} · {settings.model}"
+    elif isinstance(settings, RunConfig) and opened.searched:
+        wanted = f"perplexity {settings.target_perplexity}"
+        name, run_name = "target", f"{settings.method} {wanted} · {settings.model}"
+    else:
+        return run_in_flow(opened, opened.pipelines[0])
+    return in_flow(f"eigenpress {name}", run_name, settings, lambda: _run(opened))
+
+
+def _run(opened: Opened) -> Any:
+    """Whatever the command is, inside a flow."""
     if isinstance(opened.settings, SweepConfig):
         return run_sweep(opened)
     if opened.searched:
@@ -26,22 +38,10 @@ def execute(opened: Opened) -> Any:
     return run_pipeline(opened, opened.pipelines[0])
 
 
-def execute_in_flow(opened: Opened) -> Any:
-    """The same as a flow run of its own."""
-    settings = opened.settings
-    if isinstance(settings, SweepConfig):
-        run_name = f"{settings.methods} kept {settings.kept} · {settings.model}"
-        return in_flow("eigenpress sweep", run_name, settings, lambda: run_sweep(opened))
-    if opened.searched:
-        (pipeline,) = opened.pipelines
-        wanted = opened.settings.model_dump()["target_perplexity"]
-        run_name = f"{pipeline.config.method} perplexity {wanted} · {settings.model}"
-        return in_flow("eigenpress target", run_name, settings, lambda: run_search(opened))
-    return run_in_flow(opened, opened.pipelines[0])
-
-
 def _deployed(config: Settings) -> Any:
-    return execute(open_command(config, Reporter(stderr=True)))
+    opened = open_command(config, Reporter(stderr=True))
+    opened.prepare()
+    return _run(opened)
 
 
 @flow(
