@@ -9,17 +9,20 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
-from storage.disk import checksum, replace_file
+from storage.disk import checksum
 from storage.errors import StorageError
+from storage.records import NoRecordError, read_record, write_record
+from storage.stamps import file_stamp, tells_changes
 
 PREFIX = "xxh3:"  # of 128 bits; the digests guard against change, not against an adversary
-FORMAT = 1
-RACY_NS = 2_000_000_000  # a file this fresh may change again without its mtime showing it
+FORMAT = 2  # of the file; 1 knew a file by what unpacking an archive sets, and is not believed
+RACY_NS = 2_000_000_000  # a file this fresh may change again without its times showing it
 
 _LARGEST_HEADER = 100_000_000
 _BITS = {
@@ -28,6 +31,8 @@ _BITS = {
     "U64": 64, "I64": 64, "F64": 64, "C64": 64,
 }  # fmt: skip
 
+Compute = Callable[[Path], dict[str, str]]
+
 
 def file_digest(path: Path) -> str:
     """Return the content digest of a file: "xxh3:" and the 32 hex digits of its xxh3_128."""
@@ -35,7 +40,7 @@ def file_digest(path: Path) -> str:
 
 
 class DigestCache:
-    """Digests remembered by (real path, size, mtime, inode, kind), in one JSON file.
+    """Digests remembered by (real path, stamp, kind), in one JSON file.
 
     Safe with threads and with several processes (the last writer wins); a damaged file counts as an
     empty cache.
@@ -48,10 +53,9 @@ class DigestCache:
         self._path = Path(path)
         self._lock = threading.Lock()
         self._entries = self._load()
+        self._used: dict[str, _Used] = {}
 
-    def of(
-        self, file: Path, kind: str, compute: Callable[[Path], dict[str, str]]
-    ) -> dict[str, str]:
+    def of(self, file: Path, kind: str, compute: Compute) -> dict[str, str]:
         """Return `compute(file)`, from memory if the file is the one it was computed of.
 
         Args:
@@ -64,47 +68,86 @@ class DigestCache:
         """
         real = Path(os.path.realpath(file))
         name = f"{kind}:{real}"
-        before = _stamp(real)
+        stamp = file_stamp(real)
         with self._lock:
             known = self._entries.get(name)
-        if known is not None and known["stamp"] == before:
-            return dict(known["value"])
-        started = time.time_ns()
+        if known is not None and known["stamp"] == stamp and tells_changes(real):
+            value = known["value"]
+        else:
+            value = self._compute(file, real, name, compute)
+        with self._lock:
+            self._used[name] = _Used(file, real, stamp, value, compute)
+        return dict(value)
+
+    def check_unchanged(self, but: str | None = None) -> None:
+        """Make sure that every file that was asked for still is what its digest says.
+
+        Called before a result is kept: it was computed from what the files held in between.
+
+        Args:
+            but: a kind of files that does not matter to it.
+
+        Raises:
+            StorageError: one was changed or replaced.
+        """
+        for name, used in list(self._used.items()):
+            if but is not None and name.startswith(f"{but}:"):
+                continue
+            try:
+                stamp = file_stamp(used.real)
+                if stamp == used.stamp and os.path.realpath(used.file) == str(used.real):
+                    continue
+                same = used.compute(Path(os.path.realpath(used.file))) == used.value
+            except OSError:
+                same = False
+            if not same:
+                raise StorageError(
+                    f"{used.file} was changed while it was in use, so nothing computed from it "
+                    "since is kept; run the same command again"
+                )
+            with self._lock:
+                self._used[name] = replace(used, stamp=stamp)
+
+    def _compute(self, file: Path, real: Path, name: str, compute: Compute) -> dict[str, str]:
+        """Compute, and remember it where a later change of the file is sure to show."""
+        settled = _settle(real)
+        before, started = file_stamp(real), time.time_ns()
         value = compute(real)
-        if _stamp(real) != before:
+        if file_stamp(real) != before:
             raise StorageError(
                 f"{file} was written to while it was being read; run again when it is finished"
             )
-        if before[1] + RACY_NS <= started:
+        # a time in the future says nothing of when the file was written: the clock was set back
+        if settled and max(before[1:3]) + RACY_NS <= started and tells_changes(real):
             self._remember(name, {"stamp": before, "value": value})
-        return dict(value)
+        return value
 
     def _remember(self, name: str, entry: dict[str, Any]) -> None:
         with self._lock:
             self._entries = {**self._load(), **self._entries, name: entry}
-            text = json.dumps({"format": FORMAT, "entries": self._entries})
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(self._path, text.encode())
+            write_record(self._path, {"format": FORMAT, "entries": self._entries})
 
     def _load(self) -> dict[str, Any]:
         """Return the entries on disk that have the right form; what has not is computed again."""
         try:
-            content = json.loads(self._path.read_bytes())
-        except (FileNotFoundError, ValueError):
-            return {}
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            content = read_record(self._path)
+        except (FileNotFoundError, NoRecordError):
             return {}
         entries = content.get("entries")
-        return (
-            {name: item for name, item in entries.items() if _is_entry(item)}
-            if isinstance(entries, dict)
-            else {}
-        )
+        if content.get("format") != FORMAT or not isinstance(entries, dict):
+            return {}
+        return {name: item for name, item in entries.items() if _is_entry(item)}
 
 
-def _stamp(path: Path) -> list[int]:
-    stat = path.stat()
-    return [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+@dataclass(frozen=True)
+class _Used:
+    """A file that was asked for: where it was and looked like then, and what came out."""
+
+    file: Path
+    real: Path
+    stamp: list[int]
+    value: dict[str, str]
+    compute: Compute
 
 
 def _is_entry(item: Any) -> bool:
@@ -114,6 +157,19 @@ def _is_entry(item: Any) -> bool:
         and isinstance(item.get("value"), dict)
         and all(isinstance(digest, str) for digest in item["value"].values())
     )
+
+
+def _settle(path: Path) -> bool:
+    """Write out what a memory map has changed: only then does its next change move the times."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError:  # a file that cannot be synced is read, and not remembered
+        return False
+    return True
 
 
 def safetensors_digests(path: Path) -> dict[str, str]:

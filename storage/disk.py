@@ -4,8 +4,9 @@ import errno
 import functools
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,6 +18,7 @@ BLOCK = 1 << 20
 WORKERS = 8
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
+_IN_THE_WAY = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY)
 _FULL_TEXT = os.strerror(errno.ENOSPC).lower()
 
 T = TypeVar("T")
@@ -43,7 +45,7 @@ def full_error(what: str, folder: Path, needed: int) -> StoreFullError:
         folder: a folder on that disk.
         needed: bytes known to be needed, a lower bound.
     """
-    while not folder.exists():
+    while not folder.is_dir():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     error = StoreFullError(
@@ -63,6 +65,65 @@ def denied_error(path: Path, error: OSError) -> StorePermissionError:
     )
     denied.errno = error.errno
     return denied
+
+
+@contextmanager
+def writing(path: Path, needed: int = 1) -> Iterator[None]:
+    """Say what goes wrong while `path`, or something below it, is written, in the store's words.
+
+    Args:
+        path: what is written.
+        needed: bytes that it needs, a lower bound.
+
+    Raises:
+        StoreFullError: the disk is full.
+        StorePermissionError: this user may not write there.
+        StorageError: something else is in the way, or the disk fails.
+    """
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        raise write_error(path, error, needed) from error
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        raise full_error(path.name, path.parent, needed) from error
+
+
+def write_error(path: Path, error: OSError, needed: int = 1) -> StorageError:
+    """Return the store's error for one of the system that came up while `path` was written."""
+    if is_disk_full(error):
+        return full_error(path.name, path.parent, needed)
+    if is_denied(error):
+        return denied_error(path, error)
+    if error.errno in _IN_THE_WAY and (found := _in_the_way(path)) is not None:
+        kind = "a folder" if found.is_dir() else "a file"
+        wanted = "a file" if kind == "a folder" else "a folder"
+        return StorageError(
+            f"cannot write {path}: {found} is {kind} where {wanted} belongs; "
+            "move it away and run the same command again"
+        )
+    return StorageError(f"cannot write {path}: {error.strerror or error}")
+
+
+def _in_the_way(path: Path) -> Path | None:
+    """Return the file that should be a folder, or `path` itself where it is there."""
+    for above in reversed(path.parents):
+        if above.exists() and not above.is_dir():
+            return above
+    return path if os.path.lexists(path) else None
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, where they are absent.
+
+    Raises:
+        StorageError: see `writing`.
+    """
+    with writing(path):
+        path.mkdir(parents=True, exist_ok=True)
 
 
 def checksum(path: Path) -> str:
@@ -111,14 +172,20 @@ def _sync_one(path: Path) -> None:
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Put `data` at `path` at once: readers see the old file or the new one, never a part."""
+    """Put `data` at `path` at once: readers see the old file or the new one, never a part.
+
+    Raises:
+        StorageError: see `writing`.
+    """
     scratch = path.with_name(f".{path.name}-{os.getpid()}-{os.urandom(4).hex()}")
-    try:
-        scratch.write_bytes(data)
-        _sync_one(scratch)
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
+    with writing(path, len(data)):
+        try:
+            scratch.write_bytes(data)
+            _sync_one(scratch)
+            os.replace(scratch, path)
+        finally:
+            with suppress(OSError):  # what went wrong before is what is told
+                scratch.unlink()
 
 
 def files_below(folder: Path) -> list[Path]:
@@ -148,11 +215,28 @@ def size_below(folder: Path) -> int:
         for name in names:
             try:
                 total += os.lstat(os.path.join(parent, name)).st_size
-            except FileNotFoundError:
+            except (FileNotFoundError, NotADirectoryError):
                 continue
     return total
 
 
+def freed_by(paths: Iterable[Path]) -> int:
+    """Return the bytes that deleting these files gives back: none of what other folders share."""
+    total = 0
+    for path in paths:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            stat = os.lstat(path)
+            total += stat.st_size if stat.st_nlink == 1 else 0
+    return total
+
+
 def remove_tree(path: Path) -> None:
-    """Delete a folder; what resists, or is being deleted by others, is left to the next gc."""
-    shutil.rmtree(path, ignore_errors=True)
+    """Delete a folder or file; what resists, or is being deleted by others, is left to the next gc.
+
+    A link is deleted, never what it leads to.
+    """
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    with suppress(OSError):
+        path.unlink()

@@ -71,7 +71,7 @@ class Draft:
 
     def open(self) -> None:
         """Make the draft's folder."""
-        (self._folder / FILES_FOLDER).mkdir(parents=True)
+        disk.make_folder(self._folder / FILES_FOLDER)
 
     @property
     def manifest(self) -> Manifest:
@@ -145,7 +145,7 @@ class Draft:
         manifest = self._seal()
         shelf = self._layout.artifact(self.stage, self.key).parent
         new_shelf = not shelf.is_dir()
-        shelf.mkdir(parents=True, exist_ok=True)
+        disk.make_folder(shelf)
         if new_shelf:
             disk.sync([shelf.parent])
         # before the rename: an entry without an artifact is harmless, the reverse would hide one
@@ -195,7 +195,7 @@ class Draft:
             try:
                 os.rename(self._folder, target)
             except OSError as error:
-                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                     raise
             else:
                 disk.sync([target.parent])

@@ -3,11 +3,13 @@
 import os
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from storage.disk import remove_tree, size_below
-from storage.errors import ArtifactCorruptError
+from storage.disk import freed_by, size_below
+from storage.draft import move_out
+from storage.errors import ArtifactCorruptError, ArtifactMissingError
 from storage.layout import Layout
 from storage.manifest import Manifest, read_manifest
 from storage.store import Store
@@ -22,7 +24,7 @@ class GarbageReport:
     Attributes:
         removed: manifests of the unreachable artifacts.
         orphans: folders without a complete artifact: abandoned drafts, damaged manifests.
-        freed_bytes: size of both together.
+        freed_bytes: what both together give back; not what a published folder is linked to.
         kept: number of artifacts that stay.
     """
 
@@ -52,15 +54,20 @@ def collect_garbage(
         try:
             manifests[key] = read_manifest(folder)
         except (FileNotFoundError, ArtifactCorruptError):
-            orphans.append(folder)
+            if folder.is_dir():  # else removed by another process this moment
+                orphans.append(folder)
     live = _reachable(manifests, roots)
     removed = [manifest for key, manifest in manifests.items() if key not in live]
-    freed = sum(manifest.nbytes for manifest in removed) + sum(size_below(path) for path in orphans)
+    freed = sum(size_below(path) for path in orphans)
+    for manifest in removed:
+        folder = store.layout.artifact(manifest.stage, manifest.key)
+        freed += freed_by(folder / name for name in manifest.files)
     if not dry_run:
         for manifest in removed:
-            store.remove(manifest.key)
+            with suppress(ArtifactMissingError):  # another process was faster
+                store.remove(manifest.key, manifest.stage)
         for folder in orphans:
-            remove_tree(folder)
+            move_out(store.layout, folder)
     return GarbageReport(removed, orphans, freed, len(manifests) - len(removed))
 
 
@@ -111,6 +118,6 @@ def _last_change(folder: Path) -> float:
         for path in (parent, *(os.path.join(parent, name) for name in names)):
             try:
                 latest = max(latest, os.lstat(path).st_mtime)
-            except FileNotFoundError:  # its process is just removing it
+            except (FileNotFoundError, NotADirectoryError):  # its process is just removing it
                 continue
     return latest

@@ -4,44 +4,51 @@ It only speeds up "what did this unit look like before"; entries may be stale, a
 makes it anew.
 """
 
-import errno
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 
-from storage.disk import remove_tree
+from storage import disk
+from storage.errors import StorageError
 from storage.layout import INDEX, Layout
 
 
 def add_to_index(layout: Layout, stage: str, unit: str, key: str) -> None:
     """Note that `key` belongs to `unit`."""
     folder = layout.index(stage, unit)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / key).touch()
+    disk.make_folder(folder)
+    with disk.writing(folder / key):
+        (folder / key).touch()
 
 
 def keys_in_index(layout: Layout, stage: str, unit: str) -> list[str]:
     """List the keys noted for a unit, sorted; some may be gone from the store."""
     try:
         return sorted(os.listdir(layout.index(stage, unit)))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
 
 
 def drop_from_index(layout: Layout, stage: str, unit: str, key: str) -> None:
     """Forget that `key` belongs to `unit`."""
-    (layout.index(stage, unit) / key).unlink(missing_ok=True)
+    with suppress(FileNotFoundError, NotADirectoryError):
+        (layout.index(stage, unit) / key).unlink()
 
 
 def rebuild_index(layout: Layout, entries: Iterable[tuple[str, str, str]]) -> None:
     """Replace the whole index by (stage, unit, key) entries; a crash leaves none, never half."""
     fresh = Layout(layout.scratch("index"))
-    (fresh.root / INDEX).mkdir(parents=True)
+    disk.make_folder(fresh.root / INDEX)
     for stage, unit, key in entries:
         add_to_index(fresh, stage, unit, key)
-    remove_tree(layout.root / INDEX)
+    index = layout.root / INDEX
+    if index.is_dir():
+        disk.remove_tree(index)
     try:
-        os.rename(fresh.root / INDEX, layout.root / INDEX)
-    except OSError as error:  # another process rebuilt it at the same time; theirs is as good
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+        with disk.writing(index):
+            os.rename(fresh.root / INDEX, index)
+    except StorageError:
+        if not index.is_dir():  # else another process rebuilt it at the same time, as well as we
             raise
-    remove_tree(fresh.root)
+    finally:
+        disk.remove_tree(fresh.root)

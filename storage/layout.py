@@ -13,6 +13,7 @@ from storage.errors import StorageError
 
 TMP = "tmp"
 INDEX = "index"
+_SHELF = re.compile(r"[0-9a-f]{2}")
 _KEY = re.compile(r"[0-9a-f]{64}")
 _STAGE = re.compile(r"[a-z][a-z0-9_-]*")
 _ARRAY = re.compile(r"(?!__)[A-Za-z0-9_][A-Za-z0-9_.-]*")
@@ -45,9 +46,24 @@ class Layout:
         """Names of the stages that have a folder, sorted."""
         with os.scandir(self.root) as entries:
             names = [
-                entry.name for entry in entries if entry.is_dir() and entry.name not in (TMP, INDEX)
+                entry.name
+                for entry in entries
+                if entry.is_dir(follow_symlinks=False) and entry.name not in (TMP, INDEX)
             ]
         return sorted(name for name in names if _STAGE.fullmatch(name))
+
+    def strays(self) -> Iterator[Path]:
+        """Yield what has no place in the folders of the root, its stages, shelves and units.
+
+        The root's own files count, too; the folder of drafts is free.
+        """
+        yield from _foreign(self.root, _STAGE)
+        yield from _foreign(self.root / INDEX, _STAGE)
+        for stage in self.stages():
+            yield from _foreign(self.root / stage, _SHELF)
+            for shelf in _folders(self.root / stage, ""):
+                if _SHELF.fullmatch(shelf.name):
+                    yield from _foreign(shelf, _KEY, shelf.name)
 
     def artifacts(
         self, stage: str | None = None, prefix: str = ""
@@ -61,11 +77,24 @@ class Layout:
 
 
 def _folders(parent: Path, prefix: str) -> list[Path]:
+    found = (parent / name for name in _names(parent) if name.startswith(prefix))
+    return [path for path in found if path.is_dir() and not path.is_symlink()]
+
+
+def _foreign(parent: Path, names: re.Pattern[str], prefix: str = "") -> Iterator[Path]:
+    """Yield what is no folder, or one of another name."""
+    for name in _names(parent):
+        path = parent / name
+        right = names.fullmatch(name) and name.startswith(prefix)
+        if not (right and path.is_dir() and not path.is_symlink()):
+            yield path
+
+
+def _names(parent: Path) -> list[str]:
     try:
-        names = sorted(name for name in os.listdir(parent) if name.startswith(prefix))
-    except FileNotFoundError:  # no such stage yet, or emptied by another process meanwhile
-        return []
-    return [path for name in names if (path := parent / name).is_dir()]
+        return sorted(os.listdir(parent))
+    except (FileNotFoundError, NotADirectoryError):
+        return []  # no such stage yet, emptied by another process, or a file in its place
 
 
 def check_key(key: str) -> str:

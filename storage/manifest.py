@@ -91,7 +91,8 @@ class Manifest:
             "arrays": {name: vars(record) for name, record in self.arrays.items()},
             "files": {name: vars(record) for name, record in self.files.items()},
         }
-        return canonical_json({**fields, "checksum": _checksum(fields)})
+        text = canonical_json(fields)  # here, so that what is no JSON is named
+        return canonical_json({**fields, "checksum": xxhash.xxh3_128_hexdigest(text.encode())})
 
     @classmethod
     def from_json(cls, text: str | bytes, where: str) -> "Manifest":
@@ -103,17 +104,17 @@ class Manifest:
         """
         try:
             fields = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ArtifactCorruptError(f"{where} is not JSON: {error}") from error
         if not isinstance(fields, dict) or not isinstance(fields.get("format"), int):
             raise ArtifactCorruptError(f"{where} is not a manifest: it has no format number")
-        require_format(fields["format"], where)
         checksum = fields.pop("checksum", None)
-        if checksum != _checksum(fields):
+        # before the format: one flipped bit is no newer version
+        if checksum is None or checksum != _checksum(fields):
             raise ArtifactCorruptError(
                 f"{where} was changed after it was written (its checksum is wrong)"
             )
-        del fields["format"]
+        require_format(fields.pop("format"), where)
         fields["arrays"] = {
             name: ArrayRecord(**{**record, "shape": tuple(record["shape"])})
             for name, record in fields["arrays"].items()
@@ -144,7 +145,11 @@ def read_manifest(folder: Path) -> Manifest:
         StoreVersionError: it was written by a newer version of the program.
     """
     path = folder / MANIFEST_NAME
-    return Manifest.from_json(path.read_bytes(), str(path))
+    try:
+        text = path.read_bytes()
+    except (IsADirectoryError, NotADirectoryError) as error:
+        raise ArtifactCorruptError(f"{path} is no file: {error.strerror}") from error
+    return Manifest.from_json(text, str(path))
 
 
 def content_digest(
@@ -171,5 +176,9 @@ def content_digest(
     return hashlib.sha256(canonical_json(content).encode()).hexdigest()
 
 
-def _checksum(fields: Mapping[str, Any]) -> str:
-    return xxhash.xxh3_128_hexdigest(canonical_json(fields).encode())
+def _checksum(fields: Mapping[str, Any]) -> str | None:
+    """Return the checksum of what a manifest says; None of what no manifest can say."""
+    try:
+        return xxhash.xxh3_128_hexdigest(canonical_json(fields).encode())
+    except (TypeError, ValueError):  # NaN is JSON to Python only
+        return None

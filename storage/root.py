@@ -1,7 +1,6 @@
 """The root folder of a store: made, or refused in one line with what to do about it."""
 
 import errno
-import json
 import os
 from pathlib import Path
 
@@ -9,8 +8,10 @@ from storage import disk
 from storage.errors import StorageError
 from storage.layout import Layout
 from storage.manifest import FORMAT, require_format
+from storage.records import NoRecordError, read_record, write_record
 
 FORMAT_NAME = "FORMAT.json"
+UNSEALED = b'{"format": 1}'  # what versions before the checksum wrote
 _BY_EFFECTIVE_USER = os.access in os.supports_effective_ids
 
 
@@ -24,39 +25,29 @@ def prepare_root(layout: Layout) -> None:
         StorageError: the root is a file, or its format file is damaged.
     """
     try:
-        layout.tmp.mkdir(parents=True, exist_ok=True)
+        disk.make_folder(layout.tmp)
         for folder in (layout.root, layout.tmp):
             if not os.access(folder, os.W_OK | os.X_OK, effective_ids=_BY_EFFECTIVE_USER):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
-        marker = layout.root / FORMAT_NAME
-        if not marker.exists():
-            disk.replace_file(marker, _marker_text().encode())
-    except (FileExistsError, NotADirectoryError) as error:
-        raise StorageError(
-            f"cannot make a store at {layout.root}: {error.filename} is not a folder; "
-            "choose another data directory with --home"
-        ) from error
-    except OSError as error:
-        if disk.is_disk_full(error):
-            raise disk.full_error("a new store", layout.root, 1) from error
-        if disk.is_denied(error):
-            raise disk.denied_error(layout.root, error) from error
-        raise
+    except PermissionError as error:
+        raise disk.denied_error(layout.root, error) from error
+    marker = layout.root / FORMAT_NAME
+    if not os.path.lexists(marker):
+        write_record(marker, {"format": FORMAT})
     _require_known_format(marker)
 
 
 def _require_known_format(marker: Path) -> None:
+    """Refuse a newer format, if the marker that says so is intact."""
     try:
-        found = json.loads(marker.read_bytes())["format"]
+        if marker.is_file() and marker.read_bytes() == UNSEALED:
+            return
+        found = read_record(marker).get("format")
         if not isinstance(found, int):
-            raise TypeError(f"its format is {found!r}")
-    except (ValueError, KeyError, TypeError) as error:
+            raise NoRecordError(f"its format is {found!r}")
+    except (OSError, NoRecordError) as error:
         raise StorageError(
             f"{marker} is damaged ({error}): "
-            f"if the folder is a store, write {_marker_text()} into it"
+            "if the folder is a store, delete that file and it is written anew"
         ) from error
     require_format(found, str(marker.parent))
-
-
-def _marker_text() -> str:
-    return json.dumps({"format": FORMAT})

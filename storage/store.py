@@ -5,22 +5,25 @@ group) and `files/`. It appears by one rename and never changes afterwards.
 """
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from string import hexdigits
 from typing import Any
 
 from storage import disk, verify
-from storage.artifact import Artifact
+from storage.artifact import Artifact, Identity, folder_identity
 from storage.draft import Draft, Inputs, move_out
 from storage.errors import ArtifactCorruptError, ArtifactMissingError, StorageError
 from storage.index import drop_from_index, keys_in_index, rebuild_index
 from storage.layout import INDEX, Layout, check_key, check_stage
 from storage.manifest import MANIFEST_NAME, Manifest, read_manifest
-from storage.root import prepare_root
+from storage.root import FORMAT_NAME, prepare_root
 
 SHORTEST_PREFIX = 4
+DIGITS = frozenset(hexdigits.lower())
 
 _LOG = logging.getLogger(__name__)
 _TRUST = verify.Trust()  # of this process, whatever Store object asks
@@ -92,8 +95,12 @@ class Store:
         except BaseException as error:
             needed = draft.bytes_needed()
             draft.discard()
-            if disk.is_disk_full(error) and not isinstance(error, StorageError):
+            if isinstance(error, StorageError):
+                raise
+            if disk.is_disk_full(error):
                 raise disk.full_error(draft.what, self.root, needed) from error
+            if isinstance(error, OSError) and self._holds(error.filename):
+                raise disk.write_error(Path(str(error.filename)), error, needed) from error
             raise
 
     def find(self, key: str, stage: str | None = None) -> Manifest | None:
@@ -109,23 +116,23 @@ class Store:
         folder = self._folder(key, stage)
         if folder is None:
             return None
+        identity = folder_identity(folder)
+        manifest, seen = None, None
         try:
-            inode = folder.stat().st_ino
             manifest = self._read(folder)
             if _TRUST.holds(folder, manifest):
                 return manifest
             seen = verify.signature(folder, manifest)
             problems = verify.deep_problems(folder, manifest)
-        except FileNotFoundError:
-            if not folder.is_dir():  # removed by another process this moment
-                return None
-            manifest, seen, problems = None, None, [f"{MANIFEST_NAME} is missing"]
+        except FileNotFoundError as error:
+            problems = [f"{Path(str(error.filename)).name} is missing"]
         except ArtifactCorruptError as error:
-            manifest, seen, problems = None, None, [str(error)]
+            problems = [str(error)]
         if manifest is not None and seen is not None and not problems:
             _TRUST.grant(folder, manifest, seen)
             return manifest
-        self._put_aside(folder, inode, manifest, problems)
+        if self._is_still(folder, identity):  # else removed or replaced this moment
+            self._put_aside(folder, manifest, problems)
         return None
 
     def peek(self, key: str, stage: str | None = None) -> Manifest | None:
@@ -147,36 +154,51 @@ class Store:
             ArtifactCorruptError: its manifest is damaged.
         """
         folder = self._folder(key, stage)
-        if folder is None:
+        identity = None if folder is None else folder_identity(folder)
+        if folder is None or identity is None:
             raise ArtifactMissingError(
                 f"no {stage or 'artifact'} with key {key[:12]} in {self.root}"
             )
         try:
-            return Artifact(folder, self._read(folder))
+            return Artifact(folder, self._read(folder), identity)
         except FileNotFoundError as error:
             raise ArtifactMissingError(
                 f"{folder} has no manifest: it is not an artifact"
             ) from error
 
     def check(self, manifest: Manifest) -> list[str]:
-        """Read every byte of an artifact and list what is wrong with it; empty if nothing is."""
+        """Read every byte of an artifact and list what is wrong with it; empty if nothing is.
+
+        Nothing is wrong with one that another process removes or replaces meanwhile.
+        """
         folder = self._layout.artifact(manifest.stage, manifest.key)
+        identity = folder_identity(folder)
         try:
             if self._read(folder) != manifest:
                 return ["the artifact was replaced by another one"]
-        except FileNotFoundError:
-            return [f"{MANIFEST_NAME} is missing"]
+            problems = verify.deep_problems(folder, manifest)
+            problems += [
+                f"{name} is not in its manifest" for name in verify.strays(folder, manifest)
+            ]
+        except FileNotFoundError as error:
+            problems = [f"{Path(str(error.filename)).name} is missing"]
         except ArtifactCorruptError as error:
-            return [str(error)]
-        return verify.deep_problems(folder, manifest)
+            problems = [str(error)]
+        return problems if self._is_still(folder, identity) else []
+
+    def strays(self) -> Iterator[Path]:
+        """Yield what lies in the store's folders and is neither an artifact nor its own."""
+        own = {self.root / FORMAT_NAME}
+        return (path for path in self._layout.strays() if path not in own)
 
     def manifests(self, stage: str | None = None) -> Iterator[Manifest]:
         """Yield the manifests of all artifacts (of a stage); report and skip unreadable ones."""
         for name, key, folder in self._layout.artifacts(stage and check_stage(stage)):
+            identity = folder_identity(folder)
             try:
                 yield self._read(folder)
             except FileNotFoundError:
-                if folder.is_dir():
+                if self._is_still(folder, identity):
                     self._on_problem(f"{name} {key[:12]}: {MANIFEST_NAME} is missing; left out")
             except ArtifactCorruptError as error:
                 self._on_problem(f"{name} {key[:12]}: {error}; left out")
@@ -204,13 +226,18 @@ class Store:
         Raises:
             ArtifactMissingError: none, or several; the message lists them.
         """
+        prefix = prefix.strip().lower()
+        if not DIGITS.issuperset(prefix):
+            raise ArtifactMissingError(f"{prefix!r} is no key: keys are made of 0-9 and a-f")
         if len(prefix) < SHORTEST_PREFIX:
             raise ArtifactMissingError(
                 f"key {prefix!r} is too short: give {SHORTEST_PREFIX} digits or more"
             )
         found = list(self._layout.artifacts(prefix=prefix))
         if not found:
-            raise ArtifactMissingError(f"no key starts with {prefix!r} in {self.root}")
+            raise ArtifactMissingError(
+                f"no key starts with {prefix!r} in {self.root}; `eigenpress store ls` lists them"
+            )
         if len(found) > 1:
             listed = ", ".join(f"{stage} {key[: len(prefix) + 8]}" for stage, key, _ in found[:8])
             raise ArtifactMissingError(f"{len(found)} keys start with {prefix!r}: {listed}")
@@ -237,13 +264,17 @@ class Store:
                 found.append(known or MissingArtifact(above, str(source["digest"]), role))
         return found
 
-    def remove(self, key: str) -> None:
+    def remove(self, key: str, stage: str | None = None) -> None:
         """Delete an artifact.
+
+        Args:
+            key: the key.
+            stage: its stage, if known; saves a look into every stage's folder.
 
         Raises:
             ArtifactMissingError: there is none under this key.
         """
-        folder = self._folder(key, None)
+        folder = self._folder(key, stage)
         if folder is None:
             raise ArtifactMissingError(f"no artifact with key {key[:12]} in {self.root}")
         try:
@@ -258,7 +289,7 @@ class Store:
         check_key(key)
         stages = self._layout.stages() if stage is None else [check_stage(stage)]
         folders = (self._layout.artifact(name, key) for name in stages)
-        return next((folder for folder in folders if folder.is_dir()), None)
+        return next((f for f in folders if f.is_dir() and not f.is_symlink()), None)
 
     def _read(self, folder: Path) -> Manifest:
         manifest = read_manifest(folder)
@@ -268,18 +299,19 @@ class Store:
             )
         return manifest
 
-    def _put_aside(
-        self, folder: Path, inode: int, manifest: Manifest | None, problems: list[str]
-    ) -> None:
-        """Report a damaged artifact and take it away, unless another process has replaced it."""
+    def _holds(self, path: object) -> bool:
+        """Tell whether a path, as an error of the system names it, lies in this store."""
+        return isinstance(path, str | os.PathLike) and Path(path).is_relative_to(self.root)
+
+    @staticmethod
+    def _is_still(folder: Path, identity: Identity) -> bool:
+        return identity is not None and folder_identity(folder) == identity
+
+    def _put_aside(self, folder: Path, manifest: Manifest | None, problems: list[str]) -> None:
+        """Report a damaged artifact and take it away."""
         stage, unit = folder.parent.parent.name, manifest.unit if manifest else "of unknown unit"
         more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
         self._on_problem(
             f"{stage} {unit} ({folder.name[:12]}): {problems[0]}{more}; will be computed again"
         )
-        try:
-            if folder.stat().st_ino != inode:
-                return
-        except FileNotFoundError:
-            return
         move_out(self._layout, folder)

@@ -1,26 +1,59 @@
 """Is an artifact what its manifest says? Shallow (existence, sizes) or deep (every byte)."""
 
 import os
-from pathlib import Path
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from stat import S_ISREG
 
 from storage.disk import checksum, each
-from storage.manifest import Manifest
+from storage.manifest import FILES_FOLDER, MANIFEST_NAME, Manifest
 
-Signature = tuple[tuple[int, int, int], ...]
+Signature = tuple[tuple[int, ...], ...]
 
 
 def shallow_problems(folder: Path, manifest: Manifest) -> list[str]:
-    """List files that are missing or have the wrong size, in words."""
+    """List files that are missing, are no plain files or have the wrong size, in words."""
     found = []
     for name, record in manifest.files.items():
         try:
-            size = os.stat(folder / name).st_size
-        except FileNotFoundError:
+            status = os.lstat(folder / name)
+        except (FileNotFoundError, NotADirectoryError):
             found.append(f"{name} is missing")
             continue
-        if size != record.size:
-            found.append(f"{name} has {size} bytes instead of {record.size}")
+        if not S_ISREG(status.st_mode):
+            found.append(f"{name} is no plain file")
+        elif status.st_size != record.size:
+            found.append(f"{name} has {status.st_size} bytes instead of {record.size}")
     return found
+
+
+def strays(folder: Path, manifest: Manifest, below: str = "") -> Iterator[str]:
+    """Yield the paths inside an artifact that its manifest does not account for.
+
+    Files, links, and folders that hold nothing it names; readers of single files never see them.
+
+    Args:
+        folder: the artifact.
+        manifest: its manifest.
+        below: only what lies in this folder of it.
+    """
+    files = {MANIFEST_NAME, *manifest.files}
+    above = {str(parent) for name in files for parent in PurePosixPath(name).parents}
+    folders = {FILES_FOLDER, *above}
+
+    def walk(inside: str) -> Iterator[str]:
+        with os.scandir(folder / inside) as entries:
+            inner = {f"{inside}/{entry.name}".lstrip("/"): entry for entry in entries}
+        for name, entry in sorted(inner.items()):
+            if entry.is_dir(follow_symlinks=False) and name in folders:
+                yield from walk(name)
+            elif name not in files:  # what is no plain file among those is damage, not a stray
+                yield name
+
+    try:
+        yield from walk(below)
+    except (FileNotFoundError, NotADirectoryError):
+        return  # whatever is missing is damage
 
 
 def deep_problems(folder: Path, manifest: Manifest) -> list[str]:
@@ -39,10 +72,10 @@ def deep_problems(folder: Path, manifest: Manifest) -> list[str]:
 def signature(folder: Path, manifest: Manifest) -> Signature | None:
     """Return what tells untouched files from touched ones unread; None if one is missing."""
     try:
-        stats = [os.stat(folder / name) for name in manifest.files]
-    except FileNotFoundError:
+        stats = [os.lstat(folder / name) for name in manifest.files]
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    return tuple((stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in stats)
+    return tuple((s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in stats)
 
 
 class Trust:

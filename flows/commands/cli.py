@@ -10,7 +10,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from compress_core.errors import CompressError, ConfigError
+from compress_core.errors import CompressError
 from flows.commands.store import store_app
 from flows.settings.config import RunConfig, Settings, SweepConfig, build_config, default_home
 from flows.settings.flags import with_flags
@@ -75,18 +75,19 @@ def methods(as_json: Json = False) -> None:
 
 @app.command()
 def export(
-    folder: Annotated[Path, typer.Argument(help="compressed model folder", metavar="DIR")],
+    folder: Annotated[str, typer.Argument(help="compressed model folder", metavar="DIR")],
     to: Annotated[str, typer.Option(help="dense: an ordinary checkpoint, full size")] = "dense",
-    output: Annotated[Path | None, typer.Option(help="folder to write", metavar="DIR")] = None,
+    output: Annotated[str | None, typer.Option(help="folder to write", metavar="DIR")] = None,
+    as_json: Json = False,
 ) -> None:
     """Turn a compressed folder into another form."""
-    if to != "dense":
-        raise ConfigError(f"cannot export to {to!r}; forms: dense")
-    from compress_core.hf.export import to_dense
+    from flows.commands.export import export_folder
 
-    target = output or folder.with_name(f"{folder.resolve().name}-dense")
-    to_dense(folder, target)
-    typer.echo(f"dense        {target}  (same size as the original model)")
+    target = export_folder(folder, to, output)
+    if as_json:
+        print_json({to: str(target)})
+    else:
+        typer.echo(f"{to:<12} {target}  (same size as the original model)")
 
 
 @app.command()

@@ -1,15 +1,21 @@
 """`eigenpress store`: look into the store, check it, and free what nothing needs."""
 
+import difflib
 import json
-from collections.abc import Sequence
+import math
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from compress_core.errors import ConfigError
 from flows.settings.config import default_home
+from storage.errors import ArtifactMissingError, StorageError
+
+if TYPE_CHECKING:
+    from storage.manifest import Manifest
+    from storage.store import MissingArtifact, Store
 
 store_app = typer.Typer(
     name="store", help="Look into the store of artifacts.", no_args_is_help=True
@@ -20,10 +26,19 @@ Json = Annotated[bool, typer.Option("--json", help="print JSON on stdout and not
 Key = Annotated[str, typer.Argument(help="a key, or the beginning of one", metavar="KEY")]
 
 
-def _open(home: Path | None, problems: list[str] | None = None) -> Any:
+def _home(home: Path | None) -> Path:
+    """The data directory, with nothing in the way in it."""
+    from flows.settings.home import check_places
+
+    where = (home or default_home()).expanduser()
+    check_places(where)
+    return where
+
+
+def _open(home: Path | None, problems: list[str] | None = None) -> "Store":
     from storage.store import Store
 
-    root = (home or default_home()).expanduser() / "store"
+    root = _home(home) / "store"
     if not root.is_dir():
         raise ConfigError(f"there is no store at {root}; choose a data directory with --home")
 
@@ -35,62 +50,94 @@ def _open(home: Path | None, problems: list[str] | None = None) -> Any:
     return Store(root, on_problem=tell)
 
 
+def _known_stage(store: "Store", stage: str) -> str:
+    """A stage that runs have or the store has.
+
+    Raises:
+        ConfigError: There is none of that name; it names the nearest.
+    """
+    from tasks.engine.stages import STAGES
+
+    known = sorted({*STAGES, *store.layout.stages()})
+    if stage not in known:
+        near = difflib.get_close_matches(stage, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"stages: {', '.join(known)}"
+        raise ConfigError(f"there is no stage {stage!r}; {hint}")
+    return stage
+
+
+def _print(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=1, ensure_ascii=False))
+
+
 @store_app.command("ls")
 def list_artifacts(
     stage: Annotated[str | None, typer.Option(help="only this stage", metavar="STAGE")] = None,
+    limit: Annotated[
+        int, typer.Option(min=1, help="artifacts that are shown (default: 40)", metavar="N")
+    ] = 40,
+    everything: Annotated[bool, typer.Option("--all", help="show every one")] = False,
     home: Home = None,
     as_json: Json = False,
 ) -> None:
-    """List artifacts: key, stage, unit, size, when."""
-    manifests = sorted(_open(home).manifests(stage), key=lambda m: (m.created, m.stage, m.unit))
+    """List artifacts under the runs that made them, newest first.
+
+    A line each: key, stage, size, unit. With --json every artifact is listed.
+    """
+    from flows.commands.store_list import as_rows, group_artifacts, print_groups
+    from flows.runs.records import read_run_records
+
+    store = _open(home)
+    if stage is not None:
+        _known_stage(store, stage)
+    records = read_run_records(_home(home), lambda error: typer.echo(str(error), err=True))
+    groups = group_artifacts(store.manifests(stage), records)
     if as_json:
-        rows = [
-            {
-                "key": m.key,
-                "stage": m.stage,
-                "unit": m.unit,
-                "bytes": m.nbytes,
-                "created": m.created,
-            }
-            for m in manifests
-        ]
-        typer.echo(json.dumps(rows, indent=1))
-        return
-    _print_artifacts(manifests)
-    typer.echo(f"{len(manifests)} artifacts, {sum(m.nbytes for m in manifests) / 1e6:,.1f} MB")
-
-
-def _print_artifacts(manifests: Sequence[Any]) -> None:
-    """A line each; when it was made is left out where the line would be too long for it."""
-    from flows.report.lines import entry, make_console
-
-    console = make_console()
-    heads = [f"{m.key[:12]}  {m.stage:<11} {m.nbytes / 1e6:>9.3f} MB " for m in manifests]
-    times = [f"{m.created[:16]}  " for m in manifests]
-    longest = max(
-        (len(f"{h} {t}{m.unit}") for h, t, m in zip(heads, times, manifests, strict=True)),
-        default=0,
-    )
-    for head, when, m in zip(heads, times, manifests, strict=True):
-        body = when + m.unit if longest <= console.width else m.unit
-        entry(console, head, body, len(head) + 1)
+        _print(as_rows(groups))
+    else:
+        print_groups(groups, None if everything else limit)
 
 
 @store_app.command("show")
-def show_artifact(key: Key, home: Home = None) -> None:
-    """Print an artifact's manifest as JSON."""
+def show_artifact(key: Key, home: Home = None, as_json: Json = False) -> None:
+    """Print an artifact's manifest as JSON, with --json or without."""
     typer.echo(_open(home).resolve(key).to_json())
 
 
 @store_app.command("why")
-def explain_artifact(key: Key, home: Home = None) -> None:
+def explain_artifact(key: Key, home: Home = None, as_json: Json = False) -> None:
     """Show what an artifact was made from, and how it differs from the one made before it."""
     from flows.runs.forecast import say
     from storage.keys import differences
-    from storage.manifest import Manifest
 
     store = _open(home)
     manifest = store.resolve(key)
+    earlier = [
+        other
+        for other in store.candidates(manifest.stage, manifest.unit)
+        if other.key != manifest.key and other.created < manifest.created
+    ]
+    before = max(earlier, key=lambda other: other.created, default=None)
+    changes = before and say(differences(before.recipe, manifest.recipe))
+    modules = sorted({name.rpartition(".")[0] for name in manifest.recipe["code"]})
+    try:
+        lineage = store.lineage(manifest.key)
+    except ArtifactMissingError:  # removed by another process this moment
+        lineage = [manifest]
+    if as_json:
+        _print(
+            {
+                **{name: getattr(manifest, name) for name in ("key", "stage", "unit", "created")},
+                **{name: manifest.recipe[name] for name in ("settings", "sources")},
+                "code": modules,
+                "earlier": before and {"key": before.key, "changed": changes},
+                "made_from": [
+                    {name: getattr(m, name, None) for name in ("key", "stage", "unit")}
+                    for m in lineage[1:]
+                ],
+            }
+        )
+        return
     typer.echo(
         f"{manifest.key[:12]}  {manifest.stage} · {manifest.unit}  made {manifest.created[:19]}"
     )
@@ -99,19 +146,18 @@ def explain_artifact(key: Key, home: Home = None) -> None:
         typer.echo(f"  setting  {name} = {text if len(text) <= 60 else text[:57] + '…'}")
     for role, digest in manifest.recipe["sources"].items():
         typer.echo(f"  source   {role} = {digest[:12]}")
-    modules = sorted({name.rpartition(".")[0] for name in manifest.recipe["code"]})
     typer.echo(f"  code     {', '.join(modules)}")
-    earlier = [
-        other
-        for other in store.candidates(manifest.stage, manifest.unit)
-        if other.key != manifest.key and other.created < manifest.created
-    ]
-    if earlier:
-        before = max(earlier, key=lambda other: other.created)
-        changes = say(differences(before.recipe, manifest.recipe))
+    if before is not None:
         typer.echo(f"  against {before.key[:12]}: changed {changes}")
+    _print_lineage(manifest, lineage)
+
+
+def _print_lineage(manifest: "Manifest", lineage: "list[Manifest | MissingArtifact]") -> None:
+    """A line per artifact that another was made from, further in the further away."""
+    from storage.manifest import Manifest
+
     depth = {manifest.key: 0}
-    for entry in store.lineage(manifest.key):
+    for entry in lineage:
         if not isinstance(entry, Manifest):
             typer.echo(f"{'  ' * depth.get(entry.key, 1)}{entry.key[:12]}  missing")
             continue
@@ -123,17 +169,31 @@ def explain_artifact(key: Key, home: Home = None) -> None:
 
 
 @store_app.command("verify")
-def verify_artifacts(home: Home = None) -> None:
-    """Check every byte of every artifact; exit code 1 if any is damaged."""
-    problems: list[str] = []  # the store itself adds those whose manifest cannot be read
-    store = _open(home, problems)
-    checked = 0
+def verify_artifacts(home: Home = None, as_json: Json = False) -> None:
+    """Check every byte of every artifact; exit code 1 if any is damaged.
+
+    What lies in the store and should not is a problem, too.
+    """
+    unreadable: list[str] = []  # the store itself adds those whose manifest cannot be read
+    store = _open(home, unreadable)
+    problems, checked = [], 0
     for manifest in store.manifests():
         checked += 1
-        for problem in store.check(manifest):
-            problems.append(problem)
-            typer.echo(f"{manifest.key[:12]}  {manifest.stage} · {manifest.unit}: {problem}")
-    typer.echo(f"{checked} artifacts checked, {len(problems)} problems")
+        found = store.check(manifest)
+        problems += [{"key": manifest.key, "problem": problem} for problem in found]
+        if not as_json:
+            for problem in found:
+                typer.echo(f"{manifest.key[:12]}  {manifest.stage} · {manifest.unit}: {problem}")
+    for path in store.strays():
+        problem = f"{path} does not belong into the store: move it away"
+        problems.append({"key": None, "problem": problem})
+        if not as_json:
+            typer.echo(problem)
+    problems += [{"key": None, "problem": line} for line in unreadable]
+    if as_json:
+        _print({"checked": checked, "problems": problems})
+    else:
+        typer.echo(f"{checked} artifacts checked, {len(problems)} problems")
     if problems:
         raise typer.Exit(1)
 
@@ -145,23 +205,40 @@ def free_artifacts(
         float, typer.Option(help="runs newer than this keep what they made", metavar="N")
     ] = 14.0,
     home: Home = None,
+    as_json: Json = False,
 ) -> None:
     """Free what no registered model and no recent run reaches."""
     from flows.server import runtime
     from storage.gc import collect_garbage
     from tasks.tracking import client as tracking
 
+    if not (math.isfinite(recent_days) and recent_days >= 0):
+        raise ConfigError(f"--recent-days is a number of days, 0 or more, got {recent_days:g}")
     store = _open(home)
-    where = (home or default_home()).expanduser()
+    where = _home(home)
+    recent = recent_keys(where, recent_days)
     runtime.prepare_environment(where)
     registered = tracking.registered_keys(where)  # beginnings of keys
     lengths = {len(beginning) for beginning in registered}
-    roots = recent_keys(where, recent_days) | {
+    roots = recent | {
         key
         for _, key, _ in store.layout.artifacts()
         if any(key[:length] in registered for length in lengths)
     }
     report = collect_garbage(store, roots, dry_run=dry_run)
+    if as_json:
+        _print(
+            {
+                "dry_run": dry_run,
+                "freed_bytes": report.freed_bytes,
+                "removed": [
+                    {"key": m.key, "stage": m.stage, "unit": m.unit} for m in report.removed
+                ],
+                "leftovers": len(report.orphans),
+                "kept": report.kept,
+            }
+        )
+        return
     word = "would free" if dry_run else "freed"
     for manifest in report.removed:
         typer.echo(f"{manifest.key[:12]}  {manifest.stage} · {manifest.unit}")
@@ -172,11 +249,18 @@ def free_artifacts(
 
 
 def recent_keys(home: Path, days: float) -> set[str]:
-    """Keys of everything that runs of the last ``days`` days used."""
-    since = datetime.now(UTC) - timedelta(days=days)
-    keys = set()
-    for file in (home / "runs").glob("*.json"):
-        record = json.loads(file.read_text(encoding="utf-8"))
-        if datetime.fromisoformat(record["created"]) >= since:
-            keys |= {s["key"] for s in record["result"]["stages"] if s["name"] != "register"}
-    return keys
+    """Keys of everything that runs of the last ``days`` days used.
+
+    Raises:
+        StorageError: A record is damaged, so that nobody knows what its run used.
+    """
+    from flows.runs.records import read_run_records
+
+    def refuse(error: StorageError) -> NoReturn:
+        raise StorageError(f"nothing was freed: {error}")
+
+    now = datetime.now(UTC)
+    most = (now - datetime.min.replace(tzinfo=UTC)).days
+    since = now - timedelta(days=min(days, most))
+    records = read_run_records(home, refuse)
+    return {key for record in records if record.created >= since for key in record.keys}

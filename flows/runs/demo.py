@@ -9,7 +9,8 @@ from compress_core.hf.writing import write_on
 from flows.report.console import Reporter
 from flows.runs.execute import execute_in_flow
 from flows.runs.opened import open_command
-from flows.runs.results import as_stage, save_run_record
+from flows.runs.records import save_run_record
+from flows.runs.results import as_stage
 from flows.runs.run import in_flow, run_groups
 from flows.settings.config import SweepConfig
 from flows.settings.home import open_home

@@ -6,7 +6,7 @@ that will run and is reused after all if that one's result turns out unchanged.
 
 import shutil
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -29,7 +29,10 @@ LIBRARIES = 800_000_000  # bytes that they hold once a run has loaded them
 
 @dataclass(frozen=True)
 class Planned:
-    """The fate of one unit: ``state`` is "cached", "run" or "waits"; ``why`` says what changed."""
+    """The fate of one unit: ``state`` is "cached", "run" or "waits"; ``why`` says what changed.
+
+    ``published``: whether the model folder of a run is a copy of what it makes.
+    """
 
     stage: str
     unit: str
@@ -37,6 +40,7 @@ class Planned:
     why: str
     key: str | None
     cost: Cost
+    published: bool = False
 
 
 class Planner:
@@ -63,6 +67,8 @@ class Planner:
                 name = recipe_key(recipe)
                 self._names[unit] = name
                 planned = self._fate(unit, recipe, name)
+                if unit is pipeline.folder and not pipeline.config.link:
+                    planned = replace(planned, published=True)
                 if name not in self._planned:
                     self._planned.add(name)
                     found.append(planned)
@@ -153,7 +159,7 @@ class Estimate:
         seconds: In all, the start of the command aside.
         stages: Stage to its part of them.
         memory: Peak bytes on the device, the libraries aside.
-        disk: Bytes that are added to the store.
+        disk: Bytes that are added to the data directory: to the store, and copies of the models.
         models: Bytes of each compressed model's folder, ascending.
         free_memory: Bytes that the device still has.
         free_disk: Bytes that the data directory's disk still has.
@@ -203,7 +209,7 @@ def estimate(planned: Sequence[Planned], workspace: Workspace) -> Estimate:
         seconds=sum(stages.values()),
         stages=stages,
         memory=max((memory(unit.cost, computes_in) for unit in todo), default=0) + hidden,
-        disk=sum(unit.cost.disk for unit in todo),
+        disk=sum(unit.cost.disk * (2 if unit.published else 1) for unit in todo),
         models=sorted({unit.cost.disk for unit in planned if unit.stage == "materialise"}),
         free_memory=free_memory(device),
         free_disk=shutil.disk_usage(home).free,

@@ -1,6 +1,5 @@
 """What this machine does in a second, measured for a moment and kept in the data directory."""
 
-import json
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -11,9 +10,11 @@ from typing import Any
 
 import torch
 
-from storage.disk import replace_file
+from flows.settings.home import MACHINE as FILE
+from storage.disk import writing
+from storage.records import NoRecordError, read_record, write_record
 
-FILE = "machine.json"
+FORMAT = 1
 OLD = timedelta(days=30)  # after which it is measured again
 SIZE = {"cpu": 640, "cuda": 4096}  # of the matrices: large enough for the best rate
 EIGEN = 320
@@ -69,16 +70,16 @@ def known_machine(home: Path, device: str, dtypes: Sequence[str]) -> Machine:
     except (KeyError, TypeError, ValueError):  # not there, or of another version's form
         pass
     found = measure(device, dtypes, home)
-    replace_file(file, json.dumps(kept | {name: asdict(found)}, indent=1).encode())
+    write_record(file, {"format": FORMAT, "machines": kept | {name: asdict(found)}}, indent=1)
     return found
 
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        kept = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # none yet, or no JSON: it is only measured again
+        kept = read_record(file)
+    except (FileNotFoundError, NoRecordError):  # none yet, or damaged: it is only measured again
         return {}
-    return kept if isinstance(kept, dict) else {}
+    return dict(kept["machines"]) if kept.get("format") == FORMAT else {}
 
 
 def measure(device: str, dtypes: Sequence[str], folder: Path) -> Machine:
@@ -94,8 +95,9 @@ def measure(device: str, dtypes: Sequence[str], folder: Path) -> Machine:
     payload = os.urandom(BYTES)
     file = folder / f"{FILE}.{os.getpid()}"
     try:
-        write = BYTES / _best(lambda: _write(file, payload), 0, 2)
-        read = BYTES / _best(lambda: file.read_bytes(), 0, 2)
+        with writing(file, BYTES):
+            write = BYTES / _best(lambda: _write(file, payload), 0, 2)
+            read = BYTES / _best(lambda: file.read_bytes(), 0, 2)
     finally:
         file.unlink(missing_ok=True)
     return Machine(products, eigen, logits, write, read, datetime.now(UTC).isoformat())

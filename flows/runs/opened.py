@@ -63,6 +63,7 @@ class Opened:
             refreshed=workspace.refreshed,
             earlier=workspace.earlier,
             release=workspace.models.drop,
+            confirm=workspace.confirm,
         )
 
 

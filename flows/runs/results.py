@@ -1,21 +1,15 @@
 """The result of a run, as the one JSON object that users, MLflow and later runs read."""
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
-
-from pydantic import BaseModel
 
 from flows.runs.pipeline import Evaluation, Pipeline
 from flows.runs.workspace import Workspace
 from storage.artifact import Artifact
-from storage.disk import replace_file
 from tasks.engine.session import Session
 from tasks.engine.units import Outcome
 from tasks.stages.learn import CURVES
@@ -139,18 +133,3 @@ def code_version() -> str:
         for file in sorted((root / package).rglob("*.py")):
             digest.update(str(file.relative_to(root)).encode() + b"\0" + file.read_bytes())
     return f"{version('eigenpress')}+{digest.hexdigest()[:12]}"
-
-
-def save_run_record(home: Path, config: BaseModel | None, result: dict[str, Any]) -> Path:
-    """Writes what a run made, so that garbage collection knows what recent runs reach."""
-    folder = home.expanduser() / "runs"
-    folder.mkdir(exist_ok=True)
-    now = datetime.now(UTC)
-    file = folder / f"{now:%Y%m%dT%H%M%S}-{uuid4().hex[:8]}.json"
-    record = {
-        "created": now.isoformat(),
-        "config": config and config.model_dump(mode="json"),
-        "result": result,
-    }
-    replace_file(file, json.dumps(record, ensure_ascii=False, indent=1).encode())
-    return file

@@ -12,16 +12,17 @@ from prefect import flow
 from flows.report.console import Reporter
 from flows.runs.opened import Opened
 from flows.runs.pipeline import Pipeline
+from flows.runs.records import save_run_record
 from flows.runs.results import (
     as_stage,
     collect_result,
     curves_of,
     model_dir,
-    save_run_record,
     stored_of,
 )
 from flows.settings.config import Settings, write_yaml
 from flows.settings.output import CONFIG_FILE, check_output
+from storage.disk import make_folder
 from tasks.engine.prefect_task import run_group
 from tasks.engine.session import Group, Session
 from tasks.engine.units import Outcome
@@ -101,8 +102,8 @@ def finish(
     config, reporter, workspace = pipeline.config, opened.reporter, opened.workspace
     target = model_dir(pipeline, session)
     check_output(config, workspace.model.folder)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with publishing(session.artifact(pipeline.folder), target) as staging:
+    make_folder(target.parent)
+    with publishing(session.artifact(pipeline.folder), target, config.link) as staging:
         config_file = staging / CONFIG_FILE
         write_yaml(config, config_file)
         config_text = config_file.read_text(encoding="utf-8")

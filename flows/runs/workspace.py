@@ -14,7 +14,7 @@ from compress_core.method import Method
 from compress_core.methods import build_method
 from flows.settings.checks import choose_device
 from flows.settings.config import RunConfig, Settings
-from flows.settings.home import open_home
+from flows.settings.home import DIGESTS, open_home
 from storage.digests import DigestCache
 from storage.store import Store
 from tasks.engine.dense_model import DenseModel
@@ -22,7 +22,7 @@ from tasks.engine.free_memory import free_memory
 from tasks.engine.session import Group, Session
 from tasks.engine.units import Outcome
 from tasks.engine.whole_models import Models
-from tasks.stages.tokenise import Text, calibration_group, evaluation_group
+from tasks.stages.tokenise import TEXT, Text, calibration_group, evaluation_group
 
 
 class Notes(list[str]):
@@ -77,6 +77,14 @@ class Workspace:
     refreshed: set[str] = field(default_factory=set)
     earlier: dict[str, Outcome] = field(default_factory=dict)
 
+    def confirm(self, stage: str) -> None:
+        """Refuses to keep what a stage computed if files that it may have read were changed.
+
+        Raises:
+            StorageError: One was.
+        """
+        self.digests.check_unchanged(but=None if stage == "tokenise" else TEXT)
+
     def method(self, config: RunConfig) -> Method:
         """The method of one of the command's runs, built once."""
         if config.method not in self.methods:
@@ -109,7 +117,7 @@ def open_workspace(settings: Settings) -> Workspace:
     open_home(home)
     notes = Notes()
     store = Store(home / "store", on_problem=notes.add)
-    digests = DigestCache(home / "digests.json")
+    digests = DigestCache(home / DIGESTS)
     device = choose_device(settings.device)
     folder = resolve_model(settings.model)
     local = Path(settings.model).expanduser().is_dir()
@@ -173,7 +181,12 @@ def read_texts(workspace: Workspace, needs_calibration: bool) -> None:
         TextError: A text cannot be read or is too short for one window.
     """
     calibration, texts = workspace.texts
-    session = Session(workspace.store, workspace.settings.refresh, refreshed=workspace.refreshed)
+    session = Session(
+        workspace.store,
+        workspace.settings.refresh,
+        refreshed=workspace.refreshed,
+        confirm=workspace.confirm,
+    )
     wanted = [calibration] if needs_calibration and calibration is not None else []
     for group in [*wanted, *texts.values()]:
         for outcome in session.run(group):

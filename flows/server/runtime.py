@@ -20,6 +20,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
+from storage.disk import make_folder
+
 START_SECONDS = 180  # a fresh database under load took 19 s; Prefect's limit of 20 s is too near
 STOP_SECONDS = 30  # the child needs well under two unless the machine is very busy
 
@@ -77,7 +79,7 @@ def prepare_environment(home: Path) -> None:
         home: The data directory; Prefect's database goes to `<home>/prefect`.
     """
     directory = home.resolve() / "prefect"
-    directory.mkdir(parents=True, exist_ok=True)
+    make_folder(directory)
     for name, value in {"PREFECT_HOME": str(directory), **DEFAULTS}.items():
         os.environ.setdefault(name, value)
 

@@ -110,6 +110,11 @@ class Settings(BaseModel):
     refresh: list[Stage] = Field(
         default_factory=list, description="stage to compute again even when cached"
     )
+    link: bool = Field(
+        False,
+        description="weight files of the model folder are hard links into the store, read-only, "
+        "in place of copies",
+    )
     trust_remote_code: bool = Field(False, description="let the model folder's own Python run")
 
     def runs(self) -> "list[RunConfig]":

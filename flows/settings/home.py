@@ -2,7 +2,13 @@
 
 from pathlib import Path
 
-from storage.errors import StorePermissionError
+from storage.errors import StorageError, StorePermissionError
+
+DIGESTS, MACHINE = "digests.json", "machine.json"
+RUNS = "runs"
+FILES = (DIGESTS, MACHINE)
+FOLDERS = ("store", RUNS, "models", "reports", "demo", "prefect")
+"""What the data directory holds; other things may lie beside it."""
 
 
 def open_home(home: Path) -> None:
@@ -10,12 +16,13 @@ def open_home(home: Path) -> None:
 
     Raises:
         StorePermissionError: It cannot be made or written.
+        StorageError: As `check_places`.
     """
     probe = home / ".writable"
     try:
         home.mkdir(parents=True, exist_ok=True)
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # of another command that begins at the same moment
     except (FileExistsError, NotADirectoryError):
         raise StorePermissionError(
             f"the data directory {home} is a file or lies below one; "
@@ -26,3 +33,20 @@ def open_home(home: Path) -> None:
             f"cannot write to the data directory {home}: {error.strerror}; "
             "choose another with --home or EIGENPRESS_HOME"
         ) from None
+    check_places(home)
+
+
+def check_places(home: Path) -> None:
+    """Refuses a data directory in which something is in the way, before any work.
+
+    Raises:
+        StorageError: There is a file where a folder belongs, or a folder where a file does.
+    """
+    for names, right, wrong in ((FILES, "file", "folder"), (FOLDERS, "folder", "file")):
+        for name in names:
+            place = home / name
+            if place.exists() and place.is_dir() != (right == "folder"):
+                raise StorageError(
+                    f"{place} is a {wrong} where a {right} belongs: move it away and run the same "
+                    "command again"
+                )

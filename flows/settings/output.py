@@ -11,6 +11,7 @@ from compress_core.hf.folder import MODELLING_FILE, companion_files
 from flows.settings.config import RunConfig, read_yaml
 
 CONFIG_FILE = "eigenpress.yaml"
+LONGEST_NAME = 230  # bytes: the folder is written under its name with a few letters around it
 
 
 def check_output(config: RunConfig, model: Path) -> None:
@@ -26,6 +27,7 @@ def check_output(config: RunConfig, model: Path) -> None:
     target = config.output
     if target is None:
         return
+    check_name(target, "--output")
     if target.exists() and not target.is_dir():
         raise ConfigError(f"--output {target} is a file; name a folder")
     above = next(folder for folder in (target, *target.parents) if folder.exists())
@@ -33,9 +35,29 @@ def check_output(config: RunConfig, model: Path) -> None:
         raise ConfigError(f"--output {target} cannot be a folder; choose another")
     if target == model.resolve() or any(target.iterdir() if target.is_dir() else ()):
         _refuse_foreign(target, model)
+    if config.link and above.stat().st_dev != config.home.stat().st_dev:
+        raise ConfigError(
+            f"--link: --output {target} is on another disk than the data directory {config.home}: "
+            "leave one of the two out, or choose a folder on that disk"
+        )
     place = target.parent if target.exists() else above
     if not os.access(place, os.W_OK | os.X_OK):
         raise ConfigError(f"--output {target}: no permission to write in {place}")
+
+
+def check_name(target: Path, flag: str) -> None:
+    """Refuses a folder's name that no file system takes.
+
+    Raises:
+        ConfigError: It is too long.
+    """
+    length = len(os.fsencode(target.name))
+    if length > LONGEST_NAME:
+        raise ConfigError(f"{flag} ends in a name of {length} bytes; at most {LONGEST_NAME} do")
+    try:
+        target.exists()
+    except OSError as error:
+        raise ConfigError(f"{flag} {target}: {error.strerror}") from None
 
 
 def _refuse_foreign(target: Path, model: Path) -> None:

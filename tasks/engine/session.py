@@ -1,5 +1,6 @@
 """A run of groups against a store: each unit is found there, or computed and kept."""
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
@@ -66,6 +67,8 @@ class Session:
         info: Recorded with every artifact computed; never part of its identity.
         refreshed: Keys computed again already; runs of one sweep share it.
         release: Called before a stage that needs memory for itself computes.
+        confirm: Called with a stage before one of its artifacts is kept; raises where the files it
+            was computed from have changed since their digests were taken.
         earlier: Key to outcome of units that the same command computed before this run; the run
             reports them as its own, once.
 
@@ -83,6 +86,7 @@ class Session:
         refreshed: set[str] | None = None,
         earlier: dict[str, Outcome] | None = None,
         release: Callable[[], None] = lambda: None,
+        confirm: Callable[[str], None] = lambda stage: None,
     ) -> None:
         self.store = store
         self.refresh = frozenset(refresh)
@@ -90,6 +94,7 @@ class Session:
         self.info = dict(info or {})
         self.earlier = {} if earlier is None else earlier
         self.release = release
+        self.confirm = confirm
         self.stopping = Event()
         self.manifests: dict[Unit, Manifest] = {}
         self.refreshed = set() if refreshed is None else refreshed
@@ -214,6 +219,11 @@ class _Commit(AbstractContextManager[Draft]):
 
     def __exit__(self, *error: Any) -> None:
         if error[0] is None:
+            try:
+                self.work.session.confirm(self.unit.stage)
+            except BaseException:
+                self.draft.__exit__(*sys.exc_info())
+                raise
             seconds = self.work.elapsed()
             self.work.seconds[self.unit] = seconds
             self.opened.info["seconds"] = seconds

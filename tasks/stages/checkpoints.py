@@ -72,7 +72,7 @@ class StoredCheckpoints:
             return None
         try:
             return dict(load_file(self.store.open(key, SCRATCH).file(STATE)))
-        except ArtifactMissingError:  # another process finished with it in the meantime
+        except (ArtifactMissingError, FileNotFoundError):  # another process finished with it
             return None
 
     def _step(self, place: int) -> int:

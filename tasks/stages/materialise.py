@@ -1,7 +1,7 @@
 """Stage ``materialise``: the factors become a HuggingFace model folder, kept in the store.
 
-A run then publishes that folder where people look for it: the weight files are hard links into the
-store where the file system allows it, so that a model is not on disk twice.
+A run then publishes that folder where people look for it, as a copy: on a file system with reflinks
+(btrfs, xfs) a copy shares its blocks until one of the two is changed.
 """
 
 import errno
@@ -25,6 +25,7 @@ from compress_core.hf.footprint import expected_bytes
 from compress_core.hf.quantised_linear import QuantisedLinear
 from compress_core.hf.sparse_linear import SparseLinear
 from storage.artifact import Artifact
+from storage.copying import copy, share
 from storage.disk import is_disk_full
 from storage.errors import StorageError, StoreFullError, StorePermissionError
 from storage.keys import recipe_key
@@ -127,18 +128,33 @@ class _Materialise:
 
 
 @contextmanager
-def publishing(artifact: Artifact, target: Path) -> Iterator[Path]:
+def publishing(artifact: Artifact, target: Path, link: bool = False) -> Iterator[Path]:
     """Puts the model folder of a ``materialise`` artifact at ``target``, replacing what is there.
 
     Yields a copy of it to add files to; it takes its place at once when the block ends, so that
-    nobody sees a part of it, not even where two processes publish the same folder.
+    nobody sees a part of it, not even where two processes publish the same folder. What is copied
+    is what the artifact's manifest names, whatever else lies beside it.
+
+    Args:
+        artifact: Holds the folder.
+        target: Where it goes.
+        link: Whether weight files are hard links into the store instead. Both ends are then one
+            file, which is made read-only.
 
     Raises:
         StoreFullError, StorePermissionError: ``target`` cannot be written.
+        StorageError: Files cannot be linked to there.
     """
     staging = target.with_name(f".{target.name}.{uuid4().hex[:8]}")
     try:
-        shutil.copytree(artifact.file(FOLDER), staging, copy_function=_link_weights)
+        staging.mkdir(parents=True)
+        for name, source in artifact.files(FOLDER).items():
+            place = staging / name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            if link and name.suffix == ".safetensors":
+                share(source, place)
+            else:
+                copy(source, place)
         yield staging
         _take_place(staging, target)
     except OSError as error:
@@ -151,6 +167,8 @@ def publishing(artifact: Artifact, target: Path) -> Iterator[Path]:
 
 def cannot_write(target: Path, error: OSError) -> StorageError:
     """One line for a disk that is full or a place that may not be written."""
+    if isinstance(error, StorageError):  # said already
+        return error
     kept = "everything computed is kept: mend that and run the same command again"
     if is_disk_full(error) or os.strerror(errno.ENOSPC) in str(error):
         return StoreFullError(f"the disk is full: cannot write {target}; {kept}")
@@ -175,14 +193,3 @@ def _take_place(staging: Path, target: Path) -> None:
         with suppress(FileNotFoundError):  # another process was faster
             target.rename(old)
         shutil.rmtree(old, ignore_errors=True)
-
-
-def _link_weights(source: str, target: str) -> None:
-    """Links a weight file, copies every other and whatever cannot be linked."""
-    if source.endswith(".safetensors"):
-        try:
-            os.link(source, target)
-            return
-        except OSError:  # another file system, or one without hard links: the copy is as good
-            pass
-    shutil.copyfile(source, target)

@@ -24,7 +24,10 @@ def keep(store: Store, recipe: Mapping[str, Any], name: str, tensors: Mapping[st
 
 
 def load(store: Store, recipe: Mapping[str, Any], *names: str) -> list[Tensor] | None:
-    """Copies of tensors kept under a recipe, or None where there are none any more."""
+    """Copies of tensors kept under a recipe, or None where there are none any more.
+
+    Another process may finish with them and remove them while they are read.
+    """
     key = recipe_key(recipe)
     if store.find(key, SCRATCH) is None:
         return None

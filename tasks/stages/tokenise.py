@@ -22,6 +22,8 @@ from tasks.engine.session import Group, Work
 from tasks.engine.units import Unit
 from tasks.stages.arrays import put_tensor
 
+TEXT = "text"  # kind of the digests of files that only this stage reads
+
 
 @dataclass(frozen=True)
 class Text:
@@ -64,7 +66,7 @@ class Text:
         """Content of the whole source."""
         path = Path(self.source).expanduser()
         if path.is_file():
-            return digests.of(path, "file", lambda f: {"": file_digest(f)})[""]
+            return digests.of(path, TEXT, lambda f: {"": file_digest(f)})[""]
         documents = read_documents(self.source, self.field, tokenizer=model.tokenizer)
         return recipe_key({"documents": documents})
 

@@ -1,6 +1,5 @@
 """What the store promises while all is well: bits come back and content has one digest."""
 
-import json
 import time
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from storage.errors import ArtifactMissingError, StorageError
 from storage.gc import collect_garbage
 from storage.keys import recipe_key
 from storage.manifest import Manifest
+from storage.records import read_record
 from storage.store import MissingArtifact, Store
 
 DTYPES = ["bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"]
@@ -257,4 +257,4 @@ def test_garbage_is_what_no_root_was_made_from(store: Store) -> None:
 
 
 def test_the_format_is_written_down(store: Store) -> None:
-    assert json.loads((store.root / "FORMAT.json").read_text()) == {"format": 1}
+    assert read_record(store.root / "FORMAT.json") == {"format": 1}

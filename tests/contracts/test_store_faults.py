@@ -140,7 +140,7 @@ def test_a_newer_store_or_manifest_is_refused(store: Store) -> None:
 def test_a_file_in_the_place_of_the_root_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for root in (tmp_path / "file", tmp_path / "file" / "store"):
-        with pytest.raises(StorageError, match="is not a folder"):
+        with pytest.raises(StorageError, match="is a file where a folder belongs"):
             Store(root)
 
 
