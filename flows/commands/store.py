@@ -70,6 +70,11 @@ def _print(value: Any) -> None:
     typer.echo(json.dumps(value, indent=1, ensure_ascii=False))
 
 
+def _names(manifest: "Manifest | MissingArtifact") -> dict[str, str | None]:
+    """An artifact in JSON; of one that is gone the key."""
+    return {name: getattr(manifest, name, None) for name in ("key", "stage", "unit")}
+
+
 @store_app.command("ls")
 def list_artifacts(
     stage: Annotated[str | None, typer.Option(help="only this stage", metavar="STAGE")] = None,
@@ -131,10 +136,7 @@ def explain_artifact(key: Key, home: Home = None, as_json: Json = False) -> None
                 **{name: manifest.recipe[name] for name in ("settings", "sources")},
                 "code": modules,
                 "earlier": before and {"key": before.key, "changed": changes},
-                "made_from": [
-                    {name: getattr(m, name, None) for name in ("key", "stage", "unit")}
-                    for m in lineage[1:]
-                ],
+                "made_from": [_names(source) for source in lineage[1:]],
             }
         )
         return
@@ -176,7 +178,8 @@ def verify_artifacts(home: Home = None, as_json: Json = False) -> None:
     """
     unreadable: list[str] = []  # the store itself adds those whose manifest cannot be read
     store = _open(home, unreadable)
-    problems, checked = [], 0
+    problems: list[dict[str, str | None]] = []
+    checked = 0
     for manifest in store.manifests():
         checked += 1
         found = store.check(manifest)
@@ -231,9 +234,7 @@ def free_artifacts(
             {
                 "dry_run": dry_run,
                 "freed_bytes": report.freed_bytes,
-                "removed": [
-                    {"key": m.key, "stage": m.stage, "unit": m.unit} for m in report.removed
-                ],
+                "removed": [_names(manifest) for manifest in report.removed],
                 "leftovers": len(report.orphans),
                 "kept": report.kept,
             }

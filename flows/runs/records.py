@@ -80,9 +80,10 @@ def read_run_records(home: Path, on_damage: Callable[[StorageError], None]) -> I
         except FileNotFoundError:
             continue
         except (KeyError, TypeError, ValueError, AttributeError) as error:
+            why = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
             on_damage(
                 StorageError(
-                    f"the record of a run {file} is damaged ({error}), so what that run needs is "
+                    f"the record of a run {file} is damaged ({why}), so what that run needs is "
                     "not known; delete it if it needs nothing any more"
                 )
             )

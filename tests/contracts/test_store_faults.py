@@ -16,6 +16,7 @@ import pytest
 
 from storage import disk
 from storage.errors import (
+    ArtifactCorruptError,
     StorageError,
     StoreFullError,
     StorePermissionError,
@@ -23,6 +24,8 @@ from storage.errors import (
 )
 from storage.gc import collect_garbage
 from storage.keys import recipe_key
+from storage.manifest import Manifest
+from storage.records import write_record
 from storage.store import Store
 from tests.contracts.stores import drafts, folder, make
 from tests.users import without_root
@@ -126,15 +129,62 @@ def test_an_old_draft_is_an_orphan_even_if_its_process_id_lives(store: Store) ->
 def test_a_newer_store_or_manifest_is_refused(store: Store) -> None:
     made = make(store)
     path = folder(store, made) / "manifest.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 2}))
+    fields = {**json.loads(path.read_text()), "format": 2}
+    del fields["checksum"]
+    write_record(path, fields)
     with pytest.raises(StoreVersionError, match=r"format 2, .* reads up to 1: upgrade"):
         store.find(made.key)
-    (store.root / "FORMAT.json").write_text('{"format": 3}')
+    write_record(store.root / "FORMAT.json", {"format": 3})
     with pytest.raises(StoreVersionError, match=r"format 3, .* reads up to 1: upgrade"):
         Store(store.root)
     (store.root / "FORMAT.json").write_text("oops")
     with pytest.raises(StorageError, match=r"FORMAT\.json is damaged"):
         Store(store.root)
+
+
+def flips(path: Path) -> Iterator[bytes]:
+    """The file's bytes with one bit of them flipped, wherever it is."""
+    data = path.read_bytes()
+    for place in range(len(data)):
+        changed = bytearray(data)
+        changed[place] ^= 1 << place % 8
+        yield bytes(changed)
+
+
+@pytest.mark.parametrize("before", [None, b'{"format": 1}'], ids=["ours", "an earlier version's"])
+def test_no_flipped_bit_of_the_marker_passes_for_a_newer_version(
+    store: Store, before: bytes | None
+) -> None:
+    marker = store.root / "FORMAT.json"
+    if before is not None:
+        marker.write_bytes(before)
+        Store(store.root)
+    for damaged in flips(marker):
+        marker.write_bytes(damaged)
+        with pytest.raises(
+            StorageError, match=r"FORMAT\.json is damaged.*delete that file"
+        ) as caught:
+            Store(store.root)
+        assert not isinstance(caught.value, StoreVersionError)
+    marker.write_bytes(b'{"format": 3}')  # nor does a format that no checksum vouches for
+    with pytest.raises(StorageError, match="is damaged"):
+        Store(store.root)
+    marker.unlink()
+    assert Store(store.root).root == store.root
+
+
+def test_no_flipped_bit_of_a_manifest_passes_for_a_newer_version(
+    store: Store, problems: list[str]
+) -> None:
+    path = folder(store, make(store)) / "manifest.json"
+    whole = path.read_bytes()
+    for damaged in flips(path):
+        with pytest.raises(ArtifactCorruptError):
+            Manifest.from_json(damaged, "it")
+    path.write_bytes(whole.replace(b'"format":1', b'"format":3'))
+    assert store.find(KEY) is None
+    assert "checksum is wrong" in problems[0]
+    assert make(store).key == KEY
 
 
 def test_a_file_in_the_place_of_the_root_is_refused(tmp_path: Path) -> None:

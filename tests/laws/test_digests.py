@@ -1,17 +1,26 @@
 """Laws of digests of outside files: they name the bytes, and a remembered one is never stale."""
 
+import io
 import json
+import mmap
 import os
+import shutil
 import struct
+import tarfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from storage import digests, stamps
 from storage.digests import DigestCache, file_digest, safetensors_digests
 from storage.errors import StorageError
+from storage.stamps import tells_changes
 
 
 @pytest.fixture
@@ -20,6 +29,13 @@ def old_file(tmp_path: Path) -> Path:
     path.write_text("hello")
     set_age(path, 60)
     return path
+
+
+@pytest.fixture
+def settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Change times cannot be set back: a fresh file counts as old here, on any file system."""
+    monkeypatch.setattr(digests, "RACY_NS", -60_000_000_000)
+    monkeypatch.setattr(digests, "tells_changes", lambda path: True)
 
 
 def set_age(path: Path, seconds: float) -> None:
@@ -50,6 +66,7 @@ def test_a_file_digest_names_the_bytes(tmp_path: Path) -> None:
     assert len(one) == 5 + 32
 
 
+@pytest.mark.usefixtures("settled")
 def test_a_digest_is_remembered_in_this_and_in_the_next_process(
     tmp_path: Path, old_file: Path
 ) -> None:
@@ -63,6 +80,7 @@ def test_a_digest_is_remembered_in_this_and_in_the_next_process(
     assert count.calls == 2
 
 
+@pytest.mark.usefixtures("settled")
 def test_a_link_is_remembered_as_the_file_it_leads_to(tmp_path: Path, old_file: Path) -> None:
     count = Counter()
     cache = DigestCache(tmp_path / "digests.json")
@@ -71,29 +89,171 @@ def test_a_link_is_remembered_as_the_file_it_leads_to(tmp_path: Path, old_file: 
     assert count.calls == 1
 
 
-def test_a_changed_file_is_digested_again_even_at_the_same_size_and_time(
-    tmp_path: Path, old_file: Path
-) -> None:
-    count = Counter()
-    cache = DigestCache(tmp_path / "digests.json")
-    first = cache.of(old_file, "text", count)
-    stat = old_file.stat()
-    fresh = tmp_path / "fresh"
+def in_place(path: Path, times: os.stat_result) -> None:
+    with path.open("r+") as file:
+        file.write("HELLO")
+
+
+def by_another_name(path: Path, times: os.stat_result) -> None:
+    os.link(path, path.with_name("link"))
+    in_place(path.with_name("link"), times)
+
+
+def renamed(path: Path, times: os.stat_result) -> None:
+    fresh = path.with_name("fresh")
     fresh.write_text("HELLO")
-    os.utime(fresh, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    os.replace(fresh, old_file)  # as an atomic writer does: another inode
-    assert cache.of(old_file, "text", count) != first
+    os.utime(fresh, ns=(times.st_atime_ns, times.st_mtime_ns))
+    os.replace(fresh, path)
+
+
+def unpacked(path: Path, times: os.stat_result) -> None:
+    """As reproducible builds and image layers are: one time for all files, over the old one."""
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w") as archive:
+        entry = tarfile.TarInfo(path.name)
+        entry.size, entry.mtime = 5, int(times.st_mtime)
+        archive.addfile(entry, io.BytesIO(b"HELLO"))
+    data.seek(0)
+    with tarfile.open(fileobj=data) as archive:
+        archive.extractall(path.parent, filter="data")
+
+
+def copied(path: Path, times: os.stat_result) -> None:
+    """As `cp --preserve`, `rsync -t --inplace` do."""
+    other = path.with_name("other")
+    other.write_text("HELLO")
+    os.utime(other, ns=(times.st_atime_ns, times.st_mtime_ns))
+    shutil.copy2(other, path)
+
+
+def mapped(path: Path, times: os.stat_result) -> None:
+    """Written before as well, so that the page is in memory and changed already."""
+    MAPS[path][:5] = b"HELLO"
+
+
+MAPS: dict[Path, mmap.mmap] = {}
+CHANGES = [in_place, by_another_name, renamed, unpacked, copied, mapped]
+
+
+@pytest.mark.usefixtures("settled")
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("kind", ["text", "file", "safetensors"])
+def test_a_changed_file_is_digested_again_whatever_its_times_and_size_say(
+    tmp_path: Path, old_file: Path, change: Callable[[Path, os.stat_result], None], kind: str
+) -> None:
+    if change is mapped and not tells_changes(tmp_path):
+        pytest.skip("this file system does not move the times of files that are mapped")
+    with old_file.open("r+b") as file, mmap.mmap(file.fileno(), 0) as pages:
+        MAPS[old_file] = pages
+        if change is mapped:
+            pages[:5] = b"hello"
+        times = old_file.stat()
+        count = Counter()
+        cache = DigestCache(tmp_path / "home" / "digests.json")
+        first = cache.of(old_file, kind, count)
+        assert cache.of(old_file, kind, count) == first
+        assert count.calls == 1
+        time.sleep(0.02)  # the kernel's clock ticks every few milliseconds
+        change(old_file, times)
+        if change is not mapped:
+            os.utime(old_file, ns=(times.st_atime_ns, times.st_mtime_ns))
+        assert old_file.read_text() == "HELLO"
+        for again in (cache, DigestCache(tmp_path / "home" / "digests.json")):
+            assert again.of(old_file, kind, count) == {"file": file_digest(old_file)} != first
 
 
 def test_a_file_written_a_moment_ago_is_not_trusted(tmp_path: Path, old_file: Path) -> None:
+    cache = DigestCache(tmp_path / "home" / "digests.json")
+    cache.of(old_file, "text", Counter())  # its time says a minute ago, its change time now
+    assert not (tmp_path / "home").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("time.time_ns", lambda: 1_000_000_000_000_000_000),  # the clock was set back
+        ("tells_changes", lambda path: False),  # a file system whose times say nothing
+        ("_settle", lambda path: False),  # maps of it cannot be written out
+    ],
+)
+@pytest.mark.usefixtures("settled")
+def test_what_may_change_without_showing_it_is_not_remembered(
+    tmp_path: Path, old_file: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: Any
+) -> None:
+    monkeypatch.setattr(f"storage.digests.{name}", value)
     count = Counter()
-    cache = DigestCache(tmp_path / "digests.json")
-    set_age(old_file, 0.5)
-    first = cache.of(old_file, "text", count)
+    cache = DigestCache(tmp_path / "home" / "digests.json")
+    for _ in range(2):
+        cache.of(old_file, "text", count)
+    assert count.calls == 2
+
+
+MOUNTS = rb"""20 1 8:1 / / rw shared:1 - ext4 /dev/sda1 rw
+21 20 0:22 / /dev/shm rw - tmpfs tmpfs rw
+22 20 7:0 / /image ro - squashfs /dev/loop0 ro
+23 20 8:1 /data /image/data rw - xfs /dev/sdb1 rw
+24 20 0:33 / /a\040blank/\303\251 rw - overlay overlay rw
+25 20 8:1 /one /srv/model.bin rw - ext4 /dev/sda1 rw
+26 20 0:40 / /srv rw - fuse.sshfs host: rw
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ("/home/model.bin", True),
+        ("/dev/shm/model.bin", False),
+        ("/dev/shmodel.bin", True),
+        ("/image/model.bin", False),
+        ("/image/data/model.bin", True),
+        ("/a blank/é/model.bin", False),
+        ("/srv/model.bin", True),
+        ("/srv/other.bin", False),
+    ],
+)
+def test_only_disks_of_this_machine_are_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, told: bool
+) -> None:
+    (tmp_path / "mountinfo").write_bytes(MOUNTS)
+    monkeypatch.setattr(stamps, "MOUNTS", tmp_path / "mountinfo")
+    monkeypatch.setattr(stamps.os, "statvfs", lambda path: SimpleNamespace(f_flag=0))
+    assert tells_changes(Path(path)) is told
+    monkeypatch.setattr(stamps.os, "statvfs", lambda path: SimpleNamespace(f_flag=os.ST_RDONLY))
+    assert not tells_changes(Path(path))
+
+
+@pytest.mark.usefixtures("settled")
+def test_stamps_of_earlier_versions_and_flipped_digests_are_not_believed(
+    tmp_path: Path, old_file: Path
+) -> None:
+    path = tmp_path / "digests.json"
     stat = old_file.stat()
-    old_file.write_text("HELLO")
-    os.utime(old_file, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # same size, time and inode
-    assert cache.of(old_file, "text", count) != first
+    entry = {"stamp": [stat.st_size, stat.st_mtime_ns, stat.st_ino], "value": {"file": "xxh3:0"}}
+    entries = {f"text:{old_file.resolve()}": entry}
+    path.write_text(json.dumps({"format": 1, "entries": entries}))
+    true = {"file": file_digest(old_file)}
+    assert DigestCache(path).of(old_file, "text", Counter()) == true
+    digest = true["file"][5:]
+    path.write_text(path.read_text().replace(digest, digest[::-1]))
+    assert DigestCache(path).of(old_file, "text", Counter()) == true
+
+
+def test_files_that_change_while_they_are_in_use_are_told(tmp_path: Path, old_file: Path) -> None:
+    cache = DigestCache(tmp_path / "digests.json")
+    other = tmp_path / "other"
+    other.write_text("other")
+    cache.of(old_file, "file", Counter())
+    cache.of(other, "text", Counter())
+    cache.check_unchanged()
+    os.utime(old_file)  # touched, and the same
+    cache.check_unchanged()
+    in_place(other, other.stat())
+    cache.check_unchanged(but="text")
+    with pytest.raises(StorageError, match="other was changed while it was in use"):
+        cache.check_unchanged()
+    old_file.unlink()
+    with pytest.raises(StorageError, match=r"text\.txt was changed while it was in use"):
+        cache.check_unchanged(but="text")
 
 
 def test_a_file_that_changes_under_the_reader_is_refused(tmp_path: Path, old_file: Path) -> None:
@@ -107,8 +267,9 @@ def test_a_file_that_changes_under_the_reader_is_refused(tmp_path: Path, old_fil
 
 @pytest.mark.parametrize(
     "damage",
-    ["", "{", "[]", '{"format": 99}', '{"format": 1, "entries": {"text:x": 3}}', "\x00\xff"],
+    ["", "{", "[]", '{"format": 99}', '{"format": 2, "entries": {"text:x": 3}}', "\x00\xff"],
 )
+@pytest.mark.usefixtures("settled")
 def test_a_damaged_cache_is_an_empty_one(tmp_path: Path, old_file: Path, damage: str) -> None:
     path = tmp_path / "digests.json"
     path.write_text(damage)
@@ -118,6 +279,7 @@ def test_a_damaged_cache_is_an_empty_one(tmp_path: Path, old_file: Path, damage:
     assert count.calls == 1
 
 
+@pytest.mark.usefixtures("settled")
 def test_two_writers_keep_each_others_entries(tmp_path: Path, old_file: Path) -> None:
     path = tmp_path / "digests.json"
     one, other = DigestCache(path), DigestCache(path)

@@ -11,6 +11,8 @@ from typer.testing import CliRunner, Result
 
 from compress_core.errors import ConfigError
 from flows.commands.store import store_app
+from storage.errors import ArtifactMissingError, StorageError
+from storage.records import read_record, write_record
 from tests.pipeline import pico
 from tests.pipeline.conftest import Run
 
@@ -27,9 +29,13 @@ def key_of(walk: pico.Walk, stage: str, unit: str) -> str:
 
 
 def test_ls_lists_artifacts(cold_walk: pico.Walk, warm_home: Path) -> None:
-    lines = call(warm_home, "ls").stdout.splitlines()
-    assert len(lines) == TOTAL + 1
+    lines = call(warm_home, "ls", "--all").stdout.splitlines()
+    assert len(lines) == TOTAL + 2  # a heading for what no recorded run made
     assert lines[-1].startswith(f"{TOTAL} artifacts, ")
+    few = call(warm_home, "ls", "--limit", "5").stdout.splitlines()
+    assert few[:6] == lines[:1] + lines[1:6]
+    assert few[6].endswith("the newest 5 are shown, --all shows every one")
+    assert max(len(line) for line in lines) <= 80
     rows = json.loads(call(warm_home, "ls", "--json", "--stage", "weigh").stdout)
     assert {row["key"] for row in rows} == {o.key for o in cold_walk.outcomes if o.stage == "weigh"}
 
@@ -90,9 +96,8 @@ def used_home(run: Run, inputs: pico.Inputs, home: Path, warm_home: Path) -> dic
     """Runs: one registered and long ago, one recent, and a walk that nobody knows of."""
     old = run(inputs.settings(warm_home))
     for file in (home / "runs").glob("*.json"):
-        record = json.loads(file.read_text())
-        record["created"] = (datetime.now(UTC) - timedelta(days=30)).isoformat()
-        file.write_text(json.dumps(record))
+        then = (datetime.now(UTC) - timedelta(days=30)).isoformat()
+        write_record(file, {**read_record(file), "created": then})
     recent = run(inputs.settings(warm_home, method="svd", kept=0.4))
     unknown = pico.walk(inputs.settings(warm_home, seed=9))
     return {"old": old, "recent": recent, "unknown": unknown}
@@ -132,6 +137,91 @@ def test_gc_lets_go_of_runs_that_are_not_registered(
     old = {s["key"][:12] for s in used_home["old"]["stages"] if s["name"] != "register"}
     assert old - recent <= found
     assert not recent & found
+
+
+def test_ls_groups_by_the_runs_that_made_artifacts_newest_first(
+    used_home: dict[str, Any], warm_home: Path
+) -> None:
+    rows = json.loads(call(warm_home, "ls", "--json").stdout)
+    runs = [row["run"] for row in rows]
+    order = ["svd kept 0.4", "svd_llm kept 0.6", None]
+    assert [run for run in dict.fromkeys(runs)] == order
+    for run in order:
+        times = [row["created"] for row in rows if row["run"] == run]
+        assert times == sorted(times, reverse=True)
+    made = {s["key"] for s in used_home["recent"]["stages"] if s["state"] == "computed"}
+    assert made >= {row["key"] for row in rows if row["run"] == "svd kept 0.4"}
+    (heading, *_) = call(warm_home, "ls", "--limit", "1").stdout.splitlines()
+    assert heading.startswith("pico · svd kept 0.4 · 20")
+
+
+def flip(text: bytes) -> bytes:
+    return text.replace(b'"key": "', b'"key": "f', 1)
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [lambda text: b"", lambda text: text[:-9], lambda text: b"[]", lambda text: b"{}", flip],
+    ids=["empty", "cut", "list", "blank", "key"],
+)
+def test_gc_frees_nothing_beside_a_damaged_record_of_a_run(
+    used_home: dict[str, Any], warm_home: Path, harm: Any
+) -> None:
+    file = max((warm_home / "runs").glob("*.json"))
+    file.write_bytes(harm(file.read_bytes()))
+    before = pico.tree(warm_home / "store")
+    with pytest.raises(StorageError, match=rf"nothing was freed: .*{file.name} is damaged.*delete"):
+        call(warm_home, "gc")
+    assert pico.tree(warm_home / "store") == before
+
+
+@pytest.mark.parametrize("days", ["nan", "inf", "-inf", "-5", "-0.001"])
+def test_gc_refuses_days_that_are_none(warm_home: Path, days: str) -> None:
+    with pytest.raises(ConfigError, match="--recent-days is a number of days, 0 or more"):
+        call(warm_home, "gc", "--recent-days", days)
+
+
+@pytest.mark.parametrize(("stage", "hint"), [("decompse", "mean 'decompose'"), ("x", "stages: ")])
+def test_ls_refuses_a_stage_that_there_is_not(warm_home: Path, stage: str, hint: str) -> None:
+    with pytest.raises(ConfigError, match=f"no stage '{stage}'.*{hint}"):
+        call(warm_home, "ls", "--stage", stage)
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [("", "too short"), ("abc", "too short"), ("zzzz", "0-9 and a-f"), ("f" * 64, "no key starts")],
+)
+@pytest.mark.parametrize("command", ["show", "why"])
+def test_a_key_that_is_none_is_refused(
+    warm_home: Path, command: str, key: str, message: str
+) -> None:
+    with pytest.raises(ArtifactMissingError, match=message):
+        call(warm_home, command, key)
+
+
+def test_every_command_speaks_json(cold_walk: pico.Walk, warm_home: Path) -> None:
+    key = key_of(cold_walk, "materialise", "model")
+    why = json.loads(call(warm_home, "why", key, "--json").stdout)
+    assert len([m for m in why["made_from"] if m["stage"] == "decompose"]) == 21
+    assert json.loads(call(warm_home, "show", key, "--json").stdout)["key"] == key
+    checked = json.loads(call(warm_home, "verify", "--json").stdout)
+    assert checked == {"checked": TOTAL, "problems": []}
+    freed = json.loads(call(warm_home, "gc", "--dry-run", "--json").stdout)
+    assert (len(freed["removed"]), freed["kept"]) == (TOTAL, 0)
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["note.txt", "weigh/note.txt", "weigh/zz/x", "index/note.txt", "Models/x", "weigh/ff/short/x"],
+)
+def test_verify_says_what_does_not_belong_into_the_store(warm_home: Path, place: str) -> None:
+    stray = warm_home / "store" / place
+    stray.parent.mkdir(parents=True, exist_ok=True)
+    stray.write_text("x")
+    found = call(warm_home, "verify")
+    assert found.exit_code == 1
+    assert "does not belong into the store" in found.stdout
+    assert found.stdout.endswith(f"{TOTAL} artifacts checked, 1 problems\n")
 
 
 def test_gc_works_beside_a_damaged_artifact(
