@@ -167,6 +167,8 @@ def _sync_one(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:  # says of no file
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         os.close(handle)
 

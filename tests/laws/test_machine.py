@@ -1,6 +1,5 @@
 """Rates are measured once for a set-up, and what is free respects the limits of the process."""
 
-import json
 from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -10,6 +9,7 @@ import pytest
 from flows.runs import machine
 from flows.runs.forecast import UNIT_SECONDS, memory, seconds
 from flows.runs.machine import Machine, known_machine, measure
+from storage.records import read_record, write_record
 from tasks.engine.cost import MODEL, Cost
 
 NOW = datetime.now(UTC).isoformat()
@@ -54,7 +54,7 @@ def test_a_machine_is_measured_once(tmp_path: Path, measured: list[list[str]]) -
     first = known_machine(tmp_path, "cpu", ["float32", "float64"])
     assert known_machine(tmp_path, "cpu", ["float64"]) == first
     assert measured == [["float32", "float64"]]
-    (name,) = json.loads((tmp_path / "machine.json").read_text())
+    (name,) = read_record(tmp_path / "machine.json")["machines"]
     assert name.startswith("cpu, ") and " threads, torch " in name
 
 
@@ -67,19 +67,23 @@ def test_it_is_measured_again_for_another_dtype_or_number_of_threads(
     monkeypatch.setattr(machine.torch, "get_num_threads", lambda: 999)
     known_machine(tmp_path, "cpu", ["float64"])
     assert measured[2:] == [["float64"]]
-    assert len(json.loads((tmp_path / "machine.json").read_text())) == 2
+    assert len(read_record(tmp_path / "machine.json")["machines"]) == 2
 
 
-@pytest.mark.parametrize("kept", ["old", "no JSON", "[]", '{"cpu": 1}'])
+@pytest.mark.parametrize("kept", ["old", "changed", "no JSON", "[]", '{"cpu": 1}'])
 def test_it_is_measured_again_when_what_was_kept_is_old_or_unreadable(
     kept: str, tmp_path: Path, measured: list[list[str]]
 ) -> None:
     file = tmp_path / "machine.json"
-    if kept == "old":
+    if kept in ("old", "changed"):
         known_machine(tmp_path, "cpu", ["float64"])
-        (name,) = json.loads(file.read_text())
+        fields = read_record(file)
+        (name,) = fields["machines"]
         then = (datetime.now(UTC) - timedelta(days=31)).isoformat()
-        kept = json.dumps({name: asdict(replace(KNOWN, measured=then))})
+        fields["machines"][name] = asdict(replace(KNOWN, measured=then))
+        write_record(file, fields)
+        text = file.read_text()
+        kept = text if kept == "old" else text.replace(then, datetime.now(UTC).isoformat())
         measured.clear()
     file.write_text(kept)
     known_machine(tmp_path, "cpu", ["float64"])

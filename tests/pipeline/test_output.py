@@ -1,8 +1,10 @@
 """Where the model folder goes: it loads, repeats its own run, and replaces nothing but itself."""
 
+import errno
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +16,10 @@ import torch
 
 from compress_core.errors import ConfigError
 from flows.settings.config import RunConfig, build_config
+from storage.copying import copy
+from storage.errors import StorageError
+from storage.gc import collect_garbage
+from storage.store import Store
 from tasks.stages.materialise import publishing
 from tests.pipeline import pico
 from tests.pipeline.conftest import Run
@@ -114,3 +120,105 @@ def test_a_folder_published_by_many_at_once_is_always_whole(
     assert pico.tree(target) == pico.tree(artifact.file("model")) | {
         "eigenpress.yaml": hashlib.sha256(b"a: 1").hexdigest()
     }
+
+
+def test_a_published_folder_is_a_copy_and_a_linked_one_is_read_only(
+    cold_walk: pico.Walk, tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(cold_walk.session.store.root, store)
+    key = cold_walk.session.manifests[cold_walk.pipeline.folder].key
+    artifact = Store(store).open(key, "materialise")
+    stored = artifact.file("model") / "model.safetensors"
+    copied, linked = tmp_path / "copied", tmp_path / "linked"
+    with publishing(artifact, copied):
+        pass
+    assert not os.path.samefile(copied / "model.safetensors", stored)
+    assert (copied / "model.safetensors").stat().st_mode & 0o200
+    with publishing(artifact, linked, link=True):
+        pass
+    assert os.path.samefile(linked / "model.safetensors", stored)
+    assert stored.stat().st_mode & 0o222 == 0
+    assert not os.path.samefile(linked / "config.json", artifact.file("model") / "config.json")
+    assert pico.tree(copied) == pico.tree(linked) == pico.tree(artifact.file("model"))
+    assert Store(store).find(key) == artifact.manifest
+    assert Store(store).check(artifact.manifest) == []
+    report = collect_garbage(Store(store), [], dry_run=False)
+    assert (
+        report.freed_bytes
+        <= sum(m.nbytes for m in report.removed) - (linked / "model.safetensors").stat().st_size
+    )
+    assert pico.tree(linked) == pico.tree(copied)
+    again = cold_walk.session.artifact(cold_walk.pipeline.folder)
+    with publishing(again, linked):  # read-only files are no obstacle
+        pass
+    assert (linked / "model.safetensors").stat().st_mode & 0o200
+
+
+@pytest.mark.parametrize("error", [errno.EXDEV, errno.EPERM, errno.EMLINK])
+def test_a_link_that_cannot_be_is_refused_and_not_replaced_by_a_copy(
+    cold_walk: pico.Walk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(os, "link", refuse)
+    artifact = cold_walk.session.artifact(cold_walk.pipeline.folder)
+    with (
+        pytest.raises(StorageError, match="leave --link out"),
+        publishing(artifact, tmp_path / "out", link=True),
+    ):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "kernel", [None, errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, "stops", "lacks it"]
+)
+@pytest.mark.parametrize("size", [0, 1, 3_000_000])
+def test_a_copy_is_whole_whatever_the_kernel_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernel: int | str | None, size: int
+) -> None:
+    data = os.urandom(size)
+    (tmp_path / "one").write_bytes(data)
+    original, pieces = os.copy_file_range, iter([1000])
+
+    def some(old: int, new: int, count: int, *places: int) -> int:
+        if isinstance(kernel, int):
+            raise OSError(kernel, os.strerror(kernel))
+        return original(old, new, min(count, next(pieces, 0)), *places)
+
+    if kernel == "lacks it":
+        monkeypatch.delattr(os, "copy_file_range")
+    elif kernel is not None:
+        monkeypatch.setattr(os, "copy_file_range", some)
+    copy(tmp_path / "one", tmp_path / "two")
+    assert (tmp_path / "two").read_bytes() == data
+
+
+@pytest.mark.parametrize("stray", ["note.txt", "adapter_config.json", "deep/x.safetensors"])
+def test_only_what_the_manifest_names_is_published(
+    cold_walk: pico.Walk, tmp_path: Path, stray: str
+) -> None:
+    artifact = cold_walk.session.artifact(cold_walk.pipeline.folder)
+    inside = artifact.file("model")
+    before = pico.tree(inside)
+    place = inside / stray
+    place.parent.mkdir(exist_ok=True)
+    place.write_text("{}")
+    try:
+        with publishing(artifact, tmp_path / "out"):
+            pass
+    finally:
+        place.unlink()
+        if place.parent != inside:
+            place.parent.rmdir()
+    assert pico.tree(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("name", ["a" * 231, "é" * 116, "a" * 300])
+def test_an_output_with_a_name_too_long_is_refused(
+    inputs: pico.Inputs, tmp_path: Path, name: str
+) -> None:
+    with pytest.raises(ConfigError, match="at most 230"):
+        pico.build(inputs.settings(tmp_path / "home", output=tmp_path / name))
