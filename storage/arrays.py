@@ -87,9 +87,11 @@ def read_array(group_path: Path, name: str, rows: slice | None = None) -> np.nda
         raise StorageError(f"{where} of shape {stored.shape} has no rows {rows}")
     _require_chunks(where, stored.shape, stored.chunks, rows)
     try:
-        return cast("np.ndarray[Any, Any]", np.asarray(stored[... if rows is None else rows]))
+        found = np.asarray(stored[... if rows is None else rows])
     except ValueError as error:
         raise ArtifactCorruptError(f"{where} has a damaged chunk: {error}") from error
+    _require_chunks(where, stored.shape, stored.chunks, rows)  # or it went meanwhile, and is zeros
+    return cast("np.ndarray[Any, Any]", found)
 
 
 def check_dtype(name: str, array: np.ndarray[Any, Any], logical_dtype: str | None) -> str:

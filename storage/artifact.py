@@ -124,14 +124,16 @@ class Artifact:
     @contextmanager
     def _reading(self) -> Iterator[None]:
         """Tell an artifact that was removed meanwhile from one that is damaged."""
+        removed = ArtifactMissingError(f"{self._what} was removed while it was being read")
         try:
             yield
         except (ArtifactCorruptError, OSError) as error:
             if folder_identity(self._folder) != self._identity:
-                raise ArtifactMissingError(
-                    f"{self._what} was removed while it was being read"
-                ) from error
+                raise removed from error
             raise
+        # whoever deletes it renames it first, so what was read before that was whole
+        if folder_identity(self._folder) != self._identity:
+            raise removed
 
     def _record(self, name: str) -> ArrayRecord:
         try:

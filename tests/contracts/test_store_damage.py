@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import zarr
 
 from storage.artifact import Artifact
 from storage.errors import ArtifactCorruptError, ArtifactMissingError
@@ -203,6 +204,34 @@ def test_what_is_removed_while_it_is_open_is_missing_and_not_damaged(
     with pytest.raises(ArtifactMissingError, match="was removed while it was being read"):
         read(artifact)
     assert problems == []
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["a chunk", "the artifact"])
+def test_a_chunk_that_goes_while_it_is_read_is_never_read_as_zeros(
+    store: Store, monkeypatch: pytest.MonkeyPatch, whole: bool
+) -> None:
+    made = make(store)
+    artifact, chunk = store.open(made.key), folder(store, made) / "arrays/u/c.1.0"
+    opened = zarr.open_array
+
+    def late(*given: Any, **more: Any) -> Any:
+        array = opened(*given, **more)
+        monkeypatch.setattr(type(array), "__getitem__", read_after_removal)
+        return array
+
+    original = zarr.Array.__getitem__
+
+    def read_after_removal(array: zarr.Array, rows: Any) -> Any:
+        if whole:
+            store.remove(made.key)
+        elif chunk.exists():
+            chunk.unlink()
+        return original(array, rows)
+
+    monkeypatch.setattr("storage.arrays.zarr.open_array", late)
+    kind = ArtifactMissingError if whole else ArtifactCorruptError
+    with pytest.raises(kind, match="removed while" if whole else r"lacks its chunk c\.1\.0"):
+        artifact.array("u")
 
 
 MOMENTS = [
