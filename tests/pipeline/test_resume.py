@@ -10,6 +10,10 @@ from typing import Any
 
 import pytest
 
+from flows.runs.workspace import open_workspace
+from flows.settings.config import RunConfig
+from storage.errors import StorageError
+from tasks.engine.session import Session
 from tests.pipeline import pico
 
 LAST = pico.BLOCKS - 1
@@ -266,3 +270,26 @@ def change(file: Path, old: str, new: str) -> None:
     text = file.read_text()
     assert text.count(old) == 1
     file.write_text(text.replace(old, new))
+
+
+@pytest.mark.parametrize("which", ["model", "text"])
+def test_nothing_is_kept_of_files_that_change_while_they_are_in_use(
+    inputs: pico.Inputs, tmp_path: Path, which: str
+) -> None:
+    mine = pico.copy_inputs(inputs, tmp_path / "mine")
+    settings = mine.settings(tmp_path / "home")
+    workspace = open_workspace(RunConfig(**settings))
+    calibration, _ = workspace.texts
+    assert calibration is not None
+    _ = workspace.model.stored, workspace.model.tokenizer_digest
+    if which == "model":
+        pico.change_weight(mine.model, "model.norm.weight", lambda weight: weight + 1)
+    else:
+        mine.calibration.write_text(pico.made_text(7, 4000))
+    session = Session(workspace.store, confirm=workspace.confirm)
+    with pytest.raises(StorageError, match="was changed while it was in use"):
+        session.run(calibration)
+    assert list(workspace.store.manifests()) == []
+    assert list(workspace.store.layout.tmp.iterdir()) == []
+    if which == "text":  # only tokenising reads it
+        workspace.confirm("collect")
