@@ -19,7 +19,7 @@ SETTINGS = (
     "--bos --products --eval-text --eval-field --eval-windows --tasks --task-path --task-limit "
     "--device --compute --batch-size --home --name --refresh --trust-remote-code --config --json "
     "--help --recover --recover-steps --recover-text --recover-held-back --recover-seed "
-    "--learn-seed"
+    "--learn-seed --link"
 )
 TARGETS = "--target-bytes --target-perplexity"
 FLAGS = {
@@ -27,13 +27,13 @@ FLAGS = {
     "sweep": f"--methods --kept {SETTINGS} --report",
     "plan": f"--method --methods --kept {TARGETS} {SETTINGS} --output --report",
     "methods": "--json --help",
-    "export": "--to --output --help",
+    "export": "--to --output --json --help",
     "demo": "--home --json --help",
-    "store ls": "--stage --home --json --help",
-    "store show": "--home --help",
-    "store why": "--home --help",
-    "store verify": "--home --help",
-    "store gc": "--dry-run --recent-days --home --help",
+    "store ls": "--stage --limit --all --home --json --help",
+    "store show": "--home --json --help",
+    "store why": "--home --json --help",
+    "store verify": "--home --json --help",
+    "store gc": "--dry-run --recent-days --home --json --help",
 }
 
 Call = Callable[..., tuple[int, str, str]]

@@ -52,6 +52,7 @@ COMMON: dict[str, tuple[list[str], Any]] = {
     "name": (["tiny"], "tiny"),
     "refresh": (["collect,evaluate"], ["collect", "evaluate"]),
     "trust_remote_code": ([], True),
+    "link": ([], True),
 }
 OWN: dict[type[Settings], dict[str, tuple[list[str], Any]]] = {
     RunConfig: {
