@@ -1,13 +1,12 @@
 """What all runs of one command share: store, model, texts and tasks, opened and checked once."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 from compress_core.batch import windows_at_once
 from compress_core.hf.checkpoint import resolve_model
-from compress_core.hf.layout import load_config
 from compress_core.hf.lm_eval_tasks import TaskSpec, find_tasks
 from compress_core.hf.text import clip_length
 from compress_core.method import Method
@@ -22,7 +21,7 @@ from tasks.engine.free_memory import free_memory
 from tasks.engine.session import Group, Session
 from tasks.engine.units import Outcome
 from tasks.engine.whole_models import Models
-from tasks.stages.tokenise import Text, calibration_group, evaluation_group
+from tasks.stages.tokenise import NOTES, Text, calibration_group, evaluation_group
 
 
 class Notes(list[str]):
@@ -115,8 +114,7 @@ def open_workspace(settings: Settings) -> Workspace:
     local = Path(settings.model).expanduser().is_dir()
     name = None if local else settings.model.rstrip("/").rpartition("/")[2]  # not a cache's folder
     model = DenseModel(folder, digests, device, settings.trust_remote_code, name, settings.compute)
-    config = load_config(model.checkpoint, settings.trust_remote_code)
-    length = clip_length(settings.length, config)
+    length = clip_length(settings.length, model.config)
     if length < settings.length:
         notes.append(
             f"windows are {length} tokens long, not {settings.length}: "
@@ -136,6 +134,9 @@ def text_groups(workspace: Workspace) -> tuple[Group | None, dict[str, Group]]:
             settings.calibration,
             settings.calibration_field,
             "calibration" if held_out else "all",
+            settings.skip_bad_rows,
+            "calibration",
+            "--calibration-field",
         )
         calibration = calibration_group(
             model,
@@ -146,9 +147,12 @@ def text_groups(workspace: Workspace) -> tuple[Group | None, dict[str, Group]]:
             seed=settings.seed,
             bos=settings.bos,
         )
-    texts = [Text(source, settings.eval_field) for source in settings.eval_text]
-    if held_out and settings.calibration is not None:
-        texts = [Text(settings.calibration, settings.calibration_field, "held-out")]
+    texts = [
+        Text(source, settings.eval_field, skip_bad_rows=settings.skip_bad_rows)
+        for source in settings.eval_text
+    ]
+    if calibration is not None and held_out:
+        texts = [replace(text, part="held-out")]
         workspace.notes.append(
             f"no --eval-text: the last tenth of {settings.calibration} is held back for it"
         )
@@ -179,3 +183,7 @@ def read_texts(workspace: Workspace, needs_calibration: bool) -> None:
         for outcome in session.run(group):
             if outcome.state == "computed":
                 workspace.earlier[outcome.key] = outcome
+        for unit in group.units:
+            for note in session.manifests[unit].info.get(NOTES, ()):
+                if note not in workspace.notes:
+                    workspace.notes.add(note)

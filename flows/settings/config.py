@@ -89,6 +89,11 @@ class Settings(BaseModel):
         description="text to evaluate on; else a tenth of --calibration is held back",
     )
     eval_field: str | None = Field(None, description="column that holds evaluation text")
+    skip_bad_rows: float = Field(
+        0,
+        ge=0,
+        description="bad rows of a text to leave out at most: a count, or a share below 1",
+    )
     eval_windows: int = Field(64, ge=0, description="evaluation windows per text; 0 is all")
     tasks: list[str] = Field(default_factory=list, description="lm-eval task")
     task_path: Path | None = Field(None, description="folder of local lm-eval task files")
@@ -137,6 +142,13 @@ class Settings(BaseModel):
         if asked == "auto" or (str(asked).isdecimal() and int(asked) >= 1):
             return asked
         raise ConfigError(f"batch_size: it is auto or a whole number above 0, got {asked!r}")
+
+    @field_validator("skip_bad_rows")
+    @classmethod
+    def _check_skip_bad_rows(cls, asked: float) -> float:
+        if asked >= 1 and not asked.is_integer():
+            raise ConfigError(f"skip_bad_rows: it is a count or a share below 1, got {asked:g}")
+        return asked
 
     @field_validator("name")
     @classmethod

@@ -7,7 +7,7 @@ from threading import Event
 from time import perf_counter
 from typing import Any
 
-from compress_core.errors import CompressError
+from compress_core.errors import NumericsError
 from storage.artifact import Artifact
 from storage.draft import Draft
 from storage.errors import ArtifactMissingError
@@ -109,7 +109,8 @@ class Session:
         """Finds or computes every unit of a group.
 
         Raises:
-            CompressError: As the computation did, with the stage and the group named.
+            CompressError: As the computation did; errors of numbers with stage and group named,
+                which what a user brought has nothing to do with.
         """
         work = Work(self, group)
         outcomes = {}
@@ -134,8 +135,8 @@ class Session:
                 self.release()
             try:
                 group.compute(work)
-            except CompressError as error:
-                raise type(error)(f"stage {group.stage}, {group.label}: {error}") from error
+            except NumericsError as error:
+                raise NumericsError(f"stage {group.stage}, {group.label}: {error}") from error
             for unit in work.missing:
                 seconds = work.seconds[unit]
                 outcomes[unit] = Outcome(

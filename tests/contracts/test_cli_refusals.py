@@ -68,7 +68,10 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "compressed model": ({"model": "./compressed"}, "is already compressed: start from the dense"),
     "missing text": ({"calibration": "no.txt"}, "no.txt does not exist; check the path"),
     "missing text path": ({"calibration": "./no"}, "./no does not exist; check the path"),
-    "text is a folder": ({"calibration": "./empty"}, "./empty is a folder, not a text; give one"),
+    "text is a folder": (
+        {"calibration": "./empty"},
+        "calibration text ./empty is a folder without texts",
+    ),
     "missing evaluation": ({"eval_text": "no.txt"}, "no.txt does not exist; check the path"),
     "no calibration": (
         {"calibration": None},
@@ -146,10 +149,19 @@ def test_a_mistake_is_one_line_before_any_stage(
 @pytest.mark.parametrize(
     ("name", "text", "expected"),
     [
-        ("table.csv", "a,b", "table.csv: cannot read a .csv file; give .txt, .jsonl or .parquet"),
+        (
+            "table.csv",
+            "a,b\n1,2\n",
+            "table.csv: no row has a field 'text'; the fields there are: ",
+        ),
+        ("paper.pdf", "a", "paper.pdf: cannot read a .pdf file; give .txt, .md, .jsonl, "),
         ("short.txt", "a few words", "tokens and one window needs 32; give more text"),
         ("empty.txt", "", "empty.txt holds no text; give a source with some"),
-        ("other.jsonl", '{"body": "words"}\n', "no field 'text'; the fields there are: body"),
+        (
+            "other.jsonl",
+            '{"body": "words"}\n',
+            "no row has a field 'text'; the fields there",
+        ),
     ],
 )
 def test_text_that_will_not_do(

@@ -1,0 +1,40 @@
+"""What libraries raise about what a user brought, turned into one line at one place."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from compress_core.errors import CompressError
+
+_PANIC = "PanicException"  # of Rust; no Exception, and no class that can be imported
+
+
+@contextmanager
+def refusing(kind: type[CompressError], what: str, advice: str = "") -> Iterator[None]:
+    """Whatever goes wrong inside is raised as ``kind``: "``what``: what the library said".
+
+    Args:
+        kind: Error to raise; errors of the core pass as they are.
+        what: What was tried, with the file or the record it was tried on.
+        advice: What to do, said last.
+
+    Raises:
+        CompressError: Of ``kind``, where anything was raised but an order to stop.
+    """
+    try:
+        yield
+    except CompressError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != _PANIC:
+            raise  # Ctrl-C and the like
+        said = f"{what}: {first_line(error)}"
+        raise kind(f"{said}; {advice}" if advice else said) from error
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says; with its kind where that alone says nothing."""
+    line = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    plain = isinstance(error, OSError | ValueError) and not isinstance(error, UnicodeError)
+    if plain or type(error) is Exception or type(error).__module__ != "builtins":
+        return line
+    return f"{type(error).__name__}: {line}"
