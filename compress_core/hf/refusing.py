@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
+
 from compress_core.errors import CompressError
 
 _PANIC = "PanicException"  # of Rust; no Exception, and no class that can be imported
@@ -22,8 +24,8 @@ def refusing(kind: type[CompressError], what: str, advice: str = "") -> Iterator
     """
     try:
         yield
-    except CompressError:
-        raise
+    except (CompressError, MemoryError, torch.OutOfMemoryError):
+        raise  # ours, or nothing that the user brought
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != _PANIC:
             raise  # Ctrl-C and the like
@@ -32,9 +34,10 @@ def refusing(kind: type[CompressError], what: str, advice: str = "") -> Iterator
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says; with its kind where that alone says nothing."""
+    """The first line of what an error and its cause say; with its kind where that is needed."""
     line = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
     plain = isinstance(error, OSError | ValueError) and not isinstance(error, UnicodeError)
-    if plain or type(error) is Exception or type(error).__module__ != "builtins":
-        return line
-    return f"{type(error).__name__}: {line}"
+    if type(error).__module__ == "builtins" and not plain and type(error) is not Exception:
+        return f"{type(error).__name__}: {line}"
+    cause = error.__cause__ and first_line(error.__cause__)
+    return f"{line}: {cause}" if cause and cause not in line else line

@@ -110,8 +110,7 @@ def check_vocabulary(tokens: Tensor, tokenizer: Any, config: Any) -> None:
     Raises:
         ModelError: One lies beyond the vocabulary that the configuration states.
     """
-    config = config.get_text_config() if hasattr(config, "get_text_config") else config
-    rows = getattr(config, "vocab_size", None)
+    rows = getattr(text_config(config), "vocab_size", None)
     largest = int(tokens.max())
     if isinstance(rows, int) and largest >= rows:
         with refusing(ModelError, f"token {largest} cannot be named"):
@@ -285,7 +284,11 @@ def tokenizer_files(folder: str | Path) -> list[Path]:
 
 def clip_length(length: int, config: Any) -> int:
     """A window length cut to the model's context, where its configuration states one."""
-    config = config.get_text_config() if hasattr(config, "get_text_config") else config
-    contexts = (getattr(config, name, None) for name in _CONTEXT_NAMES)
+    contexts = (getattr(text_config(config), name, None) for name in _CONTEXT_NAMES)
     stated = [context for context in contexts if isinstance(context, int) and context > 0]
     return min([length, *stated[:1]])
+
+
+def text_config(config: Any) -> Any:
+    """The part of a configuration that is about text; all of it where it has no parts."""
+    return config.get_text_config() if hasattr(config, "get_text_config") else config

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from flows.runs.pipeline import Evaluation, Pipeline
 from flows.runs.workspace import Workspace
+from flows.settings.config import RunConfig
 from storage.artifact import Artifact
 from storage.disk import replace_file
 from tasks.engine.session import Session
@@ -67,11 +68,20 @@ def collect_result(
         "bytes": {"dense": model.checkpoint.nbytes, "compressed": written["bytes"]},
         "memory": written["memory"],
         "metrics": collect_metrics(pipeline.evaluations, session),
+        **asking_of(config),
         "stages": [as_stage(outcome) for outcome in outcomes],
         "notes": list(workspace.notes),
         "code_version": code_version(),
         **learned_of(pipeline, session),
     }
+
+
+def asking_of(config: RunConfig) -> dict[str, Any]:
+    """How tasks were asked ("asked"), where there were any."""
+    if not config.tasks:
+        return {}
+    names = ("task_limit", "num_fewshot", "apply_chat_template")
+    return {"asked": {name: getattr(config, name) for name in names}}
 
 
 def learned_of(pipeline: Pipeline, session: Session) -> dict[str, Any]:

@@ -1,11 +1,12 @@
 """What all runs of one command share: store, model, texts and tasks, opened and checked once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 from compress_core.batch import windows_at_once
+from compress_core.errors import ConfigError
 from compress_core.hf.checkpoint import resolve_model
 from compress_core.hf.lm_eval_tasks import TaskSpec, find_tasks
 from compress_core.hf.text import clip_length
@@ -121,7 +122,25 @@ def open_workspace(settings: Settings) -> Workspace:
             "the model's context ends there"
         )
     tasks = find_tasks(settings.tasks, settings.task_path) if settings.tasks else []
+    _check_asking(settings, model, tasks, notes)
     return Workspace(settings, store, digests, model, Models(model), length, tasks, notes)
+
+
+def _check_asking(
+    settings: Settings, model: DenseModel, tasks: Sequence[TaskSpec], notes: Notes
+) -> None:
+    """Refuses a chat template that is not there, and says where --num-fewshot does nothing."""
+    if settings.apply_chat_template and not model.tokenizer.chat_template:
+        raise ConfigError(
+            f"--apply-chat-template: the tokenizer of {model.folder} has no chat template; leave "
+            "it out or give a chat model"
+        )
+    fixed = [name for task in tasks for name in task.fixed_shots()] if settings.num_fewshot else []
+    if fixed:
+        notes.append(
+            f"--num-fewshot {settings.num_fewshot} leaves out {', '.join(fixed)}: lm-eval keeps "
+            "tasks whose own file says num_fewshot: 0"
+        )
 
 
 def text_groups(workspace: Workspace) -> tuple[Group | None, dict[str, Group]]:

@@ -73,6 +73,10 @@ def _check_idle(settings: Settings, methods: Mapping[str, Method]) -> None:
         raise ConfigError("--task-path without --tasks: say which tasks of that folder to run")
     if settings.task_limit is not None and not settings.tasks:
         raise ConfigError("--task-limit without --tasks: say which tasks to run")
+    if settings.num_fewshot is not None and not settings.tasks:
+        raise ConfigError("--num-fewshot without --tasks: say which tasks to run")
+    if settings.apply_chat_template and not settings.tasks:
+        raise ConfigError("--apply-chat-template without --tasks: say which tasks to run")
     if settings.eval_field is not None and not settings.eval_text:
         raise ConfigError("--eval-field without --eval-text: say of which text")
     if settings.calibration_field is not None and settings.calibration is None:

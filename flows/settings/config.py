@@ -95,9 +95,17 @@ class Settings(BaseModel):
         description="bad rows of a text to leave out at most: a count, or a share below 1",
     )
     eval_windows: int = Field(64, ge=0, description="evaluation windows per text; 0 is all")
-    tasks: list[str] = Field(default_factory=list, description="lm-eval task")
+    tasks: list[str] = Field(
+        default_factory=list, description="lm-eval task: its name, or the path of its YAML"
+    )
     task_path: Path | None = Field(None, description="folder of local lm-eval task files")
     task_limit: int | None = Field(None, ge=1, description="documents per task")
+    num_fewshot: int | None = Field(
+        None, ge=0, description="examples before each question of a task; else what it says"
+    )
+    apply_chat_template: bool = Field(
+        False, description="put the prompts of tasks through the chat template"
+    )
     compute: Compute = Field(
         "auto",
         description="dtype the model runs in; auto is its own where the device multiplies it "

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from threading import Event
 from time import perf_counter
 from typing import Any
+from uuid import uuid4
 
 from compress_core.errors import NumericsError
 from storage.artifact import Artifact
@@ -165,6 +166,11 @@ class Work:
         self.keys[unit] = key
         self.recipes[unit] = recipe
         self._mark = perf_counter()
+
+    def unrepeatable(self, unit: Unit) -> None:
+        """Keeps a unit under a key that nobody will look for: it read what its recipe lacks."""
+        self.recipes[unit] = self.recipes[unit] | {"once": uuid4().hex}
+        self.keys[unit] = recipe_key(self.recipes[unit])
 
     def artifact(self, unit: Unit) -> Artifact:
         """The artifact of an upstream unit."""
