@@ -28,18 +28,22 @@ _INSTALLED = tuple(
 )
 
 
-def code_files(functions: Iterable[Callable[..., Any]]) -> set[Path]:
+def code_files(
+    functions: Iterable[Callable[..., Any]] = (), modules: Iterable[Path] = ()
+) -> set[Path]:
     """The files that decide what functions of a task do, as far as their text shows.
 
     Args:
         functions: Functions and classes that a task names.
+        modules: Files of modules that it names them in.
 
     Returns:
         The modules' files, local modules that those import, at any depth, and local files whose
         names stand in one of them as text. An installed module counts, what it imports does not.
     """
     found: set[Path] = set()
-    waiting = [path for function in functions if (path := _source_of(function)) is not None]
+    sources = (_source_of(function) for function in functions)
+    waiting = [*modules, *(source for source in sources if source is not None)]
     while waiting:
         path = waiting.pop().resolve()
         if path in found:
@@ -52,6 +56,19 @@ def code_files(functions: Iterable[Callable[..., Any]]) -> set[Path]:
             found |= named_files(_texts(tree), path.parent)
             waiting += _imported(tree, path)
     return found
+
+
+def forget(modules: Iterable[Path]) -> None:
+    """Lets modules, and what lies below their folder and they import, be read anew."""
+    for module in modules:
+        if is_installed(module):
+            continue
+        files = {file for file in code_files(modules=[module]) if file.suffix == ".py"}
+        for name, loaded in list(sys.modules.items()):
+            origin = getattr(loaded, "__file__", None)
+            path = Path(origin).resolve() if isinstance(origin, str) else None
+            if path in files and path.is_relative_to(module.parent):
+                del sys.modules[name]
 
 
 def _source_of(function: Callable[..., Any]) -> Path | None:

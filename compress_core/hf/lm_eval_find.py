@@ -7,7 +7,8 @@ import difflib
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from compress_core.errors import ConfigError
-from compress_core.hf.lm_eval_code import code_files, named_files
+from compress_core.hf.lm_eval_code import code_files, forget, named_files
 from compress_core.hf.lm_eval_data import (
     anchored,
     file_digest,
@@ -166,45 +167,75 @@ def _unknown(name: str, own: Any, local: Any, folder: Path | None) -> str:
 
 @dataclass
 class _Seen:
-    """What reading the entries of one index has shown."""
+    """What reading one YAML has shown."""
 
-    folders: dict[str, Path] = field(default_factory=dict)  # of YAMLs, by task
+    folder: Path
+    modules: set[Path]
     watch: Watch = field(default_factory=Watch)
 
 
-_seen: WeakKeyDictionary[Any, _Seen] = WeakKeyDictionary()  # by index
+_seen: WeakKeyDictionary[Any, dict[str, _Seen]] = WeakKeyDictionary()  # by index and task
 
 
 def _spec(name: str, manager: Any) -> TaskSpec:
-    seen = _seen.setdefault(manager, _Seen())
+    seen = _seen.setdefault(manager, {})
     configs: dict[str, dict[str, Any]] = {}
     waiting = [name]
-    with watching(seen.watch):
-        while waiting:
-            current = waiting.pop()
-            entry = _entry(current, manager) if current not in configs else None
-            if entry is None:
-                continue
-            if entry.yaml_path is not None:
-                seen.folders[current] = entry.yaml_path.resolve().parent
+    while waiting:
+        current = waiting.pop()
+        entry = _entry(current, manager) if current not in configs else None
+        if entry is None:
+            continue
+        if entry.yaml_path is not None:
+            file = entry.yaml_path.resolve()
+            seen[current] = _Seen(file.parent, _modules(entry.cfg))
+            forget(seen[current].modules)
+            with watching(seen[current].watch):
                 # lm-eval takes this one when there is no file to read again.
-                entry.cfg = _read(entry, current)
-                entry.yaml_path = None
-            configs[current] = entry.cfg or {}
-            waiting += _members(entry.cfg) if entry.cfg else sorted(entry.tags)
-    files = code_files(_functions(configs))
-    for current in configs.keys() & seen.folders.keys():
-        files |= named_files(_texts(configs[current]), seen.folders[current])
-    if any(True for _ in _functions(configs)):
-        files |= {file for file in seen.watch.files() if file.suffix not in (".yaml", ".yml")}
-    files -= {file.resolve() for file in local_data(configs)}
-    spec = TaskSpec(name, configs, frozenset(files), frozenset(seen.watch.programs()), manager)
+                entry.cfg = _read(file, current)
+            entry.yaml_path = None
+        configs[current] = entry.cfg or {}
+        waiting += _members(entry.cfg) if entry.cfg else sorted(entry.tags)
+    found = [seen[current] for current in configs if current in seen]
+    files, programs = _files_of(configs, found)
+    spec = TaskSpec(name, configs, frozenset(files), frozenset(programs), manager)
     parts = json.dumps(spec.digest_parts, sort_keys=True)
     key = hashlib.sha256(parts.encode()).hexdigest()[:16]
     for current in configs:
         entry = manager.task_index[current]
         entry.cfg = with_own_cache(entry.cfg, key) if entry.cfg else entry.cfg
     return spec
+
+
+def _files_of(
+    configs: Mapping[str, Mapping[str, Any]], seen: Sequence[_Seen]
+) -> tuple[set[Path], set[str]]:
+    """The files beside the data that decide a task, and the programs that its modules started."""
+    modules = {module for one in seen for module in one.modules}
+    functions = [leaf for leaf in _leaves(configs) if callable(leaf)]
+    files = code_files(functions, modules)
+    programs: set[str] = set()
+    for one in seen:
+        files |= named_files(_texts(configs), one.folder)
+        if one.modules:
+            opened = one.watch.files()
+            files |= {file for file in opened if file.suffix not in (".yaml", ".yml")}
+            programs |= one.watch.programs()
+    return files - {file.resolve() for file in local_data(configs)}, programs
+
+
+def _modules(config: Any) -> set[Path]:
+    """The local modules whose functions an unresolved configuration names."""
+    found = set()
+    for text in _texts(config):
+        # lm-eval's form of `!function utils.name` is /FOLDER/utils.name.
+        folder, _, name = text.rpartition("/")
+        module = name.rpartition(".")[0].replace(".", "/")
+        if text.startswith("/") and module and "\n" not in text:
+            with suppress(OSError, ValueError):
+                file = Path(folder) / f"{module}.py"
+                found |= {file.resolve()} if file.is_file() else set()
+    return found
 
 
 def _entry(name: str, manager: Any) -> Any:
@@ -215,16 +246,12 @@ def _entry(name: str, manager: Any) -> Any:
     return index.get(name)
 
 
-def _read(entry: Any, task: str) -> Any:
+def _read(file: Path, task: str) -> Any:
     from lm_eval.tasks._yaml_loader import load_yaml
 
-    with refusing(ConfigError, f"task {task}: {entry.yaml_path}"):
-        config = load_yaml(entry.yaml_path, resolve_func=True)
-    return anchored(config, entry.yaml_path.resolve().parent, task)
-
-
-def _functions(value: Any) -> Iterator[Callable[..., Any]]:
-    return (leaf for leaf in _leaves(value) if callable(leaf))
+    with refusing(ConfigError, f"task {task}: {file}"):
+        config = load_yaml(file, resolve_func=True)
+    return anchored(config, file.parent, task)
 
 
 def _texts(value: Any) -> Iterator[str]:
