@@ -35,7 +35,8 @@ def refusing(kind: type[CompressError], what: str, advice: str = "") -> Iterator
 
 def first_line(error: BaseException) -> str:
     """The first line of what an error and its cause say; with its kind where that is needed."""
-    line = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    said = error.strerror if isinstance(error, OSError) else None  # the path is in `what`
+    line = (said or str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
     plain = isinstance(error, OSError | ValueError) and not isinstance(error, UnicodeError)
     if type(error).__module__ == "builtins" and not plain and type(error) is not Exception:
         return f"{type(error).__name__}: {line}"
