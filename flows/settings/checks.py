@@ -79,6 +79,8 @@ def _check_idle(settings: Settings, methods: Mapping[str, Method]) -> None:
         raise ConfigError("--apply-chat-template without --tasks: say which tasks to run")
     if settings.eval_field is not None and not settings.eval_text:
         raise ConfigError("--eval-field without --eval-text: say of which text")
+    if settings.skip_bad_rows and settings.calibration is None and not settings.eval_text:
+        raise ConfigError("--skip-bad-rows without a text: give --calibration or --eval-text")
     if settings.calibration_field is not None and settings.calibration is None:
         raise ConfigError("--calibration-field without --calibration: say of which text")
     if settings.learn_seed is not None and not any(method.learn for method in methods.values()):

@@ -16,6 +16,7 @@ from pydantic import (
     ByteSize,
     ConfigDict,
     Field,
+    FiniteFloat,
     ValidationError,
     field_validator,
     model_validator,
@@ -89,7 +90,7 @@ class Settings(BaseModel):
         description="text to evaluate on; else a tenth of --calibration is held back",
     )
     eval_field: str | None = Field(None, description="column that holds evaluation text")
-    skip_bad_rows: float = Field(
+    skip_bad_rows: FiniteFloat = Field(
         0,
         ge=0,
         description="bad rows of a text to leave out at most: a count, or a share below 1",

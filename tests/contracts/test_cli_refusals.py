@@ -83,6 +83,17 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "folder without tasks": ({"task_path": "empty"}, "--task-path without --tasks: say which "),
     "limit without tasks": ({"task_limit": 5}, "--task-limit without --tasks: say which "),
+    "examples without tasks": ({"num_fewshot": 5}, "--num-fewshot without --tasks: say which "),
+    "template without tasks": (
+        {"apply_chat_template": True},
+        "--apply-chat-template without --tasks: say which ",
+    ),
+    "bad rows of no text": (
+        {"method": "svd", "calibration": None, "eval_text": None, "tasks": "a", "skip_bad_rows": 1},
+        "--skip-bad-rows without a text: give ",
+    ),
+    "missing task file": ({"tasks": "./no.yaml"}, "task file ./no.yaml does not exist; check the "),
+    "task is a folder": ({"tasks": "./empty"}, "task ./empty is a folder: give the path of a YAML"),
     "field of no evaluation text": (
         {"eval_text": None, "eval_field": "body"},
         "--eval-field without --eval-text: say of which text",
