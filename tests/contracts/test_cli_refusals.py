@@ -85,7 +85,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "limit without tasks": ({"task_limit": 5}, "--task-limit without --tasks: say which "),
     "examples without tasks": ({"num_fewshot": 5}, "--num-fewshot without --tasks: say which "),
     "template without tasks": (
-        {"apply_chat_template": True},
+        {"config": "template.yaml"},
         "--apply-chat-template without --tasks: say which ",
     ),
     "bad rows of no text": (
@@ -139,6 +139,7 @@ def make_mistakes(folder: Path) -> None:
     (folder / "a.csv").write_text("a,b")
     (folder / "unknown.yaml").write_text("colour: red\n")
     (folder / "wrong.yaml").write_text("seed: red\n")
+    (folder / "template.yaml").write_text("apply_chat_template: true\n")
     (folder / "broken.yaml").write_text("a: [b\n")
     (folder / "compressed").mkdir()
     settings = {"quantization_config": {"quant_method": "eigenpress"}}
