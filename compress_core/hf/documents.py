@@ -34,7 +34,7 @@ def read_documents(
         TextError: The source is missing, empty, unreadable or has not that field.
     """
     path = Path(source).expanduser()
-    if path.suffix.lower() == ".txt":
+    if not has_fields(source):
         documents = [_read_plain(path)]
     else:
         records = _records(source, path, split)
@@ -42,6 +42,11 @@ def read_documents(
     if not any(document.strip() for document in documents):
         raise TextError(f"{source} holds no text; give a source with some")
     return documents
+
+
+def has_fields(source: str) -> bool:
+    """Whether a text source holds records; a `.txt` file is one document."""
+    return Path(source).expanduser().suffix.lower() != ".txt"
 
 
 def _records(source: str, path: Path, split: str) -> Iterator[Record]:
