@@ -7,8 +7,8 @@ from typing import Any
 from compress_core.errors import ConfigError
 
 OptionValue = str | int | float | bool
-MOST = 2**53
-"""Of a whole number, so that it is the same as a float; nothing counts so far."""
+MOST = 10**9
+"""Size of any number: nothing that is counted or weighed is beyond it."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -5,6 +5,7 @@ import gc
 import json
 import os
 import sys
+import threading
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -14,7 +15,7 @@ import typer
 
 from compress_core.errors import ConfigError
 from flows.commands.look import App, Home, Json, UsageError, path_argument, path_option
-from flows.commands.mishaps import say_mishap, say_mistake
+from flows.commands.mishaps import say, say_in_thread, say_mishap, say_mistake
 from flows.commands.store import store_app
 from flows.settings.config import RunConfig, Settings, SweepConfig, build_config
 from flows.settings.flags import method_names, offering, with_flags
@@ -178,12 +179,13 @@ def start_runtime(home: Path) -> None:
 
 def print_json(value: Any) -> None:
     """One JSON value on stdout."""
-    sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    typer.echo(json.dumps(value, indent=1, ensure_ascii=False))
 
 
 def main() -> None:
     """Entry point: one line and a code for whatever goes wrong, 2 for what the user can mend."""
     try:
+        threading.excepthook = lambda raised: say_in_thread(raised.exc_value)
         prepare_threads()
         atexit.register(gc.freeze)  # what is left goes with the process: nobody looks through it
         code = app(sys.argv[1:] or ["--help"], prog_name="eigenpress", standalone_mode=False)
@@ -199,7 +201,7 @@ def main() -> None:
     except Exception as error:
         code = say_mishap(error)
     if code == INTERRUPTED:  # typer's word for Ctrl-C
-        sys.stderr.write("\neigenpress: interrupted; the same command goes on from here\n")
+        say("interrupted; the same command goes on from here", before="\n")
     sys.exit(code)
 
 

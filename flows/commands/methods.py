@@ -14,6 +14,7 @@ from compress_core.errors import ConfigError
 from compress_core.method import Method
 from compress_core.methods import METHODS, build_method, option_defaults
 from compress_core.options import nearest
+from flows.commands.look import broken
 from flows.report.lines import make_console, say
 
 Print = Callable[[Any], None]
@@ -62,7 +63,10 @@ def show_method(name: str, as_json: bool, print_json: Print) -> None:
         say(console, paragraph)
     say(console, "")
     how = f"--method {name}" if name in METHODS else f"--allocate {name}"
-    say(console, f"  eigenpress run --model MODEL --kept 0.8 {how} --calibration FILE", 4)
+    say(console, "Example:")
+    example = f"eigenpress run --model ./my-llama --kept 0.8 {how} --calibration texts.jsonl"
+    for line in broken(example, console.width - 2):
+        say(console, f"  {line}")
 
 
 def _method_row(name: str) -> dict[str, Any]:

@@ -7,9 +7,11 @@ a model has to read one.
 import errno
 import os
 import re
+import shlex
 import sys
 import tempfile
 import traceback
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -29,7 +31,7 @@ ADVICE = (
 
 def say_mistake(error: BaseException | str) -> int:
     """Writes the line for what the user can mend; the exit code that goes with it."""
-    _write(" ".join(str(error).split()))
+    say(" ".join(str(error).split()))
     return MISTAKE
 
 
@@ -44,14 +46,20 @@ def say_mishap(error: BaseException) -> int:
     where = f" ({place})" if place else ""
     log = f"the traceback is in {write_log(error)}"
     if is_out_of_memory(error):
-        _write(f"out of memory{where}: {ADVICE}; {log}")
+        say(f"out of memory{where}: {ADVICE}; {log}")
     elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        of = f": cannot write {error.filename}" if error.filename else ""
-        _write(f"the disk is full{of}{where}; what is done is kept; {log}")
+        what = error.filename or "what is printed"
+        say(f"the disk is full: cannot write {what}{where}; what is done is kept; {log}")
         return MISTAKE
     else:
-        _write(f"{kind}: {first or 'without a word'}{where}; {log}")
+        say(f"{kind}: {first or 'without a word'}{where}; {log}")
     return BUG
+
+
+def say_in_thread(error: BaseException | None) -> None:
+    """The same for what is raised in a thread of a library's, beside the command."""
+    if isinstance(error, Exception):
+        say_mishap(error)
 
 
 def is_ours(error: BaseException) -> bool:
@@ -75,8 +83,8 @@ def write_log(error: BaseException) -> str:
     Returns:
         The file; where none could be written, words that say so.
     """
-    text = hidden("".join(traceback.format_exception(error)))
-    lines = f"{' '.join(map(repr, sys.argv))}\nPython {sys.version}\n\n{text}"
+    text = "".join(traceback.format_exception(error))
+    lines = hidden(f"{shlex.join(sys.argv)}\nPython {sys.version}\n\n{text}")
     name = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.getpid()}.log"
     home = opened_home()
     for folder in ([home / "logs"] if home and home.is_dir() else []) + [
@@ -89,7 +97,7 @@ def write_log(error: BaseException) -> str:
                 opened.write(lines)
         except OSError:
             continue
-        return str(file)
+        return str(file.absolute())
     return "no file: neither the data directory nor a temporary folder can be written"
 
 
@@ -98,6 +106,9 @@ def hidden(text: str) -> str:
     return SECRET.sub("…@", text)
 
 
-def _write(line: str) -> None:
+def say(line: str, before: str = "") -> None:
+    """Writes a line to stderr; where that is closed or full there is nobody to tell."""
+    shown = "".join(sign if sign.isprintable() else "?" for sign in hidden(line))
     if sys.stderr is not None:
-        sys.stderr.write(hidden(f"eigenpress: {line}\n"))
+        with suppress(OSError):
+            sys.stderr.write(f"{before}eigenpress: {shown}\n")
