@@ -53,6 +53,7 @@ def read_documents(
             files of one kind, one that `datasets.save_to_disk` made, or a HuggingFace dataset as
             `id`, `id:config` or `id:config:split`.
         field: Field of the records; `text` unless given, or `messages` where there is no `text`.
+            A plain text has none.
         split: Split of a HuggingFace dataset whose id names none.
         tokenizer: Renders chat records (lists of messages) by its chat template.
         skip_bad_rows: How many rows that are no documents are left out: below 1 a share of all
@@ -68,7 +69,7 @@ def read_documents(
     rows = bad = 0
     examples: list[str] = []
     lacking: Record | None = None  # the first record without the field, while no other has it
-    plain = _check_plain(source, field, field_setting)
+    plain = local_path(source).is_file() and not has_fields(source)
     for place, row in _rows(source, split):
         rows += 1
         try:
@@ -156,18 +157,12 @@ def _no_field(source: str, field: str | None, record: Record, setting: str) -> s
     )
 
 
-def _check_plain(source: str, field: str | None, setting: str) -> bool:
-    """Whether the source is one text without fields.
-
-    Raises:
-        TextError: A field of it is asked for.
-    """
-    path = local_path(source)
-    if not path.is_file() or not is_plain(path):
-        return False
-    if field is not None:
-        raise TextError(f"{source} is plain text, without fields: leave {setting} out")
-    return True
+def has_fields(source: str) -> bool:
+    """Whether a text source holds records; a plain text, known by its suffix, is one document."""
+    try:
+        return not is_plain(local_path(source))
+    except TextError:  # no file of a known kind: a folder or a dataset
+        return True
 
 
 def local_path(source: str) -> Path:

@@ -22,6 +22,8 @@ from tasks.engine.units import Outcome
 from tasks.stages.learn import CURVES
 from tasks.stages.recover import TENSOR
 
+LONGEST = 200  # bytes of a folder's name before its key; 255 are all that file systems take
+
 
 def collect_metrics(
     evaluations: Sequence[Evaluation], session: Session
@@ -137,7 +139,8 @@ def model_dir(pipeline: Pipeline, session: Session) -> Path:
         return config.output
     key = session.manifests[pipeline.folder].key
     method = re.sub(r"[^\w.@=+-]", "-", config.label)  # colons are no part of a folder's name
-    name = f"{Path(config.model).name}-{method}-{config.kept:g}-{key[:8]}"
+    said = f"{Path(config.model).name}-{method}-{config.kept:g}".encode()[:LONGEST]
+    name = f"{said.decode(errors='ignore')}-{key[:8]}"
     return config.home.expanduser().absolute() / "models" / name
 
 

@@ -12,7 +12,7 @@ from compress_core.hf.lm_eval_tasks import TaskSpec, find_tasks
 from compress_core.hf.text import clip_length
 from compress_core.method import Method
 from compress_core.methods import build_method
-from flows.settings.checks import choose_device
+from flows.settings.checks import check_windows, choose_device
 from flows.settings.config import RunConfig, Settings
 from flows.settings.home import open_home
 from storage.digests import DigestCache
@@ -121,6 +121,8 @@ def open_workspace(settings: Settings) -> Workspace:
             f"windows are {length} tokens long, not {settings.length}: "
             "the model's context ends there"
         )
+    if settings.calibration is not None:
+        check_windows(settings.samples, length, free_memory("cpu"))
     tasks = find_tasks(settings.tasks, settings.task_path) if settings.tasks else []
     _check_asking(settings, model, tasks, notes)
     return Workspace(settings, store, digests, model, Models(model), length, tasks, notes)

@@ -1,7 +1,7 @@
 """A run of groups against a store: each unit is found there, or computed and kept."""
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from threading import Event
 from time import perf_counter
@@ -17,6 +17,20 @@ from storage.manifest import Manifest
 from storage.store import Store
 from tasks.engine.stages import STAGES
 from tasks.engine.units import Outcome, Unit
+
+
+@contextmanager
+def placed(place: Callable[[], str]) -> Iterator[None]:
+    """Notes on whatever is raised inside where it was: the one place that knows it.
+
+    Args:
+        place: Says so, once something is raised; it begins with "stage ".
+    """
+    try:
+        yield
+    except Exception as error:
+        error.add_note(place())
+        raise
 
 
 class Interrupted(Exception):
@@ -114,6 +128,10 @@ class Session:
                 which what a user brought has nothing to do with.
         """
         work = Work(self, group)
+        with placed(lambda: work.place):
+            return self._run(group, work)
+
+    def _run(self, group: Group, work: "Work") -> list[Outcome]:
         outcomes = {}
         for unit in group.units:
             started = perf_counter()
@@ -150,7 +168,11 @@ class Session:
 
 @dataclass
 class Work:
-    """What a group's ``compute`` is given: the units to do and the means to do them."""
+    """What a group's ``compute`` is given: the units to do and the means to do them.
+
+    Attributes:
+        drafting: The unit whose draft is open.
+    """
 
     session: Session
     group: Group
@@ -158,7 +180,18 @@ class Work:
     keys: dict[Unit, str] = field(default_factory=dict)
     recipes: dict[Unit, dict[str, Any]] = field(default_factory=dict)
     seconds: dict[Unit, float] = field(default_factory=dict)
+    drafting: Unit | None = None
     _mark: float = field(default_factory=perf_counter)
+
+    @property
+    def place(self) -> str:
+        """Stage, group and unit in hand; before its draft is open, the next one that is missing."""
+        place = f"stage {self.group.stage}, {self.group.label}"
+        waiting = [unit for unit in self.missing if unit not in self.seconds]
+        unit = self.drafting or next(iter(waiting), None)
+        if unit is None or unit.name == self.group.label:
+            return place
+        return f"{place}, {unit.name}{'' if self.drafting or len(waiting) == 1 else ' or later'}"
 
     def add(self, unit: Unit, key: str, recipe: dict[str, Any]) -> None:
         """Puts a unit on the list."""
@@ -215,6 +248,7 @@ class _Commit(AbstractContextManager[Draft]):
         )
 
     def __enter__(self) -> Draft:
+        self.work.drafting = self.unit
         self.opened = self.draft.__enter__()
         self.opened.info.update(self.work.session.info)
         return self.opened
@@ -226,4 +260,5 @@ class _Commit(AbstractContextManager[Draft]):
             self.opened.info["seconds"] = seconds
         self.draft.__exit__(*error)
         if error[0] is None:
+            self.work.drafting = None
             self.work.session.manifests[self.unit] = self.opened.manifest

@@ -68,8 +68,7 @@ def test_plain_text_is_one_document(name: str, tmp_path: Path) -> None:
     pack = PACKED[Path(name).suffix if name.count(".") > 1 else ""]
     (tmp_path / name).write_bytes(pack(b"\xef\xbb\xbfone\r\ntwo"))
     assert read_documents(str(tmp_path / name)).texts == ["one\ntwo"]
-    with pytest.raises(TextError, match="plain text, without fields: leave --eval-field out"):
-        read_documents(str(tmp_path / name), "text", field_setting="--eval-field")
+    assert read_documents(str(tmp_path / name), "column").texts == ["one\ntwo"]
 
 
 def test_saved_datasets_are_read_where_they_are(tmp_path: Path) -> None:
