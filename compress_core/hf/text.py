@@ -16,6 +16,8 @@ from torch import Tensor
 
 from compress_core.errors import ModelError, TextError
 from compress_core.hf.documents import read_documents as read_documents
+from compress_core.hf.refusing import first_line, refusing
+from compress_core.hf.row import kind_of
 
 CHARACTERS_PER_TOKEN = 10
 """Characters sliced for every wanted token: 20 480 for 2048, as SVD-LLM's sampling does."""
@@ -83,7 +85,40 @@ def _check_counts(**counts: int) -> None:
 
 
 def _encode(text: str, tokenizer: Any) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    with refusing(TextError, "the tokenizer cannot encode it"):
+        return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def first_refused(documents: Sequence[str], tokenizer: Any) -> int | None:
+    """Index of the first document that the tokenizer cannot encode; None where it can each."""
+    for index, document in enumerate(documents):
+        try:
+            _encode(document, tokenizer)
+        except TextError:
+            return index
+    return None
+
+
+def check_vocabulary(tokens: Tensor, tokenizer: Any, config: Any) -> None:
+    """Refuses tokens that the model has no embedding for.
+
+    Args:
+        tokens: int64 token ids.
+        tokenizer: What made them.
+        config: The model's configuration.
+
+    Raises:
+        ModelError: One lies beyond the vocabulary that the configuration states.
+    """
+    rows = getattr(text_config(config), "vocab_size", None)
+    largest = int(tokens.max())
+    if isinstance(rows, int) and largest >= rows:
+        with refusing(ModelError, f"token {largest} cannot be named"):
+            token = tokenizer.convert_ids_to_tokens(largest)
+        raise ModelError(
+            f"the tokenizer gives token {largest} ({token!r}) and the model's embedding ends at "
+            f"{rows - 1}: the tokenizer belongs to another model; put the right one in its folder"
+        )
 
 
 def _tail_characters(text: str, tokenizer: Any, wanted: int) -> int:
@@ -203,23 +238,44 @@ def load_tokenizer(folder: str | Path, *, trust_remote_code: bool = False) -> An
     """
     from transformers import AutoTokenizer
 
+    folder = Path(folder)
     try:
-        return AutoTokenizer.from_pretrained(
-            str(folder), local_files_only=True, trust_remote_code=trust_remote_code
-        )
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise ModelError(f"no tokenizer can be loaded from {folder}: {reason}") from error
+        with refusing(ModelError, f"no tokenizer can be loaded from {folder}"):
+            return AutoTokenizer.from_pretrained(
+                str(folder), local_files_only=True, trust_remote_code=trust_remote_code
+            )
+    except ModelError as error:
+        for file in sorted(folder.glob("*token*.json")):  # transformers names none
+            json_object(file)
+        raise error
+
+
+def json_object(file: Path) -> dict[str, Any]:
+    """A file of a tokenizer that holds a JSON object.
+
+    Raises:
+        ModelError: It does not.
+    """
+    try:
+        value = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{file} cannot be read: {first_line(error)}; fetch it again") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{file} holds {kind_of(value)}; expected an object: fetch it again")
+    return value
 
 
 def tokenizer_files(folder: str | Path) -> list[Path]:
-    """The files of a model folder that decide tokenisation, sorted, for content digests."""
+    """The files of a model folder that decide tokenisation, sorted, for content digests.
+
+    Raises:
+        ModelError: tokenizer_config.json is no JSON object.
+    """
     folder = Path(folder)
-    found = {path for pattern in _TOKENIZER_FILES for path in folder.glob(pattern)}
+    every = (path for pattern in _TOKENIZER_FILES for path in folder.glob(pattern))
+    found = {path for path in every if path.is_file()}
     settings = folder / "tokenizer_config.json"
-    names_class = settings.is_file() and "tokenizer_class" in json.loads(
-        settings.read_text("utf-8")
-    )
+    names_class = settings.is_file() and "tokenizer_class" in json_object(settings)
     if not names_class and (folder / "config.json").is_file():
         # transformers then picks the tokenizer's class by the model type in the configuration.
         found.add(folder / "config.json")
@@ -228,7 +284,11 @@ def tokenizer_files(folder: str | Path) -> list[Path]:
 
 def clip_length(length: int, config: Any) -> int:
     """A window length cut to the model's context, where its configuration states one."""
-    config = config.get_text_config() if hasattr(config, "get_text_config") else config
-    contexts = (getattr(config, name, None) for name in _CONTEXT_NAMES)
+    contexts = (getattr(text_config(config), name, None) for name in _CONTEXT_NAMES)
     stated = [context for context in contexts if isinstance(context, int) and context > 0]
     return min([length, *stated[:1]])
+
+
+def text_config(config: Any) -> Any:
+    """The part of a configuration that is about text; all of it where it has no parts."""
+    return config.get_text_config() if hasattr(config, "get_text_config") else config

@@ -4,7 +4,6 @@ import os
 from pathlib import Path
 
 from compress_core.errors import ConfigError
-from flows.settings.output import check_name
 from storage.disk import writing
 
 FORMS = ("dense",)
@@ -42,6 +41,8 @@ def export_paths(folder: str, to: str, output: str | None) -> tuple[Path, Path]:
     Raises:
         ConfigError: One of them cannot be, or the second lies in the first.
     """
+    from flows.settings.output import check_name
+
     if not folder.strip() or (output is not None and not output.strip()):
         raise ConfigError(f"{'--output' if folder.strip() else 'DIR'} is empty: name a folder")
     # by their text: `.` and `..` have no name of their own, and a link is named as its folder is

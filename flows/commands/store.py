@@ -10,27 +10,22 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from compress_core.errors import ConfigError
-from flows.settings.config import default_home
+from flows.commands.look import App, Home, Json
+from flows.settings.home import check_places, default_home, use_home
 from storage.errors import ArtifactMissingError, StorageError
 
 if TYPE_CHECKING:
     from storage.manifest import Manifest
     from storage.store import MissingArtifact, Store
 
-store_app = typer.Typer(
-    name="store", help="Look into the store of artifacts.", no_args_is_help=True
-)
+store_app = App(name="store", help="Look into the store of artifacts.", no_args_is_help=True)
 
-Home = Annotated[Path | None, typer.Option("--home", help="data directory", metavar="DIR")]
-Json = Annotated[bool, typer.Option("--json", help="print JSON on stdout and nothing else there")]
 Key = Annotated[str, typer.Argument(help="a key, or the beginning of one", metavar="KEY")]
 
 
 def _home(home: Path | None) -> Path:
     """The data directory, with nothing in the way in it."""
-    from flows.settings.home import check_places
-
-    where = (home or default_home()).expanduser()
+    where = use_home(home or default_home())
     check_places(where)
     return where
 

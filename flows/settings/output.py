@@ -4,11 +4,13 @@ Asked before any stage runs and again just before the folder takes its place.
 """
 
 import os
+import tempfile
 from pathlib import Path
 
 from compress_core.errors import ConfigError
 from compress_core.hf.folder import MODELLING_FILE, companion_files
-from flows.settings.config import RunConfig, read_yaml
+from flows.settings.config import RunConfig
+from flows.settings.reading import read_yaml
 
 CONFIG_FILE = "eigenpress.yaml"
 LONGEST_NAME = 230  # bytes: the folder is written under its name with a few letters around it
@@ -40,9 +42,44 @@ def check_output(config: RunConfig, model: Path) -> None:
             f"--link: --output {target} is on another disk than the data directory {config.home}: "
             "leave one of the two out, or choose a folder on that disk"
         )
-    place = target.parent if target.exists() else above
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise ConfigError(f"--output {target}: no permission to write in {place}")
+    check_place("--output", target, model, config.home)
+    _try_to_write(target, target.parent if target.exists() else above)
+
+
+def check_place(flag: str, target: Path, model: Path, home: Path | None = None) -> None:
+    """Refuses a place inside the model's folder, or among what Eigenpress keeps for itself.
+
+    Args:
+        flag: What names the place, for the message.
+        target: The place.
+        model: Folder of a model that is read.
+        home: Data directory; only its ``models`` and ``reports`` are people's.
+
+    Raises:
+        ConfigError: It is there.
+    """
+    if target.resolve().is_relative_to(model.resolve()):
+        raise ConfigError(f"{flag} {target} is inside the model's folder; choose another place")
+    home = home and home.expanduser().resolve()
+    if home is None or not target.resolve().is_relative_to(home):
+        return
+    if not any(target.resolve().is_relative_to(home / place) for place in ("models", "reports")):
+        raise ConfigError(
+            f"{flag} {target} is inside the data directory, which holds what Eigenpress keeps for "
+            "itself; choose another place"
+        )
+
+
+def _try_to_write(target: Path, place: Path) -> None:
+    """Makes a folder of the name under which ``target`` will be made, and removes it."""
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=f".{target.name}.", dir=place))
+    except OSError as error:
+        raise ConfigError(
+            f"--output {target}: no permission to write in {place}"
+            if isinstance(error, PermissionError)
+            else f"--output {target} cannot be made in {place}: {error.strerror}"
+        ) from None
 
 
 def check_name(target: Path, flag: str) -> None:

@@ -10,7 +10,7 @@ from compress_core.compute import compute_dtype
 from compress_core.hf.checkpoint import Checkpoint
 from compress_core.hf.folder import companion_files
 from compress_core.hf.footprint import expected_bytes
-from compress_core.hf.layout import inspect_model
+from compress_core.hf.layout import inspect_model, load_config
 from compress_core.hf.stream import BlockStream
 from compress_core.hf.text import load_tokenizer, tokenizer_files
 from compress_core.types import ModelLayout
@@ -58,6 +58,11 @@ class DenseModel:
         self.layout: ModelLayout = inspect_model(self.checkpoint, trust_remote_code)
         self.compute_dtype = compute_dtype(compute, self.layout.dtype, device)
         self._digests = digests
+
+    @cached_property
+    def config(self) -> Any:
+        """The model's configuration, as transformers reads it."""
+        return load_config(self.checkpoint, self.trust_remote_code)
 
     @cached_property
     def tokenizer(self) -> Any:
