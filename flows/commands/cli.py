@@ -107,7 +107,7 @@ def methods(
 
 @app.command()
 def export(
-    folder: Annotated[str, path_argument("compressed model folder")],
+    folder: Annotated[Path, path_argument("compressed model folder")],
     to: Annotated[
         str,
         typer.Option(
@@ -118,7 +118,7 @@ def export(
         ),
     ] = FORMS[0],
     output: Annotated[
-        str | None, path_option("output", "folder to write; else DIR-dense beside it")
+        Path | None, path_option("output", "folder to write; else DIR-dense beside it")
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -9,7 +9,7 @@ from storage.disk import writing
 FORMS = ("dense",)
 
 
-def export_folder(folder: str, to: str, output: str | None) -> Path:
+def export_folder(folder: Path, to: str, output: Path | None) -> Path:
     """Turns a compressed folder into another form.
 
     Args:
@@ -35,7 +35,7 @@ def export_folder(folder: str, to: str, output: str | None) -> Path:
     return target
 
 
-def export_paths(folder: str, to: str, output: str | None) -> tuple[Path, Path]:
+def export_paths(folder: Path, to: str, output: Path | None) -> tuple[Path, Path]:
     """The folder to read and the one to write, as absolute paths.
 
     Raises:
@@ -43,17 +43,15 @@ def export_paths(folder: str, to: str, output: str | None) -> tuple[Path, Path]:
     """
     from flows.settings.output import check_name
 
-    if not folder.strip() or (output is not None and not output.strip()):
-        raise ConfigError(f"{'--output' if folder.strip() else 'DIR'} is empty: name a folder")
     # by their text: `.` and `..` have no name of their own, and a link is named as its folder is
-    source = Path(os.path.abspath(Path(folder).expanduser()))
+    source = Path(os.path.abspath(folder.expanduser()))
     with_name = source.resolve().name
     if not with_name:
         raise ConfigError(f"cannot export {source}: it is no model folder")
     if output is None:
         target = source.with_name(f"{with_name}-{to}")
     else:
-        target = Path(os.path.abspath(Path(output).expanduser()))
+        target = Path(os.path.abspath(output.expanduser()))
     check_name(target, "--output")
     try:
         if source.is_file():

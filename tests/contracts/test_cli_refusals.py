@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from storage.records import write_record
 from tests.contracts.command_words import words_of
 from tests.pipeline import pico
 from tests.users import without_root
@@ -224,7 +225,7 @@ def test_one_wrong_method_of_a_sweep(inputs: pico.Inputs, refuse: Refuse) -> Non
 def test_a_store_of_a_newer_version(inputs: pico.Inputs, refuse: Refuse, tmp_path: Path) -> None:
     store = tmp_path / "home" / "store"
     store.mkdir(parents=True)
-    (store / "FORMAT.json").write_text('{"format": 99}')
+    write_record(store / "FORMAT.json", {"format": 99})
 
     for words in (words_of(inputs), ["store", "ls", "--home", "home"]):
         line = refuse(*words)
