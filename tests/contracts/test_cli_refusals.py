@@ -258,7 +258,7 @@ def test_a_tracking_server_that_is_not_there(inputs: pico.Inputs, refuse: Refuse
     ("words", "line"),
     [
         (["export", "dense"], "dense is not a model that eigenpress compressed: nothing to undo"),
-        (["export", "none"], "no such folder: none"),
+        (["export", "none"], "/none"),
         (["export", "dense", "--to", "gguf"], "cannot export to 'gguf'; forms: dense"),
         (["store", "ls", "--home", "none"], "there is no store at none/store; choose a data dir"),
         (["store", "gc", "--home", "none"], "there is no store at none/store; choose a data dir"),
