@@ -83,8 +83,10 @@ def _check_dtypes(
 ) -> None:
     odd = [
         name
-        for name, key in stored.items()
-        if state[name].is_floating_point() and checkpoint.torch_dtype(key) not in _PLAIN
+        for name in state
+        if name in stored
+        and state[name].is_floating_point()
+        and checkpoint.torch_dtype(stored[name]) not in _PLAIN
     ]
     if odd:
         raise ModelError(
@@ -98,7 +100,9 @@ def _check_shapes(
     model: Any, checkpoint: Checkpoint, state: Mapping[str, Tensor], stored: Mapping[str, str]
 ) -> None:
     other = [
-        name for name, key in stored.items() if tuple(state[name].shape) != checkpoint.shape(key)
+        name
+        for name in state
+        if name in stored and tuple(state[name].shape) != checkpoint.shape(stored[name])
     ]
     if other:
         key, wanted = stored[other[0]], tuple(state[other[0]].shape)
