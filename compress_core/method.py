@@ -1,7 +1,7 @@
 """A compression method is data: one choice per stage."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from compress_core.allocate.base import Allocator
 from compress_core.allocate.uniform import Uniform
@@ -110,6 +110,12 @@ class Method:
     def sequential(self) -> bool:
         """Whether layers are measured behind compressed ones, and so done in order."""
         return PREFIX in self._moments
+
+    @property
+    def essence(self) -> "Method":
+        """What it does, under no name: equal for two methods that do the same."""
+        prefix = self.prefix if self.sequential else Prefix()
+        return replace(self, name="", summary="", paper="", prefix=prefix)
 
     @property
     def _moments(self) -> frozenset[str]:

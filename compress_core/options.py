@@ -1,10 +1,21 @@
 """Options of methods and allocators, as text from a command line or values from a YAML file."""
 
+import difflib
+from collections.abc import Iterable
 from typing import Any
 
 from compress_core.errors import ConfigError
 
 OptionValue = str | int | float | bool
+MOST = 10**9
+"""Size of any number: nothing that is counted or weighed is beyond it."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The end of a sentence on a word that is not known: ". Did you mean 'x'?", or nothing."""
+    plain = {name.lower().replace("-", "_"): name for name in reversed(list(known))}
+    near = difflib.get_close_matches(word.lower().replace("-", "_"), plain, n=1)
+    return f". Did you mean {plain[near[0]]!r}?" if near else ""
 
 
 def read_option(owner: str, option: str, given: OptionValue, default: Any) -> Any:
@@ -17,8 +28,15 @@ def read_option(owner: str, option: str, given: OptionValue, default: Any) -> An
         default: The option's default.
 
     Raises:
-        ConfigError: It cannot be read as that.
+        ConfigError: It cannot be read as that, or is no finite number.
     """
+    value = _read(owner, option, given, default)
+    if isinstance(value, int | float) and not abs(value) <= MOST:  # nan is not
+        raise ConfigError(f"option {option!r} of {owner}: {given!r} is no number to compute with")
+    return value
+
+
+def _read(owner: str, option: str, given: OptionValue, default: Any) -> Any:
     wanted = float if default is None else type(default)
     if wanted is bool and isinstance(given, str) and given.lower() in ("true", "false"):
         return given.lower() == "true"
@@ -43,5 +61,6 @@ def one_of(owner: str, option: str, given: str, choices: tuple[str, ...]) -> str
     if given not in choices:
         raise ConfigError(
             f"option {option!r} of {owner} must be one of {', '.join(choices)}; got {given!r}"
+            f"{nearest(str(given), choices)}"
         )
     return given

@@ -1,7 +1,6 @@
 """Ways to divide one budget among the layers, by the names that users type."""
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 
 from compress_core.allocate.base import Allocator
@@ -11,7 +10,7 @@ from compress_core.allocate.importance import Importance
 from compress_core.allocate.knapsack import Knapsack
 from compress_core.allocate.uniform import Uniform
 from compress_core.errors import ConfigError
-from compress_core.options import OptionValue, read_option
+from compress_core.options import OptionValue, nearest, read_option
 
 ALLOCATORS: dict[str, type[Allocator]] = {
     "uniform": Uniform,
@@ -48,6 +47,7 @@ def build_allocator(name: str, options: Mapping[str, OptionValue] | None = None)
             raise ConfigError(
                 f"allocator {name!r} has no option {option!r}; its options: "
                 f"{', '.join(allocator_options(name)) or 'none'}"
+                f"{nearest(option, allocator_options(name))}"
             )
         values[option] = read_option(f"allocator {name!r}", option, given, known[option])
     return ALLOCATORS[name](**values)
@@ -55,7 +55,6 @@ def build_allocator(name: str, options: Mapping[str, OptionValue] | None = None)
 
 def _fields(name: str) -> tuple[dataclasses.Field, ...]:
     if name not in ALLOCATORS:
-        near = difflib.get_close_matches(name, ALLOCATORS, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"unknown allocator {name!r}.{hint} Allocators: {', '.join(ALLOCATORS)}")
+        hint = nearest(name, ALLOCATORS) or "."
+        raise ConfigError(f"unknown allocator {name!r}{hint} Allocators: {', '.join(ALLOCATORS)}")
     return dataclasses.fields(ALLOCATORS[name])  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 After it, `AutoModelForCausalLM.from_pretrained(FOLDER)` gives the stock class with factored layers.
 """
 
+import compress_core.hf.counting  # noqa: F401  before all that reads the variables it sets
 from compress_core.hf.quantizer import register
 
 register()

@@ -4,7 +4,6 @@ lm-eval's own cache is by request alone, and serves one model the answers of ano
 """
 
 import contextlib
-import copy
 import io
 import math
 import statistics
@@ -18,6 +17,8 @@ from torch import nn
 from compress_core.errors import ConfigError, NumericsError
 from compress_core.hf.lm_eval_find import TaskSpec as TaskSpec
 from compress_core.hf.lm_eval_find import find_tasks as find_tasks
+from compress_core.hf.lm_eval_model import known_tokens, make_evaluator
+from compress_core.hf.refusing import refusing
 from compress_core.hf.text import clip_length
 
 FEWSHOT_SEED = 1234
@@ -35,6 +36,8 @@ def run_tasks(
     batch_size: int = 8,
     device: str = "cpu",
     limit: int | None = None,
+    num_fewshot: int | None = None,
+    apply_chat_template: bool = False,
 ) -> dict[str, dict[str, float]]:
     """Evaluates a model on the tasks.
 
@@ -48,42 +51,50 @@ def run_tasks(
         batch_size: Requests in one forward pass.
         device: Where the model is.
         limit: At most so many examples per task; None for all.
+        num_fewshot: Examples put before each question, but in tasks that say 0 themselves, as
+            lm-eval has it; None for what the tasks say, or 0.
+        apply_chat_template: Whether prompts go through the tokenizer's chat template, examples as
+            turns of their own.
 
     Returns:
         Per task (and group) its numeric metrics by lm-eval's names; `acc_stderr` and the like are
         the standard errors of metrics that are means over examples.
 
     Raises:
-        ConfigError: A task that cannot be loaded or does not fit the model's context.
+        ConfigError: A task that cannot be loaded or run, or does not fit the model's context.
+        ModelError: The tokenizer gives tokens that the model has no embedding for, or lacks one
+            that a task begins or ends with.
         NumericsError: Logits or a metric that is not finite.
     """
     from lm_eval.evaluator import evaluate
-    from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
     if not specs:
         return {}
     context = clip_length(sys.maxsize, model.config)
     stated = None if context == sys.maxsize else context
-    with contextlib.redirect_stdout(sys.stderr), _finite_logits(model):
+    evaluator = make_evaluator(
+        model, tokenizer, batch_size=batch_size, device=device, max_length=stated
+    )
+    names = " and ".join(spec.name for spec in specs)
+    with contextlib.redirect_stdout(sys.stderr), _finite_logits(model), known_tokens(evaluator):
         tasks = _load(specs)
         for task in tasks:
             _check_room(task, stated)
-        evaluator = HFLM(
-            pretrained=model,
-            tokenizer=copy.deepcopy(tokenizer),
-            batch_size=batch_size,
-            device=device,
-            max_length=stated,
-        )
-        loaded = TaskManager(include_defaults=False).load(tasks)
-        for task in loaded["tasks"].values():
-            if task.get_config("num_fewshot") is None:
-                task.set_config(key="num_fewshot", value=0)
-            task.set_fewshot_seed(seed=FEWSHOT_SEED)
-        # Not `simple_evaluate`: it also runs git and a survey of the whole environment.
-        with contextlib.redirect_stderr(io.StringIO()):  # its progress bars cannot be switched off
-            output = evaluate(evaluator, task_dict=loaded, limit=limit, bootstrap_iters=0)
+        with refusing(ConfigError, f"task {names} cannot be run"):
+            loaded = TaskManager(include_defaults=False).load(tasks)
+            for task in loaded["tasks"].values():
+                _set_shots(task, num_fewshot)
+            # Not `simple_evaluate`: it also runs git and a survey of the whole environment.
+            with contextlib.redirect_stderr(io.StringIO()):  # progress bars that always show
+                output = evaluate(
+                    evaluator,
+                    task_dict=loaded,
+                    limit=limit,
+                    bootstrap_iters=0,
+                    apply_chat_template=apply_chat_template,
+                    fewshot_as_multiturn=apply_chat_template,
+                )
     samples = output.get("samples", {})
     return {
         task: _numbers(task, metrics, samples.get(task, ()))
@@ -91,17 +102,19 @@ def run_tasks(
     }
 
 
+def _set_shots(task: Any, asked: int | None) -> None:
+    own = task.get_config("num_fewshot")
+    if own is None or (asked is not None and own != 0):
+        task.set_config(key="num_fewshot", value=asked or 0)
+    task.set_fewshot_seed(seed=FEWSHOT_SEED)
+
+
 def _load(specs: Sequence[TaskSpec]) -> list[Any]:
     """lm-eval's task and group objects, their datasets read."""
-    import datasets
-
     built = []
     for spec in specs:
-        try:
+        with refusing(ConfigError, f"task {spec.name} cannot be loaded"):
             loaded = spec.manager.load([spec.name])
-        except (OSError, ValueError, KeyError, ImportError, datasets.exceptions.DatasetsError) as e:
-            reason = " ".join(str(e).split())
-            raise ConfigError(f"task {spec.name} cannot be loaded: {reason}") from e
         group = loaded.get("groups", {}).get(spec.name)
         built += [group] if group else list(loaded["tasks"].values())
     return built

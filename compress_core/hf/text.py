@@ -15,6 +15,8 @@ from torch import Tensor
 
 from compress_core.errors import ModelError, TextError
 from compress_core.hf.documents import read_documents as read_documents
+from compress_core.hf.inside import read_json
+from compress_core.hf.refusing import refusing
 
 CHARACTERS_PER_TOKEN = 10
 """Characters sliced for every wanted token: 20 480 for 2048, as SVD-LLM's sampling does."""
@@ -76,7 +78,40 @@ def _check_counts(**counts: int) -> None:
 
 
 def _encode(text: str, tokenizer: Any) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    with refusing(TextError, "the tokenizer cannot encode it"):
+        return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def first_refused(documents: Sequence[str], tokenizer: Any) -> int | None:
+    """Index of the first document that the tokenizer cannot encode; None where it can each."""
+    for index, document in enumerate(documents):
+        try:
+            _encode(document, tokenizer)
+        except TextError:
+            return index
+    return None
+
+
+def check_vocabulary(tokens: Tensor, tokenizer: Any, config: Any) -> None:
+    """Refuses tokens that the model has no embedding for.
+
+    Args:
+        tokens: int64 token ids.
+        tokenizer: What made them.
+        config: The model's configuration.
+
+    Raises:
+        ModelError: One lies beyond the vocabulary that the configuration states.
+    """
+    rows = getattr(text_config(config), "vocab_size", None)
+    largest = int(tokens.max())
+    if isinstance(rows, int) and largest >= rows:
+        with refusing(ModelError, f"token {largest} cannot be named"):
+            token = tokenizer.convert_ids_to_tokens(largest)
+        raise ModelError(
+            f"the tokenizer gives token {largest} ({token!r}) and the model's embedding ends at "
+            f"{rows - 1}: the tokenizer belongs to another model; put the right one in its folder"
+        )
 
 
 def _tail_characters(text: str, tokenizer: Any, wanted: int) -> int:
@@ -196,18 +231,25 @@ def load_tokenizer(folder: str | Path, *, trust_remote_code: bool = False) -> An
     """
     from transformers import AutoTokenizer
 
+    folder = Path(folder)
     try:
-        return AutoTokenizer.from_pretrained(
-            str(folder), local_files_only=True, trust_remote_code=trust_remote_code
-        )
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise ModelError(f"no tokenizer can be loaded from {folder}: {reason}") from error
+        with refusing(ModelError, f"no tokenizer can be loaded from {folder}"):
+            return AutoTokenizer.from_pretrained(
+                str(folder), local_files_only=True, trust_remote_code=trust_remote_code
+            )
+    except ModelError as error:
+        for file in sorted(folder.glob("*token*.json")):  # transformers names none
+            read_json(file)
+        raise error
 
 
 def clip_length(length: int, config: Any) -> int:
     """A window length cut to the model's context, where its configuration states one."""
-    config = config.get_text_config() if hasattr(config, "get_text_config") else config
-    contexts = (getattr(config, name, None) for name in _CONTEXT_NAMES)
+    contexts = (getattr(text_config(config), name, None) for name in _CONTEXT_NAMES)
     stated = [context for context in contexts if isinstance(context, int) and context > 0]
     return min([length, *stated[:1]])
+
+
+def text_config(config: Any) -> Any:
+    """The part of a configuration that is about text; all of it where it has no parts."""
+    return config.get_text_config() if hasattr(config, "get_text_config") else config

@@ -1,10 +1,10 @@
 """The table of methods, and the one way to build one from a name and options."""
 
-import difflib
 import inspect
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from compress_core.allocate import allocator_options, build_allocator
 from compress_core.errors import ConfigError
@@ -26,7 +26,7 @@ from compress_core.methods.svd import svd
 from compress_core.methods.svd_llm import svd_llm
 from compress_core.methods.svd_llm_v2 import svd_llm_v2
 from compress_core.methods.wanda import wanda
-from compress_core.options import OptionValue, read_option
+from compress_core.options import OptionValue, nearest, read_option
 
 METHODS: dict[str, Callable[..., Method]] = {
     "svd": svd,
@@ -104,21 +104,22 @@ def build_method(
     variant = parse_variant(text)
     name, allocate = variant.name, variant.allocate or allocate
     if name not in METHODS:
-        near = difflib.get_close_matches(name, METHODS, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"unknown method {name!r}.{hint} Methods: {', '.join(METHODS)}")
-    parameters = inspect.signature(METHODS[name]).parameters
+        hint = nearest(name, METHODS) or "."
+        raise ConfigError(f"unknown method {name!r}{hint} Methods: {', '.join(METHODS)}")
+    defaults = option_defaults(name)
     for_allocator = allocator_options(allocate) if allocate else []
     values, of_allocator = {}, {}
     for option, given in ({**(options or {}), **variant.options}).items():
         if option in for_allocator:
             of_allocator[option] = given
-        elif option in parameters:
-            default = parameters[option].default
-            values[option] = read_option(f"method {name!r}", option, given, default)
+        elif option in defaults:
+            values[option] = read_option(f"method {name!r}", option, given, defaults[option])
         else:
-            known = ", ".join([*parameters, *for_allocator]) or "none"
-            raise ConfigError(f"method {name!r} has no option {option!r}; its options: {known}")
+            known = [*defaults, *for_allocator]
+            raise ConfigError(
+                f"method {name!r} has no option {option!r}; its options: "
+                f"{', '.join(known) or 'none'}{nearest(option, known)}"
+            )
     method = METHODS[name](**values)
     if allocate is None:
         return method
@@ -131,6 +132,16 @@ def build_method(
                 f"option {option!r} is of the allocator of {name!r}, which {allocate!r} replaces"
             )
     return replace(method, allocate=allocator)
+
+
+def option_defaults(name: str, allocate: str | None = None) -> dict[str, Any]:
+    """Options of a method, and of the allocator where one is named, to their defaults."""
+    parameters = inspect.signature(METHODS[name]).parameters
+    own = {option: parameter.default for option, parameter in parameters.items()}
+    allocator = build_allocator(allocate) if allocate else None
+    return own | {
+        o: getattr(allocator, o) for o in (allocator_options(allocate) if allocate else [])
+    }
 
 
 def _check_divisible(method: Method, allocate: str) -> None:

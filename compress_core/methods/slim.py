@@ -14,6 +14,7 @@ babyllama-1m loses).
 from compress_core.allocate.entries import Entries
 from compress_core.method import Method
 from compress_core.prune.adapter import Adapter
+from compress_core.prune.obs import check_surgery
 
 
 def slim(
@@ -29,12 +30,15 @@ def slim(
         mask: What prunes, "wanda" or "sparsegpt".
         rank_share: Rank of the adapter as a part of the layer's smaller side, in [0, 1).
         pattern: "unstructured", or N:M for N of every M neighbours, such as 2:4 or 4:8.
-        damping: Of SparseGPT.
-        blocksize: Of SparseGPT.
+        damping: Of SparseGPT, where that prunes.
+        blocksize: Of SparseGPT, where that prunes.
 
     Raises:
         ConfigError: A value is out of its range.
     """
+    check_surgery(damping, blocksize)
+    if mask != "sparsegpt":  # then nothing reads them
+        damping, blocksize = Adapter.damping, Adapter.blocksize
     return Method(
         "slim",
         "pruned, with a low-rank adapter for the error",

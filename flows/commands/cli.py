@@ -5,35 +5,55 @@ import gc
 import json
 import os
 import sys
+import threading
+from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
-from compress_core.errors import CompressError, ConfigError
+from compress_core.errors import ConfigError
+from flows.commands.look import App, Home, Json, UsageError, path_argument, path_option
+from flows.commands.mishaps import say, say_in_thread, say_mishap, say_mistake
 from flows.commands.store import store_app
-from flows.settings.config import RunConfig, Settings, SweepConfig, build_config, default_home
-from flows.settings.flags import with_flags
+from flows.settings.config import RunConfig, Settings, SweepConfig, build_config
+from flows.settings.flags import method_names, offering, with_flags
+from flows.settings.home import default_home
 from flows.settings.threads import prepare_threads
-from storage.errors import StorageError
 
-app = typer.Typer(
-    name="eigenpress",
-    help="Make causal language models smaller by decomposing their weights.",
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # its boxes leave a quarter of the line to the descriptions
-)
+app = App(name="eigenpress")
 app.add_typer(store_app, no_args_is_help=False)  # or its help would be the error's one line
 
 INTERRUPTED = 130
-UsageError: Any = typer.BadParameter.__base__  # which module it is in depends on typer's version
+VERSIONS = ("eigenpress", "torch", "transformers")  # what a report of a fault has to say
+FORMS = ("dense",)
 
 ConfigFile = Annotated[
     Path | None,
-    typer.Option("--config", help="YAML file with any of these settings", metavar="PATH"),
+    path_option("config", "YAML file with any of these settings", "FILE", group="General"),
 ]
-Json = Annotated[bool, typer.Option("--json", help="print JSON on stdout and nothing else there")]
+
+
+def _show_versions(asked: bool) -> None:
+    if asked:
+        typer.echo(", ".join(f"{name} {version(name)}" for name in VERSIONS))
+        raise typer.Exit
+
+
+@app.callback()
+def program(
+    versions: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            help="show the versions of eigenpress, torch and transformers",
+            callback=_show_versions,
+            is_eager=True,
+        ),
+    ] = False,
+) -> None:
+    """Make causal language models smaller by decomposing their weights."""
 
 
 @app.command()
@@ -66,34 +86,59 @@ def plan(given: dict[str, Any], *, config: ConfigFile = None, as_json: Json = Fa
 
 
 @app.command()
-def methods(as_json: Json = False) -> None:
-    """List the methods and their options."""
-    from flows.commands.methods import list_methods
+def methods(
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            help="a method or an allocator, to see all of it",
+            metavar="NAME",
+            autocompletion=offering(method_names),
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List the methods and their options, or show one in full."""
+    from flows.commands.methods import list_methods, show_method
 
-    list_methods(as_json, print_json)
+    if name is None:
+        list_methods(as_json, print_json)
+    else:
+        show_method(name, as_json, print_json)
 
 
 @app.command()
 def export(
-    folder: Annotated[Path, typer.Argument(help="compressed model folder", metavar="DIR")],
-    to: Annotated[str, typer.Option(help="dense: an ordinary checkpoint, full size")] = "dense",
-    output: Annotated[Path | None, typer.Option(help="folder to write", metavar="DIR")] = None,
+    folder: Annotated[Path, path_argument("compressed model folder")],
+    to: Annotated[
+        str,
+        typer.Option(
+            help="dense is an ordinary checkpoint of full size (default: dense)",
+            show_default=False,
+            metavar="|".join(FORMS),
+            autocompletion=offering(lambda: FORMS),
+        ),
+    ] = FORMS[0],
+    output: Annotated[
+        Path | None, path_option("output", "folder to write; else DIR-dense beside it")
+    ] = None,
 ) -> None:
     """Turn a compressed folder into another form."""
-    if to != "dense":
-        raise ConfigError(f"cannot export to {to!r}; forms: dense")
+    if to not in FORMS:
+        raise ConfigError(f"cannot export to {to!r}; forms: {', '.join(FORMS)}")
     from compress_core.hf.export import to_dense
+    from flows.settings.output import check_place
 
-    target = output or folder.with_name(f"{folder.resolve().name}-dense")
+    whole = folder.resolve()
+    if output is None and not whole.name:
+        raise ConfigError(f"export {folder}: a model's folder is below it; name that")
+    target = output or whole.with_name(f"{whole.name}-dense")
+    check_place("--output", target, folder)
     to_dense(folder, target)
     typer.echo(f"dense        {target}  (same size as the original model)")
 
 
 @app.command()
-def demo(
-    home: Annotated[Path | None, typer.Option(help="data directory", metavar="DIR")] = None,
-    as_json: Json = False,
-) -> None:
+def demo(home: Home = None, as_json: Json = False) -> None:
     """Train a small Llama, then compress it with several methods.
 
     It is trained on the documentation and the sources of the Python that runs this.
@@ -134,30 +179,40 @@ def start_runtime(home: Path) -> None:
 
 def print_json(value: Any) -> None:
     """One JSON value on stdout."""
-    sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    typer.echo(json.dumps(value, indent=1, ensure_ascii=False))
 
 
 def main() -> None:
-    """Entry point: one line and exit code 2 for what the user can mend."""
-    prepare_threads()
-    atexit.register(gc.freeze)  # what is left goes with the process: nobody has to look through it
+    """Entry point: one line and a code for whatever goes wrong, 2 for what the user can mend."""
     try:
+        threading.excepthook = lambda raised: say_in_thread(raised.exc_value)
+        prepare_threads()
+        atexit.register(gc.freeze)  # what is left goes with the process: nobody looks through it
         code = app(sys.argv[1:] or ["--help"], prog_name="eigenpress", standalone_mode=False)
+        _flush()
     except UsageError as error:
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "eigenpress"
-        _fail(f"{error.format_message()} (see `{command} --help`)")
-    except (CompressError, StorageError) as error:
-        _fail(error)
-    except RuntimeError as error:
-        if type(error).__module__.partition(".")[0] not in ("flows", "tasks"):
-            raise
-        _fail(error)
+        code = say_mistake(f"{error.format_message()} (see `{command} --help`)")
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except BrokenPipeError:
+        code = _leave_quietly()
+    except Exception as error:
+        code = say_mishap(error)
     if code == INTERRUPTED:  # typer's word for Ctrl-C
-        sys.stderr.write("\neigenpress: interrupted; the same command goes on from here\n")
+        say("interrupted; the same command goes on from here", before="\n")
     sys.exit(code)
 
 
-def _fail(error: Exception | str) -> NoReturn:
-    sys.stderr.write(f"eigenpress: {' '.join(str(error).split())}\n")
-    sys.exit(2)
+def _flush() -> None:
+    """What is printed has arrived, or an error says here that it has not, not at Python's end."""
+    if sys.stdout is not None:
+        sys.stdout.flush()
+
+
+def _leave_quietly() -> int:
+    """For a reader of stdout that has gone, as `head` does: nothing more can be said there."""
+    with suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1

@@ -8,6 +8,7 @@ from flows.report.files import check_report, write_report
 from flows.runs.opened import open_command
 from flows.server import runtime
 from flows.settings.config import Settings, SweepConfig
+from flows.settings.output import check_place
 from tasks.tracking.client import check_tracking
 
 
@@ -17,6 +18,7 @@ def run_command(settings: Settings, as_json: bool) -> Any:
     opened = open_command(settings, reporter)
     if isinstance(settings, SweepConfig):
         report = report_folder(settings, opened.workspace.model.name)
+        check_place("--report", report, opened.workspace.model.folder, settings.home)
         check_report(report)
     opened.prepare()
     from flows.runs.execute import execute_in_flow

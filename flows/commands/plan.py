@@ -11,7 +11,8 @@ from flows.report.console import Reporter
 from flows.report.lines import duration, entry, make_console, say
 from flows.runs.forecast import Estimate, Planned, Planner, estimate
 from flows.runs.opened import open_command
-from flows.settings.config import RunConfig, Settings, SweepConfig, build_config, file_and_flags
+from flows.settings.config import RunConfig, Settings, SweepConfig, build_config
+from flows.settings.reading import file_and_flags
 
 Print = Callable[[Any], None]
 UNITS = 27  # where a plan's lines go on
@@ -44,22 +45,23 @@ def as_run_or_sweep(values: dict[str, Any]) -> Settings:
     """
     if "method" in values and "methods" in values:
         raise ConfigError("give --method for a run or --methods for a sweep, not both")
-    values = {name: value for name, value in values.items() if name != "output"}
     if values.get("target_perplexity") is not None:
         raise ConfigError(
             "what a --target-perplexity leads to is known only after evaluating: plan a --kept"
         )
-    methods = values.pop("methods", None) or [values.pop("method", "svd_llm")]
     kept = values.pop("kept", None)
     kepts = kept if isinstance(kept, list) else [] if kept is None else [kept]
-    if values.get("target_bytes") is not None and (kepts or len(methods) > 1):
+    swept = bool(values.get("methods")) or len(kepts) > 1
+    if values.get("target_bytes") is not None and (kepts or swept):
         raise ConfigError("--target-bytes is the budget of one run: no --kept, one method")
-    if len(methods) == 1 and len(kepts) <= 1:
-        values.pop("report", None)
-        budget = {"kept": kepts[0]} if kepts else {}
-        return build_config(RunConfig, {**values, "method": methods[0], **budget}, None)
-    values.pop("target_bytes", None)
-    return build_config(SweepConfig, {**values, "methods": methods, "kept": kepts}, None)
+    kind: type[Settings] = SweepConfig if swept else RunConfig
+    # A file that a run of the other kind wrote holds settings of that kind, without values.
+    values = {n: v for n, v in values.items() if v is not None or n in kind.model_fields}
+    if swept:
+        methods = values.pop("methods", None) or [values.pop("method", "svd_llm")]
+        return build_config(SweepConfig, {**values, "methods": methods, "kept": kepts}, None)
+    values.pop("methods", None)
+    return build_config(RunConfig, values | ({"kept": kepts[0]} if kepts else {}), None)
 
 
 def _print(planned: list[Planned], expected: Estimate, notes: list[str]) -> None:

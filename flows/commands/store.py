@@ -9,21 +9,18 @@ from typing import Annotated, Any
 import typer
 
 from compress_core.errors import ConfigError
-from flows.settings.config import default_home
+from flows.commands.look import App, Home, Json
+from flows.settings.home import default_home, use_home
 
-store_app = typer.Typer(
-    name="store", help="Look into the store of artifacts.", no_args_is_help=True
-)
+store_app = App(name="store", help="Look into the store of artifacts.", no_args_is_help=True)
 
-Home = Annotated[Path | None, typer.Option("--home", help="data directory", metavar="DIR")]
-Json = Annotated[bool, typer.Option("--json", help="print JSON on stdout and nothing else there")]
 Key = Annotated[str, typer.Argument(help="a key, or the beginning of one", metavar="KEY")]
 
 
 def _open(home: Path | None, problems: list[str] | None = None) -> Any:
     from storage.store import Store
 
-    root = (home or default_home()).expanduser() / "store"
+    root = use_home(home or default_home()) / "store"
     if not root.is_dir():
         raise ConfigError(f"there is no store at {root}; choose a data directory with --home")
 

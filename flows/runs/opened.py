@@ -5,6 +5,7 @@
 
 from dataclasses import dataclass
 
+from compress_core.errors import ConfigError
 from compress_core.versions import library_versions
 from flows.report.console import Reporter
 from flows.runs.budget import MOST, at_kept, resolve_budget
@@ -13,6 +14,7 @@ from flows.runs.workspace import Workspace, open_workspace, read_texts
 from flows.settings.checks import check_methods
 from flows.settings.config import RunConfig, Settings
 from flows.settings.heap import share_one_heap
+from flows.settings.idle import idle_notes
 from tasks.engine.session import Session
 from tasks.tracking.client import check_tracking
 
@@ -78,9 +80,25 @@ def open_command(settings: Settings, reporter: Reporter) -> Opened:
     methods = check_methods(settings, list(dict.fromkeys(run.method for run in runs)), kepts)
     workspace = open_workspace(settings)
     workspace.methods |= methods
+    workspace.notes += idle_notes(settings, methods)
     if isinstance(settings, RunConfig):
         settings = resolve_budget(workspace, settings)
         # Of a search nothing is known yet; what is refused at a mild share is refused at all.
         runs = [settings if settings.kept is not None else at_kept(settings, MOST)]
     pipelines = [build_pipeline(workspace, run) for run in runs]
+    _check_refreshed(settings, pipelines)
     return Opened(settings, workspace, reporter, pipelines)
+
+
+def _check_refreshed(settings: Settings, pipelines: list[Pipeline]) -> None:
+    """Refuses to compute again what no run computes.
+
+    Raises:
+        ConfigError: A stage of --refresh is in no run.
+    """
+    there = list(dict.fromkeys(group.stage for p in pipelines for group in p.groups))
+    for stage in settings.refresh:
+        if stage not in there:
+            raise ConfigError(
+                f"--refresh {stage}: nothing here has that stage; the stages are {', '.join(there)}"
+            )

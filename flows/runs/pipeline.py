@@ -3,9 +3,11 @@
 What method, options and budget make impossible on this model is refused here, before a stage runs.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from compress_core.hf.lm_eval_find import is_path
 from compress_core.types import Budget
 from flows.runs.workspace import Workspace
 from flows.settings.config import RunConfig
@@ -17,7 +19,7 @@ from tasks.stages.allocate import allocate_group
 from tasks.stages.collect import collect_groups
 from tasks.stages.collect_gradients import fisher_group
 from tasks.stages.decompose import decompose_groups
-from tasks.stages.evaluate import task_group, text_group
+from tasks.stages.evaluate import Asking, task_group, text_group
 from tasks.stages.learn import learn_groups
 from tasks.stages.materialise import materialise_group
 from tasks.stages.probe import probe_groups
@@ -155,15 +157,18 @@ def make_job(workspace: Workspace, config: RunConfig) -> Job:
 def with_absolute_paths(config: RunConfig) -> RunConfig:
     """The same run, so described that it can be repeated from any folder."""
 
-    def local(source: str) -> str:  # a hub id stays what it is
-        path = Path(source).expanduser()
-        return str(path.resolve()) if path.exists() else source
+    def local(source: str) -> str:  # a hub id stays what it is, and what cannot be looked at
+        with suppress(OSError, RuntimeError):
+            path = Path(source).expanduser()
+            return str(path.resolve()) if path.exists() else source
+        return source
 
     return config.model_copy(
         update={
             "model": local(config.model),
             "calibration": config.calibration and local(config.calibration),
             "eval_text": [local(text) for text in config.eval_text],
+            "tasks": [local(task) if is_path(task) else task for task in config.tasks],
             "task_path": config.task_path and config.task_path.expanduser().resolve(),
             "home": config.home.expanduser().resolve(),
             "output": config.output and config.output.expanduser().resolve(),
@@ -199,7 +204,8 @@ def _evaluation_groups(
                 compressed,
                 which=which,
                 batch_size=workspace.batch_size,
-                limit=config.task_limit,
+                asking=Asking(config.task_limit, config.num_fewshot, config.apply_chat_template),
+                tell=workspace.notes.add,
             )
             groups.append(group)
             evaluations.append(Evaluation(which, "task", spec.name, group.units[0]))

@@ -14,12 +14,15 @@ from pydantic import BaseModel
 
 from flows.runs.pipeline import Evaluation, Pipeline
 from flows.runs.workspace import Workspace
+from flows.settings.config import RunConfig
 from storage.artifact import Artifact
 from storage.disk import replace_file
 from tasks.engine.session import Session
 from tasks.engine.units import Outcome
 from tasks.stages.learn import CURVES
 from tasks.stages.recover import TENSOR
+
+LONGEST = 200  # bytes of a folder's name before its key; 255 are all that file systems take
 
 
 def collect_metrics(
@@ -67,11 +70,20 @@ def collect_result(
         "bytes": {"dense": model.nbytes, "compressed": written["bytes"]},
         "memory": written["memory"],
         "metrics": collect_metrics(pipeline.evaluations, session),
+        **asking_of(config),
         "stages": [as_stage(outcome) for outcome in outcomes],
         "notes": list(workspace.notes),
         "code_version": code_version(),
         **learned_of(pipeline, session),
     }
+
+
+def asking_of(config: RunConfig) -> dict[str, Any]:
+    """How tasks were asked ("asked"), where there were any."""
+    if not config.tasks:
+        return {}
+    names = ("task_limit", "num_fewshot", "apply_chat_template")
+    return {"asked": {name: getattr(config, name) for name in names}}
 
 
 def learned_of(pipeline: Pipeline, session: Session) -> dict[str, Any]:
@@ -127,7 +139,8 @@ def model_dir(pipeline: Pipeline, session: Session) -> Path:
         return config.output
     key = session.manifests[pipeline.folder].key
     method = re.sub(r"[^\w.@=+-]", "-", config.label)  # colons are no part of a folder's name
-    name = f"{Path(config.model).name}-{method}-{config.kept:g}-{key[:8]}"
+    said = f"{Path(config.model).name}-{method}-{config.kept:g}".encode()[:LONGEST]
+    name = f"{said.decode(errors='ignore')}-{key[:8]}"
     return config.home.expanduser().absolute() / "models" / name
 
 

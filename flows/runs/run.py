@@ -21,10 +21,11 @@ from flows.runs.results import (
     save_run_record,
     stored_of,
 )
-from flows.settings.config import Settings, write_yaml
+from flows.settings.config import Settings
 from flows.settings.output import CONFIG_FILE, check_output
+from flows.settings.reading import write_yaml
 from tasks.engine.prefect_task import run_group
-from tasks.engine.session import Group, Session
+from tasks.engine.session import Group, Session, placed
 from tasks.engine.units import Outcome
 from tasks.stages.materialise import publishing
 from tasks.tracking.register import register
@@ -111,7 +112,7 @@ def finish(
         check_loads(staging, dense.tokenizer, trust_remote_code=dense.trust_remote_code)
     result = collect_result(workspace, pipeline, session, outcomes)
     begun = perf_counter()
-    with reporter.stage("register", 1):
+    with placed(lambda: "stage register"), reporter.stage("register", 1):
         registered = register.submit(
             name=config.name or re.sub("[/:]", "-", workspace.model.name),  # MLflow's rule
             home=config.home.expanduser(),

@@ -1,19 +1,19 @@
 """What all runs of one command share: store, model, texts and tasks, opened and checked once."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 from compress_core.batch import windows_at_once
+from compress_core.errors import ConfigError
 from compress_core.hf.binding import unwrapped
 from compress_core.hf.checkpoint import resolve_model
-from compress_core.hf.layout import load_config
 from compress_core.hf.lm_eval_tasks import TaskSpec, find_tasks
 from compress_core.hf.text import clip_length
 from compress_core.method import Method
 from compress_core.methods import build_method
-from flows.settings.checks import choose_device
+from flows.settings.checks import check_windows, choose_device
 from flows.settings.config import RunConfig, Settings
 from flows.settings.home import open_home
 from storage.digests import DigestCache
@@ -23,7 +23,7 @@ from tasks.engine.free_memory import free_memory
 from tasks.engine.session import Group, Session
 from tasks.engine.units import Outcome
 from tasks.engine.whole_models import Models
-from tasks.stages.tokenise import Text, calibration_group, evaluation_group
+from tasks.stages.tokenise import NOTES, Text, calibration_group, evaluation_group
 
 
 class Notes(list[str]):
@@ -116,8 +116,7 @@ def open_workspace(settings: Settings) -> Workspace:
     local = Path(settings.model).expanduser().is_dir()
     name = None if local else settings.model.rstrip("/").rpartition("/")[2]  # not a cache's folder
     model = DenseModel(folder, digests, device, settings.trust_remote_code, name, settings.compute)
-    config = load_config(model.checkpoint, settings.trust_remote_code)
-    length = clip_length(settings.length, config)
+    length = clip_length(settings.length, model.config)
     if length < settings.length:
         notes.append(
             f"windows are {length} tokens long, not {settings.length}: "
@@ -134,8 +133,28 @@ def open_workspace(settings: Settings) -> Workspace:
             f"tensors have names that transformers does not know, like {wrapped}: read and written "
             f"as {unwrapped(wrapped, wrappers)}"
         )
+    if settings.calibration is not None:
+        check_windows(settings.samples, length, free_memory("cpu"))
     tasks = find_tasks(settings.tasks, settings.task_path) if settings.tasks else []
+    _check_asking(settings, model, tasks, notes)
     return Workspace(settings, store, digests, model, Models(model), length, tasks, notes)
+
+
+def _check_asking(
+    settings: Settings, model: DenseModel, tasks: Sequence[TaskSpec], notes: Notes
+) -> None:
+    """Refuses a chat template that is not there, and says where --num-fewshot does nothing."""
+    if settings.apply_chat_template and not model.tokenizer.chat_template:
+        raise ConfigError(
+            f"--apply-chat-template: the tokenizer of {model.folder} has no chat template; leave "
+            "it out or give a chat model"
+        )
+    fixed = [name for task in tasks for name in task.fixed_shots()] if settings.num_fewshot else []
+    if fixed:
+        notes.append(
+            f"--num-fewshot {settings.num_fewshot} leaves out {', '.join(fixed)}: lm-eval keeps "
+            "tasks whose own file says num_fewshot: 0"
+        )
 
 
 def text_groups(workspace: Workspace) -> tuple[Group | None, dict[str, Group]]:
@@ -148,6 +167,9 @@ def text_groups(workspace: Workspace) -> tuple[Group | None, dict[str, Group]]:
             settings.calibration,
             settings.calibration_field,
             "calibration" if held_out else "all",
+            settings.skip_bad_rows,
+            "calibration",
+            "--calibration-field",
         )
         calibration = calibration_group(
             model,
@@ -158,9 +180,12 @@ def text_groups(workspace: Workspace) -> tuple[Group | None, dict[str, Group]]:
             seed=settings.seed,
             bos=settings.bos,
         )
-    texts = [Text(source, settings.eval_field) for source in settings.eval_text]
-    if held_out and settings.calibration is not None:
-        texts = [Text(settings.calibration, settings.calibration_field, "held-out")]
+    texts = [
+        Text(source, settings.eval_field, skip_bad_rows=settings.skip_bad_rows)
+        for source in settings.eval_text
+    ]
+    if calibration is not None and held_out:
+        texts = [replace(text, part="held-out")]
         workspace.notes.append(
             f"no --eval-text: the last tenth of {settings.calibration} is held back for it"
         )
@@ -191,3 +216,7 @@ def read_texts(workspace: Workspace, needs_calibration: bool) -> None:
         for outcome in session.run(group):
             if outcome.state == "computed":
                 workspace.earlier[outcome.key] = outcome
+        for unit in group.units:
+            for note in session.manifests[unit].info.get(NOTES, ()):
+                if note not in workspace.notes:
+                    workspace.notes.add(note)

@@ -1,6 +1,7 @@
 """What settings alone show to be impossible: methods, budgets, missing text, a device."""
 
 from collections.abc import Mapping
+from itertools import combinations
 
 import torch
 
@@ -9,6 +10,9 @@ from compress_core.method import Method
 from compress_core.methods import build_method
 from compress_core.types import Budget
 from flows.settings.config import RunConfig, Settings
+from flows.settings.idle import check_idle
+
+TOKEN_BYTES = 16  # of a token of a window while windows are made: in a list and in a tensor
 
 
 def choose_device(wanted: str) -> str:
@@ -22,12 +26,31 @@ def choose_device(wanted: str) -> str:
     try:
         kind = torch.device(wanted).type
         torch.empty(0, dtype=torch.float64, device=wanted)  # decompositions need float64
-    except (RuntimeError, AssertionError, ValueError, TypeError) as error:
-        line = str(error).splitlines()[0]
+    except Exception as error:  # torch has no one kind for a backend that is not there
+        line = str(error).splitlines()[0].partition(". ")[0]
         raise ConfigError(f"--device {wanted} cannot be used: {line}") from None
     if kind == "meta":
         raise ConfigError("--device meta computes nothing; use cpu or cuda")
     return wanted
+
+
+def check_windows(samples: int, length: int, free: int) -> None:
+    """Refuses more calibration windows than memory holds.
+
+    Args:
+        samples: How many.
+        length: Tokens in each.
+        free: Bytes of memory that are free.
+
+    Raises:
+        ConfigError: They take more than is free.
+    """
+    needed = samples * length * TOKEN_BYTES
+    if needed > free:
+        raise ConfigError(
+            f"--samples {samples:,} of --length {length:,} take {needed:,} bytes of memory, and "
+            f"{free:,} are free: ask for fewer"
+        )
 
 
 def check_methods(settings: Settings, methods: list[str], kepts: list[float]) -> dict[str, Method]:
@@ -50,8 +73,9 @@ def check_methods(settings: Settings, methods: list[str], kepts: list[float]) ->
                 f"--recover trains numbers and {name!r} stores its factors in 8 bits, whose codes "
                 "are fixed: leave one of the two out"
             )
+    check_idle(settings, built)
     _check_recovery(settings)
-    _check_idle(settings, built)
+    _check_same(built)
     if settings.calibration is None and not settings.eval_text and not settings.tasks:
         raise ConfigError(
             "nothing to evaluate on: give --eval-text FILE, --tasks NAME or --calibration FILE "
@@ -63,37 +87,20 @@ def check_methods(settings: Settings, methods: list[str], kepts: list[float]) ->
     return built
 
 
-def _check_idle(settings: Settings, methods: Mapping[str, Method]) -> None:
-    """Refuses options that nothing would read.
+def _check_same(methods: Mapping[str, Method]) -> None:
+    """Refuses methods of a sweep that are one and the same.
 
     Raises:
-        ConfigError: One is there.
+        ConfigError: Two are.
     """
-    if settings.task_path is not None and not settings.tasks:
-        raise ConfigError("--task-path without --tasks: say which tasks of that folder to run")
-    if settings.task_limit is not None and not settings.tasks:
-        raise ConfigError("--task-limit without --tasks: say which tasks to run")
-    if settings.eval_field is not None and not settings.eval_text:
-        raise ConfigError("--eval-field without --eval-text: say of which text")
-    if settings.calibration_field is not None and settings.calibration is None:
-        raise ConfigError("--calibration-field without --calibration: say of which text")
-    if settings.learn_seed is not None and not any(method.learn for method in methods.values()):
-        raise ConfigError(
-            f"--learn-seed is of methods that train on the whole model; {next(iter(methods))!r} "
-            "does not"
-        )
+    for (first, one), (second, other) in combinations(methods.items(), 2):
+        if one.essence == other.essence:
+            raise ConfigError(f"methods {first!r} and {second!r} are the same: leave one out")
 
 
 def _check_recovery(settings: Settings) -> None:
-    """Refuses a recovery without text, with too little of it, and its settings without it."""
+    """Refuses a recovery without text, or with too little of it."""
     if settings.recovery is None:
-        given = [
-            "--" + name.replace("_", "-")
-            for name, field in Settings.model_fields.items()
-            if name.startswith("recover_") and getattr(settings, name) != field.default
-        ]
-        if given:
-            raise ConfigError(f"{given[0]} without --recover: say how, lora or factors")
         return
     if settings.calibration is None:
         raise ConfigError(

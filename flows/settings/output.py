@@ -4,12 +4,14 @@ Asked before any stage runs and again just before the folder takes its place.
 """
 
 import os
+import tempfile
 from pathlib import Path
 
 from compress_core.errors import ConfigError
 from compress_core.hf.companions import companion_files
 from compress_core.hf.modelling import MODELLING_FILE
-from flows.settings.config import RunConfig, read_yaml
+from flows.settings.config import RunConfig
+from flows.settings.reading import read_yaml
 
 CONFIG_FILE = "eigenpress.yaml"
 
@@ -34,9 +36,44 @@ def check_output(config: RunConfig, model: Path) -> None:
         raise ConfigError(f"--output {target} cannot be a folder; choose another")
     if target == model.resolve() or any(target.iterdir() if target.is_dir() else ()):
         _refuse_foreign(target, model)
-    place = target.parent if target.exists() else above
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise ConfigError(f"--output {target}: no permission to write in {place}")
+    check_place("--output", target, model, config.home)
+    _try_to_write(target, target.parent if target.exists() else above)
+
+
+def check_place(flag: str, target: Path, model: Path, home: Path | None = None) -> None:
+    """Refuses a place inside the model's folder, or among what Eigenpress keeps for itself.
+
+    Args:
+        flag: What names the place, for the message.
+        target: The place.
+        model: Folder of a model that is read.
+        home: Data directory; only its ``models`` and ``reports`` are people's.
+
+    Raises:
+        ConfigError: It is there.
+    """
+    if target.resolve().is_relative_to(model.resolve()):
+        raise ConfigError(f"{flag} {target} is inside the model's folder; choose another place")
+    home = home and home.expanduser().resolve()
+    if home is None or not target.resolve().is_relative_to(home):
+        return
+    if not any(target.resolve().is_relative_to(home / place) for place in ("models", "reports")):
+        raise ConfigError(
+            f"{flag} {target} is inside the data directory, which holds what Eigenpress keeps for "
+            "itself; choose another place"
+        )
+
+
+def _try_to_write(target: Path, place: Path) -> None:
+    """Makes a folder of the name under which ``target`` will be made, and removes it."""
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=f".{target.name}.", dir=place))
+    except OSError as error:
+        raise ConfigError(
+            f"--output {target}: no permission to write in {place}"
+            if isinstance(error, PermissionError)
+            else f"--output {target} cannot be made in {place}: {error.strerror}"
+        ) from None
 
 
 def _refuse_foreign(target: Path, model: Path) -> None:

@@ -11,7 +11,7 @@ from compress_core.hf.binding import key_mapping, unwrapped
 from compress_core.hf.checkpoint import Checkpoint
 from compress_core.hf.companions import companion_files, tokenizer_files
 from compress_core.hf.footprint import expected_bytes
-from compress_core.hf.layout import inspect_model
+from compress_core.hf.layout import inspect_model, load_config
 from compress_core.hf.loading import load_model
 from compress_core.hf.stream import BlockStream
 from compress_core.hf.text import load_tokenizer
@@ -61,6 +61,11 @@ class DenseModel:
         self.compute_dtype = compute_dtype(compute, self.layout.dtype, device)
         self._digests = digests
         companion_files(folder)  # one that leads out of the folder is refused before any stage
+
+    @cached_property
+    def config(self) -> Any:
+        """The model's configuration, as transformers reads it."""
+        return load_config(self.checkpoint, self.trust_remote_code)
 
     @cached_property
     def tokenizer(self) -> Any:

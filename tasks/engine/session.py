@@ -1,13 +1,14 @@
 """A run of groups against a store: each unit is found there, or computed and kept."""
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from threading import Event
 from time import perf_counter
 from typing import Any
+from uuid import uuid4
 
-from compress_core.errors import CompressError
+from compress_core.errors import NumericsError
 from storage.artifact import Artifact
 from storage.draft import Draft
 from storage.errors import ArtifactMissingError
@@ -16,6 +17,20 @@ from storage.manifest import Manifest
 from storage.store import Store
 from tasks.engine.stages import STAGES
 from tasks.engine.units import Outcome, Unit
+
+
+@contextmanager
+def placed(place: Callable[[], str]) -> Iterator[None]:
+    """Notes on whatever is raised inside where it was: the one place that knows it.
+
+    Args:
+        place: Says so, once something is raised; it begins with "stage ".
+    """
+    try:
+        yield
+    except Exception as error:
+        error.add_note(place())
+        raise
 
 
 class Interrupted(Exception):
@@ -109,9 +124,14 @@ class Session:
         """Finds or computes every unit of a group.
 
         Raises:
-            CompressError: As the computation did, with the stage and the group named.
+            CompressError: As the computation did; errors of numbers with stage and group named,
+                which what a user brought has nothing to do with.
         """
         work = Work(self, group)
+        with placed(lambda: work.place):
+            return self._run(group, work)
+
+    def _run(self, group: Group, work: "Work") -> list[Outcome]:
         outcomes = {}
         for unit in group.units:
             started = perf_counter()
@@ -134,8 +154,8 @@ class Session:
                 self.release()
             try:
                 group.compute(work)
-            except CompressError as error:
-                raise type(error)(f"stage {group.stage}, {group.label}: {error}") from error
+            except NumericsError as error:
+                raise NumericsError(f"stage {group.stage}, {group.label}: {error}") from error
             for unit in work.missing:
                 seconds = work.seconds[unit]
                 outcomes[unit] = Outcome(
@@ -148,7 +168,11 @@ class Session:
 
 @dataclass
 class Work:
-    """What a group's ``compute`` is given: the units to do and the means to do them."""
+    """What a group's ``compute`` is given: the units to do and the means to do them.
+
+    Attributes:
+        drafting: The unit whose draft is open.
+    """
 
     session: Session
     group: Group
@@ -156,7 +180,18 @@ class Work:
     keys: dict[Unit, str] = field(default_factory=dict)
     recipes: dict[Unit, dict[str, Any]] = field(default_factory=dict)
     seconds: dict[Unit, float] = field(default_factory=dict)
+    drafting: Unit | None = None
     _mark: float = field(default_factory=perf_counter)
+
+    @property
+    def place(self) -> str:
+        """Stage, group and unit in hand; before its draft is open, the next one that is missing."""
+        place = f"stage {self.group.stage}, {self.group.label}"
+        waiting = [unit for unit in self.missing if unit not in self.seconds]
+        unit = self.drafting or next(iter(waiting), None)
+        if unit is None or unit.name == self.group.label:
+            return place
+        return f"{place}, {unit.name}{'' if self.drafting or len(waiting) == 1 else ' or later'}"
 
     def add(self, unit: Unit, key: str, recipe: dict[str, Any]) -> None:
         """Puts a unit on the list."""
@@ -164,6 +199,11 @@ class Work:
         self.keys[unit] = key
         self.recipes[unit] = recipe
         self._mark = perf_counter()
+
+    def unrepeatable(self, unit: Unit) -> None:
+        """Keeps a unit under a key that nobody will look for: it read what its recipe lacks."""
+        self.recipes[unit] = self.recipes[unit] | {"once": uuid4().hex}
+        self.keys[unit] = recipe_key(self.recipes[unit])
 
     def artifact(self, unit: Unit) -> Artifact:
         """The artifact of an upstream unit."""
@@ -208,6 +248,7 @@ class _Commit(AbstractContextManager[Draft]):
         )
 
     def __enter__(self) -> Draft:
+        self.work.drafting = self.unit
         self.opened = self.draft.__enter__()
         self.opened.info.update(self.work.session.info)
         return self.opened
@@ -219,4 +260,5 @@ class _Commit(AbstractContextManager[Draft]):
             self.opened.info["seconds"] = seconds
         self.draft.__exit__(*error)
         if error[0] is None:
+            self.work.drafting = None
             self.work.session.manifests[self.unit] = self.opened.manifest

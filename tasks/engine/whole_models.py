@@ -6,14 +6,15 @@ A stage that asks for one names ``LOADING`` in its code.
 from pathlib import Path
 from typing import Any
 
+from compress_core.hf.binding import unwrapped
 from compress_core.hf.loading import load_model
 from compress_core.hf.quantizer import EigenpressConfig, EigenpressQuantizer
 from tasks.engine.dense_model import FOLDER, DenseModel
 from tasks.engine.session import Work
 from tasks.engine.units import Unit
 
-LOADING = (load_model, EigenpressConfig, EigenpressQuantizer)
-"""What a loaded model's numbers come from: transformers calls the last two by their names."""
+LOADING = (load_model, unwrapped, EigenpressConfig, EigenpressQuantizer)
+"""What a loaded model's numbers and keys come from: transformers calls the last two by name."""
 
 
 class Models:

@@ -4,11 +4,13 @@ What is measured is the folder on disk, loaded as a user would load it.
 """
 
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from compress_core.errors import ConfigError
 from compress_core.evaluate import perplexity_and_kl
 from compress_core.hf.lm_eval_tasks import TaskSpec, run_tasks
+from compress_core.hf.lm_eval_watch import Watch, watching
 from tasks.engine.cost import MODEL, Cost, forward_operations, logits
 from tasks.engine.dense_model import DenseModel
 from tasks.engine.session import Group, Work
@@ -44,6 +46,21 @@ def text_group(
     return _group(name, dense, tokens, compressed, {}, compute, expected_tokens)
 
 
+@dataclass(frozen=True)
+class Asking:
+    """How tasks are asked, all of which decides their numbers.
+
+    Attributes:
+        limit: At most so many documents per task; None for all.
+        num_fewshot: Examples before each; None for what the task says.
+        apply_chat_template: Whether prompts go through the chat template.
+    """
+
+    limit: int | None = None
+    num_fewshot: int | None = None
+    apply_chat_template: bool = False
+
+
 def task_group(
     models: Models,
     spec: TaskSpec,
@@ -51,13 +68,14 @@ def task_group(
     *,
     which: str,
     batch_size: int,
-    limit: int | None,
+    asking: Asking,
+    tell: Callable[[str], None],
 ) -> Group:
-    """One lm-eval task on one model."""
+    """One lm-eval task on one model; ``tell`` is told where its score cannot be kept."""
     dense = models.dense
     name = f"{which} on task {spec.name}"
-    settings = {"task": spec.digest_parts(), "limit": limit, "tokenizer": dense.tokenizer_digest}
-    compute = _Task(models, spec, compressed, batch_size, limit)
+    settings = {"task": spec.digest_parts, "tokenizer": dense.tokenizer_digest, **asdict(asking)}
+    compute = _Task(models, spec, compressed, batch_size, asking, tell)
     return _group(name, dense, None, compressed, settings, compute)
 
 
@@ -127,28 +145,41 @@ class _Task:
         spec: TaskSpec,
         compressed: Unit | None,
         batch_size: int,
-        limit: int | None,
+        asking: Asking,
+        tell: Callable[[str], None],
     ) -> None:
         self.models = models
         self.spec = spec
         self.compressed = compressed
         self.batch_size = batch_size
-        self.limit = limit
+        self.asking = asking
+        self.tell = tell
 
     def __call__(self, work: Work) -> None:
         dense, name = self.models.dense, self.spec.name
-        results = run_tasks(
-            self.models.get(work, self.compressed),
-            dense.tokenizer,
-            [self.spec],
-            batch_size=self.batch_size,
-            device=dense.device,
-            limit=self.limit,
-        )
+        model, tokenizer = self.models.get(work, self.compressed), dense.tokenizer
+        watch = Watch()
+        with watching(watch):
+            results = run_tasks(
+                model,
+                tokenizer,
+                [self.spec],
+                batch_size=self.batch_size,
+                device=dense.device,
+                **asdict(self.asking),
+            )
         scores = dict(results.pop(name, {}))
         for member, metrics in results.items():  # a tag or a group has scores of its members
             scores |= {f"{member}/{metric}": value for metric, value in metrics.items()}
         if not scores:
             raise ConfigError(f"task {name} gives no number; check its metric_list")
-        with work.draft(work.missing[0]) as draft:
+        (unit,) = work.missing
+        unknown = self.spec.unknown(watch)
+        if unknown:
+            work.unrepeatable(unit)
+            self.tell(
+                f"scores of task {name} are computed each time, not cached: its code also read "
+                f"{', '.join(unknown[:3])}{' ...' if len(unknown) > 3 else ''}"
+            )
+        with work.draft(unit) as draft:
             draft.attrs |= scores

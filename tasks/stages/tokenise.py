@@ -1,15 +1,19 @@
 """Stage ``tokenise``: text to token windows, for calibration and for evaluation."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from compress_core.hf.documents import read_documents
+from compress_core.errors import ModelError, TextError
+from compress_core.hf.documents import Documents, read_documents, source_files, source_format
 from compress_core.hf.text import (
+    check_vocabulary,
     evaluation_windows,
+    first_refused,
     load_tokenizer,
     sample_windows,
     split_held_out,
@@ -22,20 +26,28 @@ from tasks.engine.session import Group, Work
 from tasks.engine.units import Unit
 from tasks.stages.arrays import put_tensor
 
+NOTES = "notes"  # what people should be told of a text, recorded with its windows
+
 
 @dataclass(frozen=True)
 class Text:
     """A text and which part of it is meant.
 
     Attributes:
-        source: Local file or dataset id.
+        source: Local file or folder, or dataset id.
         field: Column that holds the text, or None for the usual one.
         part: "all", "calibration" (all but the held-out tenth) or "held-out".
+        skip_bad_rows: How many rows that are no documents are left out, a count or a share.
+        role: What it is for, as people read it: "calibration" or "evaluation".
+        field_setting: What the user sets ``field`` with.
     """
 
     source: str
     field: str | None = None
     part: str = "all"
+    skip_bad_rows: float = 0
+    role: str = "evaluation"
+    field_setting: str = "--eval-field"
 
     @property
     def label(self) -> str:
@@ -44,29 +56,73 @@ class Text:
         return name if self.part != "held-out" else f"{name} (held-out tenth)"
 
     @property
-    def format(self) -> str:
-        """What decides how the bytes are read: the suffix of a file, or "dataset"."""
-        path = Path(self.source).expanduser()
-        return path.suffix.lower() if path.is_file() else "dataset"
+    def settings(self) -> dict[str, Any]:
+        """What decides which documents its bytes are."""
+        with self._named():
+            kind = source_format(self.source)
+        return {
+            "part": self.part,
+            "field": self.field,
+            "format": kind,
+            "skip_bad_rows": self.skip_bad_rows,
+        }
 
-    def documents(self, model: DenseModel) -> list[str]:
-        """Reads the text.
+    def documents(self, model: DenseModel) -> Documents:
+        """Reads the text; all of it, also where a part is meant.
 
         Raises:
             TextError: It cannot be read.
         """
-        documents = read_documents(self.source, self.field, tokenizer=model.tokenizer)
-        if self.part == "all":
-            return documents
-        return split_held_out(documents)[0 if self.part == "calibration" else 1]
+        with self._named():
+            return read_documents(
+                self.source,
+                self.field,
+                tokenizer=model.tokenizer,
+                skip_bad_rows=self.skip_bad_rows,
+                field_setting=self.field_setting,
+            )
+
+    def windows(
+        self, documents: Documents, tokenizer: Any, cut: Callable[..., Tensor], **how: Any
+    ) -> Tensor:
+        """The meant part of its documents, cut into windows.
+
+        Raises:
+            TextError: It is too short, or the tokenizer cannot encode it.
+        """
+        try:
+            texts = documents.texts
+            if self.part != "all":
+                texts = split_held_out(texts)[0 if self.part == "calibration" else 1]
+            return cut(texts, tokenizer, **how)
+        except TextError as error:
+            index = first_refused(documents.texts, tokenizer)
+            place = "" if index is None else f" {documents.places[index]}".rstrip()
+            raise TextError(f"{self.role} text {self.source}{place}: {error}") from error
 
     def digest(self, model: DenseModel, digests: DigestCache) -> str:
         """Content of the whole source."""
-        path = Path(self.source).expanduser()
-        if path.is_file():
-            return digests.of(path, "file", lambda f: {"": file_digest(f)})[""]
-        documents = read_documents(self.source, self.field, tokenizer=model.tokenizer)
-        return recipe_key({"documents": documents})
+        with self._named():
+            files = source_files(self.source)
+        try:
+            found = [digests.of(file, "file", lambda f: {"": file_digest(f)})[""] for file in files]
+        except OSError as error:
+            line = f"{self.role} text {self.source} cannot be read: {error.strerror}"
+            raise TextError(line) from error
+        if len(found) == 1:
+            return found[0]
+        if not found:
+            return recipe_key({"documents": self.documents(model).texts})
+        names = [file.name for file in files]
+        return recipe_key({"files": [list(pair) for pair in zip(names, found, strict=True)]})
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Refusals of the source, which they begin with, say what it is for."""
+        try:
+            yield
+        except TextError as error:
+            raise TextError(f"{self.role} text {error}") from error
 
 
 def calibration_group(
@@ -84,7 +140,7 @@ def calibration_group(
     unit = Unit(
         "tokenise",
         "calibration",
-        settings=how | {"part": text.part, "field": text.field, "format": text.format},
+        settings=how | text.settings,
         code=[load_tokenizer, sample_windows],
         sources={"text": text.digest(model, digests), "tokenizer": model.tokenizer_digest},
         cost=Cost(disk=samples * length * 8),
@@ -100,7 +156,7 @@ def evaluation_group(
     unit = Unit(
         "tokenise",
         f"evaluation on {text.label}",
-        settings=how | {"part": text.part, "field": text.field, "format": text.format},
+        settings=how | text.settings,
         code=[load_tokenizer, evaluation_windows],
         sources={"text": text.digest(model, digests), "tokenizer": model.tokenizer_digest},
         cost=Cost(disk=(windows or 0) * length * 8),
@@ -120,7 +176,15 @@ class _Windows:
         self.settings = settings
 
     def __call__(self, work: Work) -> None:
-        documents = self.text.documents(self.model)
-        windows = self.cut(documents, self.model.tokenizer, **self.settings)
+        tokenizer, text = self.model.tokenizer, self.text
+        documents = text.documents(self.model)
+        windows = text.windows(documents, tokenizer, self.cut, **self.settings)
+        try:
+            check_vocabulary(windows, tokenizer, self.model.config)
+        except ModelError as error:
+            raise ModelError(
+                f"{self.model.folder} on {text.role} text {text.source}: {error}"
+            ) from error
         with work.draft(work.missing[0]) as draft:
             put_tensor(draft, "tokens", windows)
+            draft.info[NOTES] = documents.notes

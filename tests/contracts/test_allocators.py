@@ -220,7 +220,7 @@ class TestAllocator:
         ("importance", {"mrr": "lots"}, "option 'mrr' of allocator 'importance' must be a float"),
         ("importance", {"mrr": 0.0}, "mrr, the least share a block keeps, is in (0, 1); got 0"),
         ("importance", {"mrr": 1}, "is in (0, 1); got 1"),
-        ("importance", {"mrr": float("nan")}, "is in (0, 1); got nan"),
+        ("importance", {"mrr": float("nan")}, "nan is no number to compute with"),
         ("hull", {"probe_share": 0}, "probe_share is in (0, 1), got 0"),
         ("hull", {"probe_share": "1"}, "probe_share is in (0, 1), got 1"),
         ("hull", {"probe_windows": 0}, "probe_windows must be at least 1, got 0"),

@@ -32,7 +32,7 @@ Refuse = Callable[..., str]
         (["export"], r"Missing argument 'DIR'.*\(see `eigenpress export --help`\)"),
         (["run", "--kept", "0.5"], r"model is missing \(--model or `model:` in --config\)"),
         (["sweep", "--model", "m", "--kept", "0.5"], r"methods is missing .*"),
-        (["sweep", "--model", "m", "--methods", ",", "--kept", "0.5"], r"methods: .* at least 1"),
+        (["sweep", "--model", "m", "--methods", ",", "--kept", "0.5"], r"methods '' is empty: "),
     ],
 )
 def test_words_that_mean_nothing(words: list[str], line: str, refuse: Refuse) -> None:
@@ -68,7 +68,10 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "compressed model": ({"model": "./compressed"}, "is already compressed: start from the dense"),
     "missing text": ({"calibration": "no.txt"}, "no.txt does not exist; check the path"),
     "missing text path": ({"calibration": "./no"}, "./no does not exist; check the path"),
-    "text is a folder": ({"calibration": "./empty"}, "./empty is a folder, not a text; give one"),
+    "text is a folder": (
+        {"calibration": "./empty"},
+        "calibration text ./empty is a folder without texts",
+    ),
     "missing evaluation": ({"eval_text": "no.txt"}, "no.txt does not exist; check the path"),
     "no calibration": (
         {"calibration": None},
@@ -80,13 +83,24 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "folder without tasks": ({"task_path": "empty"}, "--task-path without --tasks: say which "),
     "limit without tasks": ({"task_limit": 5}, "--task-limit without --tasks: say which "),
+    "examples without tasks": ({"num_fewshot": 5}, "--num-fewshot without --tasks: say which "),
+    "template without tasks": (
+        {"config": "template.yaml"},
+        "--apply-chat-template without --tasks: say which ",
+    ),
+    "bad rows of no text": (
+        {"method": "svd", "calibration": None, "eval_text": None, "tasks": "a", "skip_bad_rows": 1},
+        "--skip-bad-rows without a text: give ",
+    ),
+    "missing task file": ({"tasks": "./no.yaml"}, "task file ./no.yaml does not exist; check the "),
+    "task is a folder": ({"tasks": "./empty"}, "task ./empty is a folder: give the path of a YAML"),
     "field of no evaluation text": (
         {"eval_text": None, "eval_field": "body"},
         "--eval-field without --eval-text: say of which text",
     ),
     "field of no calibration text": (
         {"method": "svd", "calibration": None, "calibration_field": "body"},
-        "--calibration-field without --calibration: say of which text",
+        "--calibration-field without --calibration, or with one that nothing reads: say of which",
     ),
     "seed of no training": (
         {"learn_seed": 1},
@@ -125,6 +139,7 @@ def make_mistakes(folder: Path) -> None:
     (folder / "a.csv").write_text("a,b")
     (folder / "unknown.yaml").write_text("colour: red\n")
     (folder / "wrong.yaml").write_text("seed: red\n")
+    (folder / "template.yaml").write_text("apply_chat_template: true\n")
     (folder / "broken.yaml").write_text("a: [b\n")
     (folder / "compressed").mkdir()
     settings = {"quantization_config": {"quant_method": "eigenpress"}}
@@ -146,10 +161,19 @@ def test_a_mistake_is_one_line_before_any_stage(
 @pytest.mark.parametrize(
     ("name", "text", "expected"),
     [
-        ("table.csv", "a,b", "table.csv: cannot read a .csv file; give .txt, .jsonl or .parquet"),
+        (
+            "table.csv",
+            "a,b\n1,2\n",
+            "table.csv: no row has a field 'text'; the fields there are: ",
+        ),
+        ("paper.pdf", "a", "paper.pdf: cannot read a .pdf file; give .txt, .md, .jsonl, "),
         ("short.txt", "a few words", "tokens and one window needs 32; give more text"),
         ("empty.txt", "", "empty.txt holds no text; give a source with some"),
-        ("other.jsonl", '{"body": "words"}\n', "no field 'text'; the fields there are: body"),
+        (
+            "other.jsonl",
+            '{"body": "words"}\n',
+            "no row has a field 'text'; the fields there",
+        ),
     ],
 )
 def test_text_that_will_not_do(
@@ -170,7 +194,7 @@ def test_a_model_without_a_tokenizer(inputs: pico.Inputs, refuse: Refuse, tmp_pa
 
 def test_an_option_that_is_no_number(inputs: pico.Inputs, refuse: Refuse) -> None:
     line = refuse(*words_of(inputs, method="asvd", option="alpha=nan"))
-    assert line.startswith("asvd needs alpha >= 0")
+    assert line == "option 'alpha' of method 'asvd': 'nan' is no number to compute with"
 
 
 def test_unknown_tasks_are_named_with_the_nearest(

@@ -13,12 +13,10 @@ from flows.settings.config import (
     Settings,
     SweepConfig,
     build_config,
-    default_home,
-    file_and_flags,
-    read_yaml,
-    write_yaml,
 )
 from flows.settings.flags import with_flags
+from flows.settings.home import default_home
+from flows.settings.reading import file_and_flags, read_yaml, write_yaml
 
 # Flag, its words on the command line, and what the field then holds; none is the default.
 COMMON: dict[str, tuple[list[str], Any]] = {
@@ -42,10 +40,13 @@ COMMON: dict[str, tuple[list[str], Any]] = {
     "compute": (["float32"], "float32"),
     "eval_text": (["a.txt,b.txt", "c.txt"], ["a.txt", "b.txt", "c.txt"]),
     "eval_field": (["title"], "title"),
+    "skip_bad_rows": (["0.01"], 0.01),
     "eval_windows": (["0"], 0),
     "tasks": (["arc_easy, piqa"], ["arc_easy", "piqa"]),
     "task_path": (["folder"], Path("folder")),
     "task_limit": (["5"], 5),
+    "num_fewshot": (["5"], 5),
+    "apply_chat_template": ([], True),
     "device": (["cuda:1"], "cuda:1"),
     "batch_size": (["3"], 3),
     "home": (["elsewhere"], Path("elsewhere")),
@@ -218,17 +219,22 @@ def test_a_size_is_bytes_or_has_a_unit(text: str, size: int, tmp_path: Path) -> 
         ),
         ({"kept": None, "target_perplexity": float("nan")}, "is a number above 1, got nan$"),
         ({"kept": None, "target_perplexity": float("inf")}, "is a number above 1, got inf$"),
-        ({"sample": 3}, "there is no setting called 'sample'; did you mean 'samples'?"),
+        ({"sample": 3}, "there is no setting called 'sample'. Did you mean 'samples'?"),
         ({"colour": 3}, r"there is no setting called 'colour'$"),
         ({"samples": 0}, "samples: input should be greater than or equal to 1, got 0"),
         ({"samples": 1.5}, "samples: .*, got 1.5"),
         ({"length": 7}, "length: input should be greater than or equal to 8, got 7"),
-        ({"batch_size": 0}, "^batch_size: it is auto or a whole number above 0, got 0$"),
+        ({"batch_size": 0}, "^batch_size: it is auto or a whole number above 0 .*, got 0$"),
         ({"batch_size": "some"}, "^batch_size: it is auto or .*, got 'some'$"),
         ({"batch_size": 1.5}, "^batch_size: .*, got 1.5$"),
         ({"seed": -1}, "seed: .*, got -1"),
         ({"eval_windows": -1}, "eval_windows: .*, got -1"),
         ({"task_limit": 0}, "task_limit: .*, got 0"),
+        ({"num_fewshot": -1}, "num_fewshot: .*, got -1"),
+        ({"skip_bad_rows": -1}, "skip_bad_rows: .*, got -1"),
+        ({"skip_bad_rows": 1.5}, "skip_bad_rows: it is a count or a share below 1, got 1.5"),
+        ({"skip_bad_rows": "nan"}, "skip_bad_rows: .*, got 'nan'"),
+        ({"skip_bad_rows": "inf"}, "skip_bad_rows: .*, got"),
         ({"of": "all"}, "of: input should be 'compressible' or 'model', got 'all'"),
         ({"products": "float16"}, "products: input should be 'float64' or 'float32', got"),
         ({"refresh": ["colect"]}, "refresh.0: input should be 'tokenise', 'collect', .*'colect'"),
@@ -236,7 +242,7 @@ def test_a_size_is_bytes_or_has_a_unit(text: str, size: int, tmp_path: Path) -> 
         ({"model": 3}, "model: input should be a valid string, got 3"),
         ({"options": {"alpha": [1]}}, "options.alpha"),
         ({"name": "team/model"}, "^name 'team/model' cannot be registered: .* holds '/' or ':'$"),
-        ({"name": ""}, "^name '' cannot be registered: it is empty"),
+        ({"name": ""}, "^name '' is empty: leave it out"),
         ({"sample": 1, "seed": -1}, "seed: .*; there is no setting called 'sample'"),
     ],
 )

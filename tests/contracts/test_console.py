@@ -155,7 +155,9 @@ def test_methods_fit_and_all_are_there(width: int, capsys: pytest.CaptureFixture
     list_methods(False, print)
     printed = capsys.readouterr().out
     assert max(map(len, printed.splitlines())) <= width
-    assert {"svd", "cap", "--allocate", "hull", "probe_windows=32,"} <= set(printed.split())
+    assert {"svd", "cap", "Allocators:", "hull", "probe_windows=32", "Pruned:", "Learned:"} <= set(
+        printed.split()
+    )
 
 
 def test_the_demonstration_ends_with_words_places_and_a_next_command(

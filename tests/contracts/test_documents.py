@@ -21,7 +21,7 @@ def _jsonl(path: Path, *records: object) -> str:
 
 def test_a_text_file_is_one_document(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes("\ufeffone\r\n\r\ntwo\n".encode())
-    assert read_documents(str(tmp_path / "a.txt")) == ["one\n\ntwo\n"]
+    assert read_documents(str(tmp_path / "a.txt")).texts == ["one\n\ntwo\n"]
 
 
 def test_json_lines_and_parquet_give_the_same_documents(tmp_path: Path) -> None:
@@ -31,9 +31,9 @@ def test_json_lines_and_parquet_give_the_same_documents(tmp_path: Path) -> None:
     Path(path).write_text(Path(path).read_text() + "\n\n")
     data = datasets.Dataset.from_dict({"text": texts, "body": ["x", "y", "z"]})
     data.to_parquet(str(tmp_path / "a.parquet"))
-    assert read_documents(path) == texts
-    assert read_documents(str(tmp_path / "a.parquet")) == texts
-    assert read_documents(str(tmp_path / "a.parquet"), "body") == ["x", "y", "z"]
+    assert read_documents(path).texts == texts
+    assert read_documents(str(tmp_path / "a.parquet")).texts == texts
+    assert read_documents(str(tmp_path / "a.parquet"), "body").texts == ["x", "y", "z"]
 
 
 def test_chats_go_through_the_template(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,11 +43,11 @@ def test_chats_go_through_the_template(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(TextError, match=r"line 1: field 'messages'.*no chat template"):
         read_documents(path, tokenizer=tokenizer)
     monkeypatch.setattr(tokenizer, "chat_template", CHATS)
-    assert read_documents(path, tokenizer=tokenizer) == ["<user>hi\n<assistant>yes\n"]
+    assert read_documents(path, tokenizer=tokenizer).texts == ["<user>hi\n<assistant>yes\n"]
     data = datasets.Dataset.from_dict({"messages": [chat]})
     data.to_parquet(str(tmp_path / "chat.parquet"))
     rendered = read_documents(str(tmp_path / "chat.parquet"), "messages", tokenizer=tokenizer)
-    assert rendered == ["<user>hi\n<assistant>yes\n"]
+    assert rendered.texts == ["<user>hi\n<assistant>yes\n"]
     refusing = "{{ raise_exception('roles must alternate') }}"
     monkeypatch.setattr(tokenizer, "chat_template", refusing)
     with pytest.raises(TextError, match="refuses it: roles must alternate"):
@@ -63,14 +63,18 @@ def test_chats_go_through_the_template(tmp_path: Path, monkeypatch: pytest.Monke
         ("folder/a", None, "does not exist"),
         ("a.txt", b" \n", "holds no text"),
         ("a.txt", b"ab\xff", "not UTF-8 at byte 2"),
-        ("a.csv", b"x", r"cannot read a \.csv file; give \.txt, \.jsonl or \.parquet"),
+        ("a.pdf", b"x", r"cannot read a \.pdf file; give \.txt, \.md, \.jsonl, .* or \.arrow"),
         ("a", b"x", "cannot read a nameless file"),
         ("a.jsonl", b"", "holds no text"),
         ("a.jsonl", b'{"text": "x"}\n{"text": ', "line 2 is not JSON"),
-        ("a.jsonl", b'{"text": "x"}\n\n["x"]', "line 3 is a list"),
-        ("a.jsonl", b'{"body": "x", "id": 1}', "line 1: no field 'text'; .* body, id"),
-        ("a.jsonl", b'{"text": "x"}\n{"text": null}', "line 2: field 'text' is a NoneType"),
-        ("a.jsonl", b'{"text": ["x"]}', "line 1: field 'text' is a list, but not of messages"),
+        ("a.jsonl", b'{"text": "x"}\n\n["x"]', "2 rows is no document: line 3 is a list"),
+        (
+            "a.jsonl",
+            b'{"body": "x", "id": 1}',
+            "no row has a field 'text'; .* body, id; .*'body'",
+        ),
+        ("a.jsonl", b'{"text": "x"}\n{"text": null}', "line 2 has null as 'text'"),
+        ("a.jsonl", b'{"text": ["x"]}', "line 1 has a list as 'text', but not of messages"),
         ("a.parquet", b"nonsense", "cannot be read as parquet"),
     ],
 )
@@ -87,7 +91,7 @@ def test_every_bad_file_is_one_clear_line(
 
 
 def test_a_folder_is_no_text(tmp_path: Path) -> None:
-    with pytest.raises(TextError, match="is a folder"):
+    with pytest.raises(TextError, match="is a folder without texts"):
         read_documents(str(tmp_path))
 
 
@@ -99,7 +103,7 @@ def test_a_dataset_id_names_configuration_and_split(monkeypatch: pytest.MonkeyPa
         return datasets.Dataset.from_dict({"text": ["x", "y"]})
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    assert read_documents("owner/name", split="test") == ["x", "y"]
+    assert read_documents("owner/name", split="test").texts == ["x", "y"]
     read_documents("owner/name-1.0:config")
     read_documents("owner/name:config:validation")
     read_documents("name::test")
@@ -129,6 +133,6 @@ def test_a_dataset_that_cannot_be_loaded_is_one_clear_line(
         raise error
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    with pytest.raises(TextError, match=r"dataset owner/name .*cannot be loaded") as caught:
+    with pytest.raises(TextError, match=r"owner/name .*cannot be loaded as a dataset") as caught:
         read_documents("owner/name")
     assert "\n" not in str(caught.value)

@@ -163,7 +163,7 @@ def test_real_prefixes_agree(shared: Path) -> None:
         ("wiki-llama-5m", "wiki2015/valid.jsonl"),
     ]:
         tokenizer = load_tokenizer(shared / "models" / name)
-        documents = read_documents(str(shared / "data" / source))
+        documents = read_documents(str(shared / "data" / source)).texts
         every = evaluation_windows(documents, tokenizer, length=256)
         for windows in (1, 10, 50):
             first = evaluation_windows(documents, tokenizer, length=256, windows=windows)

@@ -187,7 +187,7 @@ def test_real_models_have_their_known_perplexity(shared, name, source, perplexit
     from compress_core.hf.text import evaluation_windows, load_tokenizer, read_documents
 
     folder = shared / "models" / name
-    documents = read_documents(str(shared / "data" / source))
+    documents = read_documents(str(shared / "data" / source)).texts
     windows = evaluation_windows(documents, load_tokenizer(folder), length=256, windows=40)
     found = perplexity_and_kl(LlamaForCausalLM.from_pretrained(folder), windows)
     assert found.perplexity == pytest.approx(perplexity, rel=0.06)

@@ -184,7 +184,7 @@ def test_logits_that_are_not_finite_are_no_answers(folder: Path, tokenizer: Any)
 
 def _digest(name: str, folder: Path) -> str:
     (spec,) = find_tasks([name], folder)
-    return json.dumps(spec.digest_parts(), sort_keys=True)
+    return json.dumps(spec.digest_parts, sort_keys=True)
 
 
 def test_a_task_is_its_content_not_its_place(folder: Path, tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ def test_a_pattern_stands_for_its_files(folder: Path) -> None:
     text = (folder / "one.yaml").read_text().replace("data/one.jsonl", "data/*.jsonl")
     (folder / "one.yaml").write_text(text)
     (spec,) = find_tasks(["one"], folder)
-    files = spec.digest_parts()["configs"]["one"]["dataset_kwargs"]["data_files"]
+    files = spec.digest_parts["configs"]["one"]["dataset_kwargs"]["data_files"]
     assert len(files["test"]) == 2
 
 
@@ -240,7 +240,7 @@ def test_names_that_do_not_exist(folder: Path) -> None:
         find_tasks(["arc_eazy"])
     # The folder holds no arc_easy: lm-eval's own is taken, without its data being fetched.
     (spec,) = find_tasks(["arc_easy"], folder)
-    assert spec.digest_parts()["configs"]["arc_easy"]["dataset_path"] == "allenai/ai2_arc"
+    assert spec.digest_parts["configs"]["arc_easy"]["dataset_path"] == "allenai/ai2_arc"
 
 
 OFFLINE = """

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from flows.settings.config import RunConfig, write_yaml
+from flows.settings.config import RunConfig
+from flows.settings.reading import write_yaml
 from storage.gc import collect_garbage
 from tasks.engine.session import Session
 from tests.pipeline import pico

@@ -14,7 +14,8 @@ from compress_core.errors import BudgetError
 from flows.commands import cli
 from flows.commands.plan import plan_as_run_or_sweep
 from flows.runs.target import TOLERANCE
-from flows.settings.config import RunConfig, write_yaml
+from flows.settings.config import RunConfig
+from flows.settings.reading import write_yaml
 from tests.pipeline import pico
 from tests.pipeline.conftest import Run
 

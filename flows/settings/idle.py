@@ -1,0 +1,215 @@
+"""Settings that nothing would read: each says in its field who reads it, and here is who that is.
+
+What was meant otherwise than it works is refused; what merely has no effect, such as the number of
+calibration windows of a method that reads none, people are told.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from compress_core.errors import ConfigError
+from compress_core.hf.documents import has_fields
+from compress_core.method import Method
+from compress_core.methods import build_method, option_defaults, parse_variant
+from compress_core.options import read_option
+from flows.settings.belonging import belonging
+from flows.settings.config import Settings
+
+
+@dataclass(frozen=True)
+class Use:
+    """A command's settings and its methods, by what the user called them."""
+
+    settings: Settings
+    methods: Mapping[str, Method]
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether anything reads calibration windows."""
+        needed = any(method.needs_calibration for method in self.methods.values())
+        return needed or self.settings.recover is not None
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether the calibration text is evaluated on, too."""
+        return self.settings.calibration is not None and not self.settings.eval_text
+
+    @property
+    def first(self) -> str:
+        """The first method, for messages."""
+        return repr(next(iter(self.methods)))
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Who reads some settings.
+
+    Attributes:
+        there: Whether it is there.
+        without: What is said of a setting where it is not.
+        refused: Whether such a setting is refused, or people are told only.
+    """
+
+    there: Callable[[Use], bool]
+    without: str
+    refused: bool = True
+
+
+READERS = {
+    "recover": Reader(
+        lambda use: use.settings.recover is not None, "without --recover: say how, lora or factors"
+    ),
+    "learning": Reader(
+        lambda use: any(method.learn for method in use.methods.values()),
+        "is of methods that train on the whole model; {first} does not",
+    ),
+    "kept": Reader(
+        lambda use: getattr(use.settings, "kept", None) is not None,
+        "says what --kept is measured on: there is none",
+    ),
+    "tasks": Reader(
+        lambda use: bool(use.settings.tasks), "without --tasks: say which tasks to run"
+    ),
+    "eval_text": Reader(
+        lambda use: bool(use.settings.eval_text), "without --eval-text: say of which text"
+    ),
+    "calibration": Reader(
+        lambda use: use.settings.calibration is not None and (use.calibrates or use.holds_out),
+        "without --calibration, or with one that nothing reads: say of which text",
+    ),
+    "a text": Reader(
+        lambda use: use.settings.calibration is not None or bool(use.settings.eval_text),
+        "without a text: give --calibration or --eval-text",
+    ),
+    "calibrating": Reader(
+        lambda use: use.calibrates or use.holds_out,
+        "{first} needs no calibration, and --eval-text is given",
+        refused=False,
+    ),
+    "sampling": Reader(
+        lambda use: use.calibrates,
+        "{first} needs no calibration windows",
+        refused=False,
+    ),
+    "moments": Reader(
+        lambda use: any(m.reads_inputs or m.sequential for m in use.methods.values()),
+        "{first} measures no inputs",
+        refused=False,
+    ),
+    "texts": Reader(
+        lambda use: bool(use.settings.eval_text) or use.holds_out,
+        "there is no text to evaluate on",
+        refused=False,
+    ),
+    "windows": Reader(
+        lambda use: use.calibrates or use.holds_out or bool(use.settings.eval_text),
+        "there is no text",
+        refused=False,
+    ),
+}
+
+
+def check_idle(settings: Settings, methods: Mapping[str, Method]) -> None:
+    """Refuses settings that nothing would read.
+
+    Args:
+        settings: Of the command.
+        methods: Built, by what the user called them.
+
+    Raises:
+        ConfigError: One is there.
+    """
+    use = Use(settings, methods)
+    for reader, flags in _unread(use, refused=True).items():
+        raise ConfigError(f"{flags[0]} {READERS[reader].without.format(first=use.first)}")
+    _check_fields(settings)
+    _check_overridden(use)
+
+
+def idle_notes(settings: Settings, methods: Mapping[str, Method]) -> list[str]:
+    """What people should know of settings that have no effect, a sentence per reader."""
+    use = Use(settings, methods)
+    return [
+        f"{', '.join(flags)}: no effect, {READERS[reader].without.format(first=use.first)}"
+        for reader, flags in _unread(use, refused=False).items()
+    ]
+
+
+def _unread(use: Use, *, refused: bool) -> dict[str, list[str]]:
+    """Readers that are not there, and flags of theirs that were given."""
+    found: dict[str, list[str]] = {}
+    for name, field in type(use.settings).model_fields.items():
+        word = belonging(field).reader
+        reader = READERS.get(word)
+        if reader is None or reader.refused != refused or reader.there(use):
+            continue
+        if getattr(use.settings, name) != field.get_default(call_default_factory=True):
+            found.setdefault(word, []).append("--" + name.replace("_", "-"))
+    return found
+
+
+def _check_fields(settings: Settings) -> None:
+    """Refuses the name of a field for texts that have none.
+
+    Raises:
+        ConfigError: All texts that it is for are plain.
+    """
+    given = {
+        "calibration": [settings.calibration] if settings.calibration else [],
+        "eval": settings.eval_text,
+    }
+    for kind, texts in given.items():
+        field = getattr(settings, f"{kind}_field")
+        if field is not None and not any(has_fields(text) for text in texts):
+            raise ConfigError(
+                f"--{kind}-field {field}: {', '.join(texts)} is plain text, which has no fields; "
+                "leave it out"
+            )
+
+
+def _check_overridden(use: Use) -> None:
+    """Refuses an allocator or options that no method takes, since each says its own.
+
+    Raises:
+        ConfigError: There is one, or an option changes nothing about the method it is given to.
+    """
+    settings = use.settings
+    variants = {name: parse_variant(name) for name in use.methods}
+    if settings.allocate is not None and all(v.allocate for v in variants.values()):
+        raise ConfigError(
+            f"--allocate {settings.allocate}: {use.first} names its own allocator; leave one out"
+        )
+    for option in settings.options:
+        if all(option in variant.options for variant in variants.values()):
+            raise ConfigError(
+                f"--option {option}: {use.first} says its own {option}; leave one out"
+            )
+    for name, variant in variants.items():
+        for option in {**settings.options, **variant.options}:
+            _check_option(settings, name, option)
+
+
+def _check_option(settings: Settings, name: str, option: str) -> None:
+    """Refuses an option that is not the default and changes nothing.
+
+    Raises:
+        ConfigError: It is one.
+    """
+    variant = parse_variant(name)
+    options = {**settings.options, **variant.options}
+    rest = {key: value for key, value in options.items() if key != option}
+    allocate = variant.allocate or settings.allocate
+
+    default = option_defaults(variant.name, allocate)[option]
+    value = read_option(f"method {name!r}", option, options[option], default)
+    if value == default:
+        return
+    try:
+        without = build_method(variant.name, rest, allocate).essence
+    except ConfigError:  # it cannot be left out alone
+        return
+    if build_method(variant.name, options, allocate).essence == without:
+        raise ConfigError(
+            f"option {option}={options[option]} of {name!r} changes nothing beside the others: "
+            f"leave it out; `eigenpress methods {variant.name}` says what reads it"
+        )
