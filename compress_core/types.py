@@ -5,7 +5,7 @@ One number of a dense weight costs 1; a rank-one component of an (out, in) layer
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from compress_core.errors import BudgetError, ConfigError
@@ -83,6 +83,9 @@ class ModelLayout:
         block_buffers: Block index to the names of buffers that a checkpoint may hold.
         outer_buffers: The same outside the blocks.
         tuple_output: Whether a block returns a tuple that starts with the hidden states.
+        stored: Every parameter and stored buffer of the whole model to its key in the files.
+        unused: Keys in the files that no model is made of.
+        wrappers: Patterns of what is taken off the keys before transformers understands them.
     """
 
     architecture: str
@@ -96,6 +99,9 @@ class ModelLayout:
     block_buffers: tuple[tuple[str, ...], ...]
     outer_buffers: tuple[str, ...]
     tuple_output: bool
+    stored: Mapping[str, str] = field(default_factory=dict)
+    unused: tuple[str, ...] = ()
+    wrappers: tuple[str, ...] = ()
 
     def of_block(self, block: int) -> tuple[LayerRef, ...]:
         """The compressible layers of one block."""

@@ -4,7 +4,6 @@ Calibration windows are sampled as the papers do, evaluation windows come in ord
 decides a window is an argument.
 """
 
-import json
 import math
 import random
 from collections.abc import Sequence
@@ -16,20 +15,14 @@ from torch import Tensor
 
 from compress_core.errors import ModelError, TextError
 from compress_core.hf.documents import read_documents as read_documents
-from compress_core.hf.refusing import first_line, refusing
-from compress_core.hf.row import kind_of
+from compress_core.hf.inside import read_json
+from compress_core.hf.refusing import refusing
 
 CHARACTERS_PER_TOKEN = 10
 """Characters sliced for every wanted token: 20 480 for 2048, as SVD-LLM's sampling does."""
 
 _JOIN = "\n\n"
 _CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
-_TOKENIZER_FILES = (
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("vocab.json", "vocab.txt", "merges.txt", "*.model", "*.tiktoken", "tekken.json"),
-    *("chat_template.jinja", "chat_template.json", "tokenization_*.py"),
-    "additional_chat_templates/*.jinja",
-)
 
 
 def sample_windows(
@@ -246,40 +239,8 @@ def load_tokenizer(folder: str | Path, *, trust_remote_code: bool = False) -> An
             )
     except ModelError as error:
         for file in sorted(folder.glob("*token*.json")):  # transformers names none
-            json_object(file)
+            read_json(file)
         raise error
-
-
-def json_object(file: Path) -> dict[str, Any]:
-    """A file of a tokenizer that holds a JSON object.
-
-    Raises:
-        ModelError: It does not.
-    """
-    try:
-        value = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{file} cannot be read: {first_line(error)}; fetch it again") from error
-    if not isinstance(value, dict):
-        raise ModelError(f"{file} holds {kind_of(value)}; expected an object: fetch it again")
-    return value
-
-
-def tokenizer_files(folder: str | Path) -> list[Path]:
-    """The files of a model folder that decide tokenisation, sorted, for content digests.
-
-    Raises:
-        ModelError: tokenizer_config.json is no JSON object.
-    """
-    folder = Path(folder)
-    every = (path for pattern in _TOKENIZER_FILES for path in folder.glob(pattern))
-    found = {path for path in every if path.is_file()}
-    settings = folder / "tokenizer_config.json"
-    names_class = settings.is_file() and "tokenizer_class" in json_object(settings)
-    if not names_class and (folder / "config.json").is_file():
-        # transformers then picks the tokenizer's class by the model type in the configuration.
-        found.add(folder / "config.json")
-    return sorted(found)
 
 
 def clip_length(length: int, config: Any) -> int:

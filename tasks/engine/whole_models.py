@@ -3,16 +3,18 @@
 A stage that asks for one names ``LOADING`` in its code.
 """
 
+from pathlib import Path
 from typing import Any
 
+from compress_core.hf.binding import unwrapped
 from compress_core.hf.loading import load_model
 from compress_core.hf.quantizer import EigenpressConfig, EigenpressQuantizer
 from tasks.engine.dense_model import FOLDER, DenseModel
 from tasks.engine.session import Work
 from tasks.engine.units import Unit
 
-LOADING = (load_model, EigenpressConfig, EigenpressQuantizer)
-"""What a loaded model's numbers come from: transformers calls the last two by their names."""
+LOADING = (load_model, unwrapped, EigenpressConfig, EigenpressQuantizer)
+"""What a loaded model's numbers and keys come from: transformers calls the last two by name."""
 
 
 class Models:
@@ -33,14 +35,16 @@ class Models:
         held = self._loaded.get(slot)
         if held is None or held[0] != folder:
             self._loaded.pop(slot, None)
-            loaded = load_model(
-                folder,
-                self.dense.device,
-                trust_remote_code=self.dense.trust_remote_code,
-                dtype=self.dense.compute_dtype,
-            )
-            self._loaded[slot] = (folder, loaded)
+            self._loaded[slot] = (folder, self._load(folder) if compressed else self.dense.load())
         return self._loaded[slot][1]
+
+    def _load(self, folder: Path) -> Any:
+        return load_model(
+            folder,
+            self.dense.device,
+            trust_remote_code=self.dense.trust_remote_code,
+            dtype=self.dense.compute_dtype,
+        )
 
     def drop(self, slot: str | None = None) -> None:
         """Frees one model, "dense" or "compressed", or both."""
