@@ -82,7 +82,8 @@ class ModelLayout:
         outer_parameters: Parameter names of the base model outside the blocks.
         block_buffers: Block index to the names of buffers that a checkpoint may hold.
         outer_buffers: The same outside the blocks.
-        tuple_output: Whether a block returns a tuple that starts with the hidden states.
+        output_lengths: Block index to the length of the tuple that it returns, hidden states first;
+            0 where it returns them by themselves.
     """
 
     architecture: str
@@ -95,7 +96,7 @@ class ModelLayout:
     outer_parameters: tuple[str, ...]
     block_buffers: tuple[tuple[str, ...], ...]
     outer_buffers: tuple[str, ...]
-    tuple_output: bool
+    output_lengths: tuple[int, ...]
 
     def of_block(self, block: int) -> tuple[LayerRef, ...]:
         """The compressible layers of one block."""

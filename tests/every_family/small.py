@@ -1,0 +1,135 @@
+"""Small configurations of any causal language model of transformers, from its own defaults.
+
+A default configuration is taken, whatever names a size is given a small one, in the parts too, and
+layer lists are left to the class, but that each kind of layer is there.
+"""
+
+from typing import Any
+
+import torch
+import transformers
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PreTrainedConfig
+
+from tests.families import VOCABULARY
+
+MOST_PARAMETERS = 3_000_000
+
+_WIDTH = ("hidden_size", "d_model", "n_embd", "embedding_size", "emb_dim", "word_embed_proj_dim")
+_WIDTH += ("embedding_dim", "attention_hidden_size", "lru_width", "input_embedding_size")
+_WIDTH += ("output_embedding_size", "backbone_hidden_size", "dim_model_base")
+_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers")
+_LAYERS += ("encoder_layers", "num_decoder_layers", "num_encoder_layers", "num_blocks")
+_HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "decoder_attention_heads")
+_HEADS += ("encoder_attention_heads", "num_decoder_attention_heads", "attention_heads")
+_HEADS += ("num_encoder_attention_heads", "swa_num_attention_heads", "mamba_n_heads")
+_HEADS += ("mamba_num_heads", "linear_num_heads")
+_GROUPS = ("num_key_value_heads", "swa_num_key_value_heads", "linear_num_key_heads")
+_GROUPS += ("linear_num_value_heads", "num_kv_heads", "num_query_groups", "n_groups")
+_HEAD = ("head_dim", "d_head", "swa_head_dim", "linear_head_dim", "linear_key_head_dim")
+_HEAD += ("linear_value_head_dim", "v_head_dim", "qk_nope_head_dim", "qk_rope_head_dim")
+_HEAD += ("global_head_dim", "attention_head_dim", "index_head_dim", "kv_channels", "rotary_dim")
+_HEAD += ("dim_head", "attention_head_size")
+_INNER = ("intermediate_size", "ffn_dim", "decoder_ffn_dim", "encoder_ffn_dim", "d_inner", "dff")
+_INNER += ("ffn_hidden_size", "feed_forward_size", "shared_intermediate_size", "dim_ff")
+_INNER += ("moe_intermediate_size", "shared_expert_intermediate_size", "intermediate_size_mlp")
+_INNER += ("expert_ffn_hidden_size", "dense_intermediate_size", "mamba_d_ssm", "n_inner")
+_INNER += ("moe_shared_expert_intermediate_size", "shared_experts_intermediate_size")
+_POSITIONS = ("max_position_embeddings", "n_positions", "n_ctx", "context_length", "max_seq_len")
+_POSITIONS += ("model_max_length", "max_target_positions", "max_source_positions")
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+_WINDOWS = ("sliding_window", "attention_window_size", "window_size", "attention_chunk_size")
+_WINDOWS += ("sliding_window_size", "mamba_chunk_size", "chunk_size", "local_attention")
+_RANKS = ("q_lora_rank", "kv_lora_rank", "o_lora_rank", "mamba_dt_rank", "time_step_rank")
+_RANKS += ("mamba_d_state", "state_size", "ssm_state_size", "hidden_size_per_layer_input")
+_RANKS += ("laurel_rank", "altup_num_inputs_", "adapter_rank", "index_topk", "hc_lowrank")
+_VOCABULARIES = ("vocab_size", "vocab_size_per_layer_input", "encoder_hash_byte_group_vocab")
+_VOCABULARIES += ("unpadded_vocab_size", "decoder_vocab_size", "ngram_vocab_size_base")
+
+SIZES: dict[str, int] = {
+    **dict.fromkeys(_WIDTH, 32),
+    **dict.fromkeys(_LAYERS, 2),
+    **dict.fromkeys(_HEADS, 4),
+    **dict.fromkeys(_GROUPS, 2),
+    **dict.fromkeys(_HEAD, 8),
+    **dict.fromkeys(_INNER, 48),
+    **dict.fromkeys(_POSITIONS, 64),
+    **dict.fromkeys(_EXPERTS, 4),
+    **dict.fromkeys(_WINDOWS, 8),
+    **dict.fromkeys(_RANKS, 8),
+    **dict.fromkeys(_VOCABULARIES, VOCABULARY),
+    "num_experts_per_tok": 2,
+    "num_experts_per_token": 2,
+    "moe_topk": 2,
+    "n_group": 1,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+    "image_size": 28,
+    "patch_size": 14,
+    "mamba_d_head": 16,
+    "mamba_head_dim": 16,
+    "mamba_headdim": 16,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+# What a class's own checks, or a list of fixed length, need besides, by model type.
+OVERRIDES: dict[str, dict[str, Any]] = {}
+
+
+def model_types() -> list[str]:
+    """Every model type that AutoModelForCausalLM builds, sorted."""
+    return sorted(config.model_type for config in MODEL_FOR_CAUSAL_LM_MAPPING)
+
+
+def class_of(model_type: str) -> str:
+    """The class that AutoModelForCausalLM builds of a model type."""
+    return str(MODEL_FOR_CAUSAL_LM_MAPPING[transformers.CONFIG_MAPPING[model_type]].__name__)
+
+
+def small_config(model_type: str) -> PreTrainedConfig:
+    """A configuration of the type that makes a model of some thousand weights.
+
+    Raises:
+        ValueError: What it makes is not small; and whatever the class itself raises.
+    """
+    return _small(transformers.CONFIG_MAPPING[model_type], OVERRIDES.get(model_type, {}))
+
+
+def _small(config_class: type[PreTrainedConfig], more: dict[str, Any]) -> PreTrainedConfig:
+    own = {name: value for name, value in more.items() if not isinstance(value, dict)}
+    default = config_class(**own)
+    wanted: dict[str, Any] = {}
+    for name, value in vars(default).items():
+        if isinstance(value, PreTrainedConfig):
+            wanted[name] = _small(type(value), more.get(name, {})).to_dict()
+        elif name in SIZES and isinstance(value, int | None) and not isinstance(value, bool):
+            wanted[name] = SIZES[name] if value is not None else None
+    kinds = list(dict.fromkeys(getattr(default, "layer_types", None) or ()))
+    if len(kinds) > 1 and "num_hidden_layers" in wanted:
+        wanted |= {"layer_types": kinds, "num_hidden_layers": len(kinds)}
+    return config_class(**(wanted | more))
+
+
+def small_model(model_type: str) -> Any:
+    """A model of the type with random weights, in evaluation mode.
+
+    Weights are drawn as wide as their inputs allow, so that a wrong layer shows in the logits.
+
+    Raises:
+        ValueError: It is not small; and whatever the class itself raises.
+    """
+    config = small_config(model_type)
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        count = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+    if count > MOST_PARAMETERS:
+        raise ValueError(f"what sizes it has by its defaults make {count:,} parameters")
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 2:
+                parameter.normal_(std=parameter.shape[-1] ** -0.5)
+            elif name.endswith("bias"):
+                parameter.normal_(std=0.1)
+    return model.eval()
