@@ -61,6 +61,7 @@ SIZES: dict[str, int] = {
     "num_experts_per_token": 2,
     "moe_topk": 2,
     "n_group": 1,
+    "num_expert_group": 1,
     "topk_group": 1,
     "first_k_dense_replace": 1,
     "image_size": 28,
@@ -73,8 +74,79 @@ SIZES: dict[str, int] = {
     "eos_token_id": 2,
 }
 
+_DOTS3: dict[str, Any] = {"layer_types": ["full_attention"] * 2, "head_dim": 16}
+
 # What a class's own checks, or a list of fixed length, need besides, by model type.
-OVERRIDES: dict[str, dict[str, Any]] = {}
+OVERRIDES: dict[str, dict[str, Any]] = {
+    "bailing_hybrid": {"layer_types": ["linear_attention", "full_attention"]},
+    "blt": {
+        "patcher_config": {"hidden_size": 32},
+        "encoder_config": {"hidden_size_global": 64},
+        "decoder_config": {"hidden_size_global": 64},
+        "global_config": {"hidden_size": 64, "num_attention_heads": 8, "num_key_value_heads": 8},
+    },
+    "cohere_compass_text": {
+        "rope_parameters": {
+            kind: {"rope_type": "default", "rope_theta": 10000.0}
+            for kind in ("sliding_attention", "full_attention")
+        },
+    },
+    "dbrx": {"attn_config": {"rope_theta": 10000.0, "clip_qkv": 8.0}},
+    "deepseek_v2": {"num_experts_per_tok": 2},
+    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
+    "dots3_note": {"text_config": {**_DOTS3, "per_layer_config": {}}},
+    "dots3_note_text": _DOTS3,
+    "ernie4_5_moe": {"moe_k": 2},
+    "falcon_h1": {"mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16},
+    "gemma3n_text": {
+        "intermediate_size": 48,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "num_hidden_layers": 4,
+        "num_kv_shared_layers": 0,
+        "activation_sparsity_pattern": [0.0] * 4,
+    },
+    "gemma4_assistant": {"text_config": {"hidden_size_per_layer_input": 0}},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    "hunyuan_v1_dense": {"head_dim": 8},
+    "hunyuan_v1_moe": {"head_dim": 8},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
+    "mamba2": {"num_heads": 4, "head_dim": 16, "n_groups": 2},
+    "ministral": {"head_dim": 8},
+    "nemotron": {"num_key_value_heads": 2},
+    "qwen4_exp_text": {
+        "indexer_n_heads": 2,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": 8,
+        "indexer_budget": 8,
+        "indexer_compress_ratio": 4,
+    },
+    "reformer": {
+        "is_decoder": True,
+        "attn_layers": ["local", "lsh"],
+        "axial_pos_shape": [8, 8],
+        "axial_pos_embds_dim": [16, 16],
+        "num_buckets": 2,
+    },
+    "roc_bert": {"pronunciation_vocab_size": VOCABULARY, "shape_vocab_size": VOCABULARY},
+    "rwkv": {"rescale_every": 1},
+    "xmod": {"default_language": "en_XX"},
+    "zamba": {
+        "num_hidden_layers": 6,
+        "layers_block_type": ["linear_attention", "hybrid"] * 3,
+        "num_key_value_heads": 4,
+        "attention_head_dim": 16,
+        "attention_hidden_size": 64,
+    },
+    "zamba2": {
+        "num_hidden_layers": 4,
+        "layers_block_type": ["linear_attention", "hybrid"] * 2,
+        "n_mamba_heads": 4,
+        "num_key_value_heads": 4,
+        "attention_head_dim": 16,
+        "attention_hidden_size": 64,
+    },
+    "zaya": {"num_experts_per_tok": 1},
+}
 
 
 def model_types() -> list[str]:
@@ -97,18 +169,23 @@ def small_config(model_type: str) -> PreTrainedConfig:
 
 
 def _small(config_class: type[PreTrainedConfig], more: dict[str, Any]) -> PreTrainedConfig:
-    own = {name: value for name, value in more.items() if not isinstance(value, dict)}
-    default = config_class(**own)
+    try:
+        default = config_class()
+    except ValueError:  # one type's defaults do not pass its own checks
+        default = config_class(**more)
     wanted: dict[str, Any] = {}
     for name, value in vars(default).items():
         if isinstance(value, PreTrainedConfig):
-            wanted[name] = _small(type(value), more.get(name, {})).to_dict()
+            wanted[name] = _small(type(value), more.get(name, {})).to_dict() | more.get(name, {})
         elif name in SIZES and isinstance(value, int | None) and not isinstance(value, bool):
             wanted[name] = SIZES[name] if value is not None else None
-    kinds = list(dict.fromkeys(getattr(default, "layer_types", None) or ()))
+    if "kv_lora_rank" in wanted:  # latent attention gives every head its keys
+        wanted["num_key_value_heads"] = wanted["num_attention_heads"]
+    kinds = list(dict.fromkeys(vars(default).get("layer_types") or ()))
     if len(kinds) > 1 and "num_hidden_layers" in wanted:
         wanted |= {"layer_types": kinds, "num_hidden_layers": len(kinds)}
-    return config_class(**(wanted | more))
+    flat = {name: value for name, value in more.items() if name not in default.sub_configs}
+    return config_class(**(wanted | flat))
 
 
 def small_model(model_type: str) -> Any:
