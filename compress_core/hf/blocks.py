@@ -38,9 +38,7 @@ def find_blocks(model: nn.Module, run: Run) -> tuple[str, ...]:
     return blocks
 
 
-def _outermost(
-    model: nn.Module, wanted: Callable[[nn.Module], bool]
-) -> list[tuple[str, ...]]:
+def _outermost(model: nn.Module, wanted: Callable[[nn.Module], bool]) -> list[tuple[str, ...]]:
     found: list[tuple[str, ...]] = []
     for path, module in model.named_modules():
         inside = any(path.startswith(f"{block}.") for blocks in found for block in blocks)
@@ -95,5 +93,6 @@ def _refuse_stacked(path: str, block: nn.Module) -> None:
             if parameter.ndim > 2 and not vector and not isinstance(module, nn.Conv1d):
                 raise ModelError(
                     f"{'.'.join(filter(None, (path, name, leaf)))} has {parameter.ndim} dimensions "
-                    f"{tuple(parameter.shape)}: fused weights are not compressed yet"
+                    f"{tuple(parameter.shape)}: blocks with weights that are no matrices, fused "
+                    "ones for instance, are not compressed yet"
                 )

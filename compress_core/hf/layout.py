@@ -5,7 +5,7 @@ blocks are the longest list of modules that hold linears, and layers that receiv
 tensor share a tap.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -56,11 +56,11 @@ def inspect_model(checkpoint: Checkpoint, trust_remote_code: bool = False) -> Mo
             linear between blocks; the message gives the reason.
     """
     config = load_config(checkpoint, trust_remote_code)
-    _refuse_experts(config.model_type, config.to_dict())
     dtype = model_dtype(checkpoint, config)
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         model = _build(config, dtype, trust_remote_code)
         _require_stock(model)
+        _refuse_experts(model, config)
         blocks = find_blocks(model, lambda: run_fake(model))
         observed = observe(model, blocks)
     layers = _layers(model, blocks, observed)
@@ -115,16 +115,23 @@ def _build(config: PretrainedConfig, dtype: torch.dtype, trust_remote_code: bool
         ) from error
 
 
-def _refuse_experts(model_type: str, settings: Mapping[str, Any]) -> None:
+def _refuse_experts(model: Any, config: PretrainedConfig) -> None:
+    """A configuration may count experts that its model does not have, as Doge's does."""
+    counted = next(_expert_counts(config.to_dict()), None)
+    if counted and any("expert" in name for name, _ in model.named_parameters()):
+        raise ModelError(
+            f"{config.model_type} is a mixture of experts ({counted}): its experts share fused "
+            "weights and see different tokens, which Eigenpress does not compress yet"
+        )
+
+
+def _expert_counts(settings: Mapping[str, Any]) -> Iterator[str]:
     """Looks into nested configurations too: DBRX and models of text and images keep it there."""
     for name, value in settings.items():
         if name in EXPERT_COUNTS and isinstance(value, int) and value > 1:
-            raise ModelError(
-                f"{model_type} is a mixture of experts ({name}={value}): its experts share fused "
-                "weights and see different tokens, which Eigenpress does not compress yet"
-            )
+            yield f"{name}={value}"
         if isinstance(value, Mapping):
-            _refuse_experts(model_type, value)
+            yield from _expert_counts(value)
 
 
 def _require_stock(model: Any) -> None:

@@ -18,8 +18,8 @@ def is_linear(module: nn.Module) -> bool:
     """Whether a module is y = x Wᵀ + b and nothing more, so that factors can take its place.
 
     A subclass of `nn.Linear` counts if it computes what that computes (Falcon's does): tried on a
-    few numbers, in its own forward, with a weight of ours. One with more tensors, with hooks, with a
-    parametrised weight or with another product does not.
+    few numbers, in its own forward, with a weight of ours. One with more tensors, with hooks, with
+    a parametrised weight or with another product does not.
     """
     plain = type(module) in (nn.Linear, Conv1D)
     if not plain and not isinstance(module, nn.Linear):

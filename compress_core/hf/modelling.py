@@ -97,9 +97,8 @@ def stock_class(mapping: Mapping[str, str], auto_class: str) -> str:
     Raises:
         ModelError: It is no such class; whatever else stands there must not reach a Python file.
     """
-    architecture, name = (
-        mapping[key].rpartition(".")[2] for key in ("AutoModelForCausalLM", auto_class)
-    )
+    name = mapping[auto_class].rpartition(".")[2]
+    architecture = mapping.get("AutoModelForCausalLM", name).rpartition(".")[2]
     require_stock_classes(architecture, name)
     return name
 

@@ -14,65 +14,42 @@ from tests.families import VOCABULARY
 
 MOST_PARAMETERS = 3_000_000
 
-_WIDTH = ("hidden_size", "d_model", "n_embd", "embedding_size", "emb_dim", "word_embed_proj_dim")
-_WIDTH += ("embedding_dim", "attention_hidden_size", "lru_width", "input_embedding_size")
-_WIDTH += ("output_embedding_size", "backbone_hidden_size", "dim_model_base")
-_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers")
-_LAYERS += ("encoder_layers", "num_decoder_layers", "num_encoder_layers", "num_blocks")
-_HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "decoder_attention_heads")
-_HEADS += ("encoder_attention_heads", "num_decoder_attention_heads", "attention_heads")
-_HEADS += ("num_encoder_attention_heads", "swa_num_attention_heads", "mamba_n_heads")
-_HEADS += ("mamba_num_heads", "linear_num_heads")
-_GROUPS = ("num_key_value_heads", "swa_num_key_value_heads", "linear_num_key_heads")
-_GROUPS += ("linear_num_value_heads", "num_kv_heads", "num_query_groups", "n_groups")
-_HEAD = ("head_dim", "d_head", "swa_head_dim", "linear_head_dim", "linear_key_head_dim")
-_HEAD += ("linear_value_head_dim", "v_head_dim", "qk_nope_head_dim", "qk_rope_head_dim")
-_HEAD += ("global_head_dim", "attention_head_dim", "index_head_dim", "kv_channels", "rotary_dim")
-_HEAD += ("dim_head", "attention_head_size")
-_INNER = ("intermediate_size", "ffn_dim", "decoder_ffn_dim", "encoder_ffn_dim", "d_inner", "dff")
-_INNER += ("ffn_hidden_size", "feed_forward_size", "shared_intermediate_size", "dim_ff")
-_INNER += ("moe_intermediate_size", "shared_expert_intermediate_size", "intermediate_size_mlp")
-_INNER += ("expert_ffn_hidden_size", "dense_intermediate_size", "mamba_d_ssm", "n_inner")
-_INNER += ("moe_shared_expert_intermediate_size", "shared_experts_intermediate_size")
-_POSITIONS = ("max_position_embeddings", "n_positions", "n_ctx", "context_length", "max_seq_len")
-_POSITIONS += ("model_max_length", "max_target_positions", "max_source_positions")
-_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
-_WINDOWS = ("sliding_window", "attention_window_size", "window_size", "attention_chunk_size")
-_WINDOWS += ("sliding_window_size", "mamba_chunk_size", "chunk_size", "local_attention")
-_RANKS = ("q_lora_rank", "kv_lora_rank", "o_lora_rank", "mamba_dt_rank", "time_step_rank")
-_RANKS += ("mamba_d_state", "state_size", "ssm_state_size", "hidden_size_per_layer_input")
-_RANKS += ("laurel_rank", "altup_num_inputs_", "adapter_rank", "index_topk", "hc_lowrank")
-_VOCABULARIES = ("vocab_size", "vocab_size_per_layer_input", "encoder_hash_byte_group_vocab")
-_VOCABULARIES += ("unpadded_vocab_size", "decoder_vocab_size", "ngram_vocab_size_base")
-
-SIZES: dict[str, int] = {
-    **dict.fromkeys(_WIDTH, 32),
-    **dict.fromkeys(_LAYERS, 2),
-    **dict.fromkeys(_HEADS, 4),
-    **dict.fromkeys(_GROUPS, 2),
-    **dict.fromkeys(_HEAD, 8),
-    **dict.fromkeys(_INNER, 48),
-    **dict.fromkeys(_POSITIONS, 64),
-    **dict.fromkeys(_EXPERTS, 4),
-    **dict.fromkeys(_WINDOWS, 8),
-    **dict.fromkeys(_RANKS, 8),
-    **dict.fromkeys(_VOCABULARIES, VOCABULARY),
-    "num_experts_per_tok": 2,
-    "num_experts_per_token": 2,
-    "moe_topk": 2,
-    "n_group": 1,
-    "num_expert_group": 1,
-    "topk_group": 1,
-    "first_k_dense_replace": 1,
-    "image_size": 28,
-    "patch_size": 14,
-    "mamba_d_head": 16,
-    "mamba_head_dim": 16,
-    "mamba_headdim": 16,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
+_WORDS = {
+    32: """hidden_size d_model n_embd embedding_size emb_dim word_embed_proj_dim embedding_dim
+        attention_hidden_size lru_width input_embedding_size output_embedding_size
+        backbone_hidden_size dim_model_base""",
+    48: """intermediate_size ffn_dim decoder_ffn_dim encoder_ffn_dim d_inner dff ffn_hidden_size
+        feed_forward_size shared_intermediate_size dim_ff moe_intermediate_size n_inner
+        shared_expert_intermediate_size intermediate_size_mlp expert_ffn_hidden_size
+        dense_intermediate_size mamba_d_ssm moe_shared_expert_intermediate_size
+        shared_experts_intermediate_size""",
+    2: """num_hidden_layers n_layer n_layers num_layers decoder_layers encoder_layers num_blocks
+        num_decoder_layers num_encoder_layers num_key_value_heads swa_num_key_value_heads
+        linear_num_key_heads linear_num_value_heads num_kv_heads num_query_groups n_groups
+        num_experts_per_tok num_experts_per_token moe_topk eos_token_id""",
+    4: """num_attention_heads n_head n_heads num_heads decoder_attention_heads attention_heads
+        encoder_attention_heads num_decoder_attention_heads num_encoder_attention_heads
+        swa_num_attention_heads mamba_n_heads mamba_num_heads linear_num_heads
+        num_local_experts num_experts n_routed_experts moe_num_experts""",
+    8: """head_dim d_head swa_head_dim linear_head_dim linear_key_head_dim linear_value_head_dim
+        v_head_dim qk_nope_head_dim qk_rope_head_dim global_head_dim attention_head_dim
+        index_head_dim kv_channels rotary_dim dim_head attention_head_size
+        sliding_window attention_window_size window_size attention_chunk_size
+        sliding_window_size mamba_chunk_size chunk_size local_attention
+        q_lora_rank kv_lora_rank o_lora_rank mamba_dt_rank time_step_rank mamba_d_state
+        state_size ssm_state_size hidden_size_per_layer_input laurel_rank adapter_rank
+        index_topk hc_lowrank""",
+    64: """max_position_embeddings n_positions n_ctx context_length max_seq_len model_max_length
+        max_target_positions max_source_positions""",
+    VOCABULARY: """vocab_size vocab_size_per_layer_input encoder_hash_byte_group_vocab
+        unpadded_vocab_size decoder_vocab_size ngram_vocab_size_base""",
+    1: "n_group num_expert_group topk_group first_k_dense_replace bos_token_id",
+    16: "mamba_d_head mamba_head_dim mamba_headdim",
+    28: "image_size",
+    14: "patch_size",
+    0: "pad_token_id",
 }
+SIZES = {name: size for size, names in _WORDS.items() for name in names.split()}
 
 _DOTS3: dict[str, Any] = {"layer_types": ["full_attention"] * 2, "head_dim": 16}
 
@@ -109,7 +86,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "hunyuan_v1_dense": {"head_dim": 8},
     "hunyuan_v1_moe": {"head_dim": 8},
-    "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     "mamba2": {"num_heads": 4, "head_dim": 16, "n_groups": 2},
     "ministral": {"head_dim": 8},
     "nemotron": {"num_key_value_heads": 2},
@@ -156,7 +133,8 @@ def model_types() -> list[str]:
 
 def class_of(model_type: str) -> str:
     """The class that AutoModelForCausalLM builds of a model type."""
-    return str(MODEL_FOR_CAUSAL_LM_MAPPING[transformers.CONFIG_MAPPING[model_type]].__name__)
+    found: Any = MODEL_FOR_CAUSAL_LM_MAPPING[transformers.CONFIG_MAPPING[model_type]]
+    return str(found.__name__)
 
 
 def small_config(model_type: str) -> PreTrainedConfig:

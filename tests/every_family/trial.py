@@ -1,25 +1,25 @@
 """One family tried from end to end: stream against whole model, folder against replaced weights."""
 
-from collections.abc import Iterator
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
-from transformers import AutoModelForCausalLM
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-import compress_core.hf.quantizer  # noqa: F401  registers the compressed format
-from compress_core.errors import CompressError
-from compress_core.head import Halves
+from compress_core.errors import ModelError
 from compress_core.hf.checkpoint import Checkpoint
 from compress_core.hf.factored import is_factored
-from compress_core.hf.folder import FactoredWeights, write_folder
 from compress_core.hf.layout import inspect_model
+from compress_core.hf.model_code import first_line
 from compress_core.hf.stream import BlockStream
-from compress_core.types import ModelLayout
+from tasks.engine.dense_model import FOLDER
 from tests.every_family.small import small_model
-from tests.families import token_batch
+from tests.families import VOCABULARY, token_batch
+from tests.pipeline import pico
 
 State = Literal["accepted", "refused", "not built", "fault"]
 TOKENS = token_batch(rows=3, length=12)
@@ -41,63 +41,72 @@ class Wrong(AssertionError):
 def try_family(model_type: str, folder: Path) -> Outcome:
     """Builds a small model of the type in a new ``folder`` and compresses it.
 
-    A refusal is a `CompressError`; whatever else is raised is a fault of ours.
+    A refusal is a `ModelError`; whatever else is raised is a fault of ours.
     """
     try:
         model = small_model(model_type)
         model.save_pretrained(folder / "dense")
         whole = AutoModelForCausalLM.from_pretrained(folder / "dense").eval()
-        with torch.no_grad():
-            expected = whole(input_ids=TOKENS, use_cache=False).logits
+        expected = _logits(whole)
     except Exception as error:
-        return Outcome("not built", _line(error))
+        return Outcome("not built", first_line(error))
     try:
-        _require("what was saved loads with the same", *_logits(model, expected))
+        _require("what was saved loads with the same", expected, _logits(model))
         _try_built(folder, whole, expected)
-    except CompressError as error:
+    except ModelError as error:
         return Outcome("refused", str(error).replace(str(folder), "FOLDER"))
     except Exception as error:
-        return Outcome("fault", f"{type(error).__name__}: {_line(error)}")
+        return Outcome("fault", f"{type(error).__name__}: {first_line(error)}")
     return Outcome("accepted")
 
 
-def _line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:2]) or type(error).__name__
-
-
-@torch.no_grad()
 def _try_built(folder: Path, whole: Any, expected: Tensor) -> None:
     checkpoint = Checkpoint(folder / "dense")
-    layout = inspect_model(checkpoint)
-    _stream_equals(whole, BlockStream(checkpoint, layout))
-    halves = Halves(whole)
-    hidden = halves.hidden(TOKENS)
-    found = torch.stack([halves.logits(rows) for rows in hidden])
-    _require("logits made of the last hidden states are the", found, expected, 1e-5)
-    layers = list(_cut(whole, checkpoint, layout))
-    write_folder(
-        folder / "small",
-        checkpoint,
-        layers,
-        architecture=layout.architecture,
-        base_class=layout.base_class,
-        base_prefix=layout.base_prefix,
-    )
+    _stream_equals(whole, BlockStream(checkpoint, inspect_model(checkpoint)))
+    small = _compressed(folder)
     load = AutoModelForCausalLM.from_pretrained
-    stock = load(folder / "small").eval()
-    by_own_code = load(folder / "small", trust_remote_code=True).eval()
-    for name in (layer.name for layer in layers):
-        for model in (stock, by_own_code):
-            if not is_factored(model.get_submodule(name)):
-                raise Wrong(f"{name} is not factored in the loaded {type(model).__name__}")
-    found, again = _logits(stock, _logits(by_own_code)[0])
-    _require("both ways of loading give the same", found, again)
-    _require("the folder is the model with its weights replaced, by", *_logits(whole, found), 1e-3)
+    stock, by_own_code = load(small).eval(), load(small, trust_remote_code=True).eval()
+    names = [name for name, module in stock.named_modules() if is_factored(module)]
+    if not names:
+        raise Wrong(f"no layer of the loaded {type(stock).__name__} is factored")
+    for name in names:
+        module = stock.get_submodule(name)
+        if not is_factored(by_own_code.get_submodule(name)):
+            raise Wrong(f"{name} is dense where the model is loaded by its own code")
+        weight = module.dense_weight().detach()
+        stored = nn.Parameter(weight.T if module.transposed else weight)
+        whole.get_submodule(name).weight = stored
+    found, again = _logits(stock), _logits(by_own_code)
+    _require("both ways of loading give the same", again, found)
+    _require("the folder is the model with its weights replaced, by", _logits(whole), found, 1e-3)
     if torch.equal(found, expected):
         raise Wrong("the compressed model is the dense one")
 
 
+def _compressed(folder: Path) -> Path:
+    """The folder that a run with the default method makes."""
+    text = folder / "words.txt"
+    text.write_text(pico.made_text(seed=1, words=2000), encoding="utf-8")
+    _tokenizer(text).save_pretrained(folder / "dense")
+    settings = {"model": str(folder / "dense"), "calibration": str(text), "kept": 0.6}
+    sizes = {"samples": 4, "length": 32, "batch_size": 3, "eval_windows": 2}
+    walk = pico.walk({**settings, **sizes, "device": "cpu", "home": folder / "home"})
+    if not math.isfinite(walk.metrics()["kl"]):
+        raise Wrong("the measured divergence is not finite")
+    return walk.session.artifact(walk.pipeline.folder).file(FOLDER)
+
+
+def _tokenizer(text: Path) -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()
+    special = ["<unk>", "<s>", "</s>"]
+    tokenizer.train([str(text)], trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=special))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+    )
+
+
+@torch.no_grad()
 def _stream_equals(whole: Any, stream: BlockStream) -> None:
     """Every hidden state that the stream computes is the whole model's, to the bit."""
     outputs: list[list[Tensor]] = [[] for _ in stream.layout.blocks]
@@ -125,24 +134,10 @@ def _stream_equals(whole: Any, stream: BlockStream) -> None:
             raise Wrong(f"block {block}: not every tap was measured")
 
 
-def _cut(whole: Any, checkpoint: Checkpoint, layout: ModelLayout) -> Iterator[FactoredWeights]:
-    """Half of the components of every layer; the whole model gets what they stand for."""
-    for layer in layout.layers:
-        if not (rank := layer.paying_rank // 2):
-            continue
-        held = whole.get_submodule(layer.name).weight
-        weight = held.T if layer.transposed else held
-        left, values, right = torch.linalg.svd(weight.double(), full_matrices=False)
-        u, v = (left[:, :rank] * values[:rank]).float(), right[:rank].float()
-        held.copy_((u @ v).T if layer.transposed else u @ v)
-        key = checkpoint.key(f"{layer.name}.weight", layout.base_prefix)
-        yield FactoredWeights(layer.name, key, u, v)
-
-
-def _logits(model: Any, other: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def _logits(model: Any) -> Tensor:
     with torch.no_grad():
         found: Tensor = model(input_ids=TOKENS, use_cache=False).logits
-    return found, found if other is None else other
+    return found
 
 
 def _require(what: str, found: Tensor, expected: Tensor, tolerance: float = 0.0) -> None:
