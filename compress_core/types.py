@@ -5,7 +5,7 @@ One number of a dense weight costs 1; a rank-one component of an (out, in) layer
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from compress_core.errors import BudgetError, ConfigError
@@ -84,6 +84,9 @@ class ModelLayout:
         outer_buffers: The same outside the blocks.
         output_lengths: Block index to the length of the tuple that it returns, hidden states first;
             0 where it returns them by themselves.
+        stored: Every parameter and stored buffer of the whole model to its key in the files.
+        unused: Keys in the files that no model is made of.
+        wrappers: Patterns of what is taken off the keys before transformers understands them.
     """
 
     architecture: str
@@ -97,6 +100,9 @@ class ModelLayout:
     block_buffers: tuple[tuple[str, ...], ...]
     outer_buffers: tuple[str, ...]
     output_lengths: tuple[int, ...]
+    stored: Mapping[str, str] = field(default_factory=dict)
+    unused: tuple[str, ...] = ()
+    wrappers: tuple[str, ...] = ()
 
     def of_block(self, block: int) -> tuple[LayerRef, ...]:
         """The compressible layers of one block."""

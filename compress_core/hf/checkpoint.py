@@ -6,8 +6,8 @@ weights it works on and no more. Whatever is wrong with a folder ends in one Mod
 
 import difflib
 import json
-import math
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,10 +17,16 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from compress_core.errors import ModelError
+from compress_core.hf.inside import inside, read_json
 
 QUANT_METHOD = "eigenpress"
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+ADAPTER_CONFIG = "adapter_config.json"
+MERGE = (
+    "merge it with PEFT's model.merge_and_unload() and save that with save_pretrained, as "
+    "docs/model-format.md shows"
+)
 
 _DTYPES = {
     "F64": torch.float64,
@@ -41,43 +47,46 @@ _HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.tiktoken", "*.
 _HUB_COPIES = ["*/*.safetensors", "consolidated*", "original/*", "onnx/*"]
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
+def weight_files(folder: Path, config: Mapping[str, Any] | None = None) -> list[Path]:
+    """The safetensors files that make up the model in `folder`, in the order transformers reads.
+
+    A file that config.json names as `transformers_weights` comes before the single file, and that
+    before an index.
+
+    Args:
+        folder: The model folder.
+        config: The content of its config.json, if that may name the file.
 
     Raises:
-        ModelError: The file is not a JSON object.
+        ModelError: There are none, only `.bin` weights, a shard that the index names is missing, or
+            one is outside the folder.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ModelError(f"{path} is not readable JSON ({error}): get the model again") from error
-    if not isinstance(content, dict):
-        raise ModelError(f"{path} holds a {type(content).__name__}, not an object: get it again")
-    return content
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that make up the model in `folder`, in the order of their names.
-
-    Raises:
-        ModelError: There are none, only `.bin` weights, or a shard that the index names is missing.
-    """
-    if (folder / SINGLE_FILE).is_file():
-        return [folder / SINGLE_FILE]
-    if not (folder / INDEX_FILE).is_file():
-        if any(folder.glob("*.bin")):
-            raise ModelError(
-                f"{folder} has only .bin weights, which can run code when read: load the model "
-                "once and save it again with model.save_pretrained(FOLDER, safe_serialization=True)"
-            )
+    named = (config or {}).get("transformers_weights")
+    if named is not None and not isinstance(named, str):
+        raise ModelError(f"{folder}/config.json: transformers_weights is {named!r}, not a file")
+    for name in (named,) if named else (SINGLE_FILE, INDEX_FILE):
+        if (folder / name).is_file():
+            file = inside(folder, folder / name)
+            return _shards(folder, file) if name.endswith(".index.json") else [file]
+    if named:
+        raise ModelError(f"{folder} lacks {named}, which its config.json names: get it again")
+    if any(folder.glob("*.bin")):
         raise ModelError(
-            f"{folder} has a config.json but neither {SINGLE_FILE} nor {INDEX_FILE}: "
-            "save the model again with model.save_pretrained(FOLDER)"
+            f"{folder} has only .bin weights, which can run code when read: load the model "
+            "once and save it again with model.save_pretrained(FOLDER)"
         )
-    weight_map = read_json(folder / INDEX_FILE).get("weight_map")
-    if not isinstance(weight_map, dict):
-        raise ModelError(f"{folder / INDEX_FILE} has no weight_map: get the model again")
-    files = [folder / name for name in sorted(set(weight_map.values()))]
+    raise ModelError(
+        f"{folder} has a config.json but neither {SINGLE_FILE} nor {INDEX_FILE}: "
+        "save the model again with model.save_pretrained(FOLDER)"
+    )
+
+
+def _shards(folder: Path, index: Path) -> list[Path]:
+    weight_map = read_json(index).get("weight_map")
+    names = list(weight_map.values()) if isinstance(weight_map, dict) else []
+    if not names or not all(isinstance(name, str) for name in names):
+        raise ModelError(f"{index} has no weight_map from tensors to files: get the model again")
+    files = [inside(folder, folder / name) for name in sorted(set(names))]
     missing = [file.name for file in files if not file.is_file()]
     if missing:
         raise ModelError(
@@ -110,46 +119,24 @@ class Checkpoint:
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise ModelError(f"no such folder: {self.folder}")
+        if (self.folder / ADAPTER_CONFIG).is_file():
+            whole = (self.folder / "config.json").is_file()
+            raise ModelError(
+                f"{self.folder} {'has' if whole else 'is'} an adapter ({ADAPTER_CONFIG}), which "
+                f"transformers puts on its model as it loads: {MERGE}"
+                + (", or move the adapter's files away" if whole else "")
+            )
         if not (self.folder / "config.json").is_file():
             raise ModelError(
                 f"{self.folder} is a folder that is no model: it has no config.json. Give the "
                 "folder that model.save_pretrained wrote"
             )
-        self.config = read_json(self.folder / "config.json")
+        self.config = read_json(inside(self.folder, self.folder / "config.json"))
         _check_kind(self.folder, self.config, compressed)
-        self.files = weight_files(self.folder)
+        self.files = weight_files(self.folder, self.config)
         self._handles = [_open(file) for file in self.files]
         self._handle_of = {name: handle for handle in self._handles for name in handle.keys()}  # noqa: SIM118
         self.names = sorted(self._handle_of)
-
-    def candidates(self, parameter: str, prefix: str = "") -> list[str]:
-        """The keys that `parameter` may be stored under: as it is, without and with the prefix."""
-        prefix = f"{prefix.rstrip('.')}." if prefix else ""
-        return list(dict.fromkeys((parameter, parameter.removeprefix(prefix), prefix + parameter)))
-
-    def has(self, parameter: str, prefix: str = "") -> bool:
-        """Whether a model parameter has a tensor of its own here (a tied one often has none)."""
-        return any(name in self._handle_of for name in self.candidates(parameter, prefix))
-
-    def key(self, parameter: str, prefix: str = "") -> str:
-        """The key in the files of a parameter named as in `model.named_parameters()`.
-
-        Args:
-            parameter: For example `transformer.h.0.attn.c_attn.weight`.
-            prefix: The model's `base_model_prefix`; hub checkpoints of GPT-2 are saved without it.
-
-        Raises:
-            ModelError: No tensor goes by that name.
-        """
-        for name in self.candidates(parameter, prefix):
-            if name in self._handle_of:
-                return name
-        nearest = difflib.get_close_matches(parameter, self.names, n=3, cutoff=0.4)
-        raise ModelError(
-            f"{self.folder} has no tensor {parameter!r}; nearest: {', '.join(nearest) or 'none'}. "
-            "If its names are of an older layout, load the model and save it again with "
-            "model.save_pretrained"
-        )
 
     def shape(self, key: str) -> tuple[int, ...]:
         """The shape of the tensor stored under `key`, from the header alone."""
@@ -175,9 +162,13 @@ class Checkpoint:
         return cast(Tensor, self._handle_of[key].get_tensor(key))
 
     @property
-    def nbytes(self) -> int:
-        """The bytes of all tensors together."""
-        return sum(math.prod(self.shape(k)) * self.torch_dtype(k).itemsize for k in self.names)
+    def first_dtype(self) -> torch.dtype:
+        """What transformers computes in where config.json states no dtype."""
+        for key in self._handles[0].keys():  # noqa: SIM118  in the order of the first file
+            dtype = _DTYPES.get(self.dtype(key))
+            if dtype is not None and dtype.is_floating_point and dtype.itemsize > 1:
+                return dtype
+        return torch.float32
 
     def _slice(self, key: str) -> Any:
         self._require(key)
@@ -185,8 +176,10 @@ class Checkpoint:
 
     def _require(self, key: str) -> None:
         if key not in self._handle_of:
-            self.key(key)
-            raise ModelError(f"{key!r} is a parameter's name, not a key in {self.folder}")
+            nearest = difflib.get_close_matches(key, self.names, n=3, cutoff=0.4)
+            raise ModelError(
+                f"{self.folder} has no tensor {key!r}; nearest: {', '.join(nearest) or 'none'}"
+            )
 
 
 def tensor_headers(file: Path) -> dict[str, dict[str, Any]]:
@@ -242,6 +235,8 @@ def _open(file: Path) -> Any:
 
 def _check_kind(folder: Path, config: dict[str, Any], compressed: bool) -> None:
     settings = config.get("quantization_config") or {}
+    if not isinstance(settings, dict):
+        raise ModelError(f"{folder}/config.json: quantization_config is no object: get it again")
     method = settings.get("quant_method", "an unnamed method") if settings else None
     if compressed and method != QUANT_METHOD:
         raise ModelError(f"{folder} is not a model that eigenpress compressed: nothing to undo")

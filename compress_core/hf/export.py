@@ -13,10 +13,11 @@ import transformers
 from torch import Tensor
 
 from compress_core.errors import ModelError
+from compress_core.hf.binding import bind
 from compress_core.hf.checkpoint import Checkpoint
+from compress_core.hf.companions import copy_companions
 from compress_core.hf.factored import is_column_index, is_factored, product
 from compress_core.hf.factorise import factorise
-from compress_core.hf.folder import copy_companions
 from compress_core.hf.modelling import stock_class
 from compress_core.hf.quantised_linear import QuantisedLinear, quantised_product
 from compress_core.hf.shards import SHARD_BYTES, ShardWriter, new_folder, write_json
@@ -89,8 +90,14 @@ def _stored_layers(checkpoint: Checkpoint) -> dict[str, _StoredLayer]:
     except ValueError as error:
         raise ModelError(f"{checkpoint.folder}: {error}") from error
 
+    stored = bind(model, checkpoint.names).stored
+
     def key(name: str, part: str) -> str:
-        return checkpoint.key(f"{name}.{part}", model.base_model_prefix)
+        if f"{name}.{part}" not in stored:
+            raise ModelError(
+                f"{checkpoint.folder} has no tensor '{name}.{part}': it is incomplete, get it again"
+            )
+        return stored[f"{name}.{part}"]
 
     layers = {}
     for module in model.modules():

@@ -5,7 +5,6 @@ compressed layer and what it stores, and the modelling code with which plain tra
 """
 
 import math
-import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,9 @@ import torch
 from torch import Tensor
 
 from compress_core.errors import ModelError
+from compress_core.hf.binding import unwrapped
 from compress_core.hf.checkpoint import QUANT_METHOD, Checkpoint, tensor_headers, weight_files
+from compress_core.hf.companions import copy_companions
 from compress_core.hf.factored import index_dtype, is_column_index
 from compress_core.hf.factorise import FORMAT_VERSION, check_layers
 from compress_core.hf.modelling import (
@@ -28,22 +29,9 @@ from compress_core.hf.quantised_linear import BITS
 from compress_core.hf.shards import SHARD_BYTES, ShardWriter, new_folder, write_json
 from compress_core.quantise import CODES, Codes
 from compress_core.sparse import PLACES, Sparse, pack
+from compress_core.types import ModelLayout
 
-_COMPANIONS = (
-    "generation_config.json",
-    "tokenizer*",
-    "vocab*",
-    "merges.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "*.model",
-    "*.tiktoken",
-    "*.jinja",
-    "chat_template*",
-    "additional_chat_templates/*",
-    "LICENSE*",
-    "NOTICE*",
-)
+_OF_FILES = ("auto_map", "transformers_weights")  # what config.json says of other files
 
 
 @dataclass(frozen=True)
@@ -52,7 +40,6 @@ class FactoredWeights:
 
     Attributes:
         name: The layer's name in the causal model, like `model.layers.0.self_attn.q_proj`.
-        weight_key: The key of the layer's weight in the dense checkpoint.
         u: The out-factor, (out, rank).
         v: The in-factor, (rank, in - c); not stored, and may be None, where another's is used.
         columns: The c columns of the weight that are kept, (out, c), or None.
@@ -64,7 +51,6 @@ class FactoredWeights:
     """
 
     name: str
-    weight_key: str
     u: Tensor
     v: Tensor | None
     columns: Tensor | None = None
@@ -127,22 +113,19 @@ def write_folder(
     target: Path,
     checkpoint: Checkpoint,
     layers: Iterable[FactoredWeights],
-    *,
-    architecture: str,
-    base_class: str,
-    base_prefix: str,
+    layout: ModelLayout,
     max_shard_bytes: int = SHARD_BYTES,
 ) -> FolderSummary:
-    """Write the compressed model: what `layers` store, every other tensor as it was.
+    """Write the compressed model: what `layers` store, and what else the model loads, as it was.
+
+    Keys stay what they are in the dense model's files, less what no transformers understands.
 
     Args:
         target: The folder to make; it must not exist, or be empty.
         checkpoint: The dense model.
         layers: The compressed layers, in any order; taken one at a time. With none of them the
             folder is a plain dense model.
-        architecture: The causal model's class in transformers, like `LlamaForCausalLM`.
-        base_class: Its base model's class, like `LlamaModel`.
-        base_prefix: Its `base_model_prefix`, like `model`.
+        layout: What transformers makes of the dense model.
         max_shard_bytes: Upper limit of one weight file, and so of the memory held, in bytes.
 
     Raises:
@@ -150,6 +133,7 @@ def write_folder(
             the layer whose in-factor it uses, or would not be smaller than the dense one, or
             `target` is in use.
     """
+    architecture, base_class = layout.architecture, layout.base_class
     require_stock_classes(architecture, base_class)
     with new_folder(target) as folder:
         writer = ShardWriter(folder, max_shard_bytes)
@@ -157,31 +141,31 @@ def write_folder(
         sizes: dict[str, tuple[int, int]] = {}
         replaced: set[str] = set()
         for layer in layers:
-            sizes[layer.name] = _checked_sizes(layer, checkpoint, base_prefix, replaced)
-            dtype = checkpoint.torch_dtype(layer.weight_key)
-            stem = layer.weight_key.removesuffix("weight")
+            sizes[layer.name] = _checked_sizes(layer, checkpoint, layout, replaced)
+            weight = layout.stored[f"{layer.name}.weight"]
+            dtype = checkpoint.torch_dtype(weight)
+            stem = unwrapped(weight, layout.wrappers).removesuffix("weight")
             for part, tensor in layer.tensors(dtype, sizes[layer.name][1]):
                 writer.add(stem + part, tensor)
             modules[layer.name] = layer.entry
-            replaced.add(layer.weight_key)
+            replaced.add(weight)
             if layer.bias is not None:
-                bias, key = layer.bias.to(torch.float32), f"{stem}bias"
-                if key in checkpoint.names:
+                bias, key = layer.bias.to(torch.float32), layout.stored.get(f"{layer.name}.bias")
+                if key is not None:
                     bias, dtype = bias + checkpoint.read(key), checkpoint.torch_dtype(key)
+                    replaced.add(key)
                 else:
                     modules[layer.name]["bias"] = True
-                writer.add(key, bias.to(dtype))
-                replaced.add(key)
+                writer.add(f"{stem}bias", bias.to(dtype))
         try:
             check_layers(modules, sizes)
         except ValueError as error:
             raise ModelError(str(error)) from error
-        for key in checkpoint.names:
-            if key not in replaced:
-                writer.add(key, checkpoint.read(key))
+        for key in sorted(set(layout.stored.values()) - replaced):
+            writer.add(unwrapped(key, layout.wrappers), checkpoint.read(key))
         files = writer.close()
         copy_companions(checkpoint.folder, folder)
-        config = {name: v for name, v in checkpoint.config.items() if name != "auto_map"}
+        config = {name: v for name, v in checkpoint.config.items() if name not in _OF_FILES}
         if modules:
             config["quantization_config"] = {
                 "quant_method": QUANT_METHOD,
@@ -189,7 +173,7 @@ def write_folder(
                 "modules": modules,
             }
             config["auto_map"] = auto_map(architecture, base_class)
-            source = modelling_source(architecture, base_class, base_prefix)
+            source = modelling_source(architecture, base_class, layout.base_prefix)
             (folder / MODELLING_FILE).write_text(source, encoding="utf-8")
         write_json(folder / "config.json", config)
         count = count_parameters(folder)
@@ -218,29 +202,15 @@ def count_parameters(folder: Path) -> FolderCount:
     return FolderCount(parameters + codes // 2, nbytes)
 
 
-def copy_companions(source: Path, target: Path) -> None:
-    """Copy the tokenizer, the chat templates, the generation settings and the licence."""
-    for file in companion_files(source):
-        copy = target / file.relative_to(source)
-        copy.parent.mkdir(exist_ok=True)
-        shutil.copyfile(file, copy)
-
-
-def companion_files(folder: Path) -> list[Path]:
-    """What a compressed folder takes over from the dense one as it is, sorted."""
-    found = {file for pattern in _COMPANIONS for file in folder.glob(pattern)}
-    return sorted(file for file in found if file.is_file())
-
-
 def _checked_sizes(
-    layer: FactoredWeights, checkpoint: Checkpoint, base_prefix: str, replaced: set[str]
+    layer: FactoredWeights, checkpoint: Checkpoint, layout: ModelLayout, replaced: set[str]
 ) -> tuple[int, int]:
     """(out, in) of a layer that fits the checkpoint; `check_layers` sees to the rest."""
-    key = layer.weight_key
+    key = layout.stored.get(f"{layer.name}.weight")
+    if key is None:
+        raise ModelError(f"{checkpoint.folder} has no layer {layer.name}")
     if key in replaced:
         raise ModelError(f"{layer.name} was given twice")
-    if key not in checkpoint.candidates(f"{layer.name}.weight", base_prefix):
-        raise ModelError(f"{layer.name}: {key} is not the key of its weight")
     out_features, rank = layer.u.shape
     stored = checkpoint.shape(key)
     columns = 0 if layer.columns is None else layer.columns.shape[1]

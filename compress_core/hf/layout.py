@@ -20,6 +20,7 @@ from compress_core.hf.blocks import find_blocks
 from compress_core.hf.checkpoint import Checkpoint
 from compress_core.hf.model_code import first_line
 from compress_core.hf.observe import Observed, observe, run_fake
+from compress_core.hf.whole import bind_whole
 from compress_core.types import LayerRef, ModelLayout
 
 EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
@@ -44,8 +45,7 @@ def model_dtype(checkpoint: Checkpoint, config: PretrainedConfig) -> torch.dtype
     """The dtype that ``from_pretrained(dtype="auto")`` would compute in."""
     if isinstance(config.dtype, torch.dtype):
         return config.dtype
-    stored = (checkpoint.torch_dtype(name) for name in checkpoint.names)
-    return next((dtype for dtype in stored if dtype.is_floating_point), torch.float32)
+    return checkpoint.first_dtype
 
 
 def inspect_model(checkpoint: Checkpoint, trust_remote_code: bool = False) -> ModelLayout:
@@ -53,7 +53,8 @@ def inspect_model(checkpoint: Checkpoint, trust_remote_code: bool = False) -> Mo
 
     Raises:
         ModelError: The model is a mixture of experts, has no list of decoder blocks, or shares one
-            linear between blocks; the message gives the reason.
+            linear between blocks, or its files do not hold the whole of it; the message gives the
+            reason.
     """
     config = load_config(checkpoint, trust_remote_code)
     dtype = model_dtype(checkpoint, config)
@@ -63,6 +64,7 @@ def inspect_model(checkpoint: Checkpoint, trust_remote_code: bool = False) -> Mo
         _refuse_experts(model, config)
         blocks = find_blocks(model, lambda: run_fake(model))
         observed = observe(model, blocks)
+    binding = bind_whole(model, checkpoint)
     layers = _layers(model, blocks, observed)
     base = model.base_model
     prefix = model.base_model_prefix if base is not model else ""
@@ -82,6 +84,9 @@ def inspect_model(checkpoint: Checkpoint, trust_remote_code: bool = False) -> Mo
         block_buffers=buffers_inside,
         outer_buffers=buffers_outside,
         output_lengths=tuple(observed.output_lengths.get(path, 0) for path in blocks),
+        stored=binding.stored,
+        unused=tuple(sorted(set(checkpoint.names) - set(binding.stored.values()))),
+        wrappers=binding.wrappers,
     )
 
 

@@ -22,6 +22,7 @@ from transformers.quantizers.auto import (
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from compress_core.hf.binding import bind
 from compress_core.hf.checkpoint import QUANT_METHOD, tensor_headers
 from compress_core.hf.factored import FactoredLinear, is_factored
 from compress_core.hf.factorise import (
@@ -31,7 +32,6 @@ from compress_core.hf.factorise import (
     factorise,
     require_factors,
     shared_factors,
-    stored_keys,
 )
 from compress_core.hf.modelling import MODELLING_FILE, modelling_source, stock_class
 
@@ -143,10 +143,7 @@ def _name_prefix(model: PreTrainedModel) -> str:
 
 def _missing_keys(model: PreTrainedModel, files: Sequence[str]) -> Iterator[str]:
     stored = {key for file in files for key in tensor_headers(Path(file))}
-    prefix = f"{model.base_model_prefix}."
-    for key in stored_keys(model):
-        if not stored & {key, prefix + key, key.removeprefix(prefix)}:
-            yield key
+    yield from bind(model, stored).missing
 
 
 def _tied_weights_keys(self: PreTrainedModel, all_submodels: bool = False) -> dict[str, str]:

@@ -294,15 +294,14 @@ class BlockStream:
         """Puts the named parameters and the module's buffers on the device."""
         root = self.model if not path else module
         for name in names:
-            tensor = self.checkpoint.read(self.checkpoint.key(name, self.layout.base_prefix))
+            tensor = self.checkpoint.read(self.layout.stored[name])
             owner, _, leaf = name[len(path) + 1 if path else 0 :].rpartition(".")
             value = nn.Parameter(tensor.to(self.device, self.dtype), requires_grad=False)
             root.get_submodule(owner)._parameters[leaf] = value
-        persistent = module.state_dict().keys()  # files may hold others, which transformers ignores
+        place = path or ("" if module is self.model else self.layout.base_prefix)
         for name, buffer in list(module.named_buffers()):
-            full = f"{path or self.layout.base_prefix}.{name}"
-            if name in persistent and self.checkpoint.has(full, self.layout.base_prefix):
-                stored = self.checkpoint.key(full, self.layout.base_prefix)
-                buffer = self.checkpoint.read(stored).to(buffer.dtype)
+            key = self.layout.stored.get(f"{place}.{name}".lstrip("."))
+            if key is not None:
+                buffer = self.checkpoint.read(key).to(buffer.dtype)
             owner, _, leaf = name.rpartition(".")
             module.get_submodule(owner)._buffers[leaf] = buffer.to(self.device)

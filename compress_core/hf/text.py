@@ -4,7 +4,6 @@ Calibration windows are sampled as the papers do, evaluation windows come in ord
 decides a window is an argument.
 """
 
-import json
 import math
 import random
 from collections.abc import Sequence
@@ -22,12 +21,6 @@ CHARACTERS_PER_TOKEN = 10
 
 _JOIN = "\n\n"
 _CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
-_TOKENIZER_FILES = (
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("vocab.json", "vocab.txt", "merges.txt", "*.model", "*.tiktoken", "tekken.json"),
-    *("chat_template.jinja", "chat_template.json", "tokenization_*.py"),
-    "additional_chat_templates/*.jinja",
-)
 
 
 def sample_windows(
@@ -210,20 +203,6 @@ def load_tokenizer(folder: str | Path, *, trust_remote_code: bool = False) -> An
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ModelError(f"no tokenizer can be loaded from {folder}: {reason}") from error
-
-
-def tokenizer_files(folder: str | Path) -> list[Path]:
-    """The files of a model folder that decide tokenisation, sorted, for content digests."""
-    folder = Path(folder)
-    found = {path for pattern in _TOKENIZER_FILES for path in folder.glob(pattern)}
-    settings = folder / "tokenizer_config.json"
-    names_class = settings.is_file() and "tokenizer_class" in json.loads(
-        settings.read_text("utf-8")
-    )
-    if not names_class and (folder / "config.json").is_file():
-        # transformers then picks the tokenizer's class by the model type in the configuration.
-        found.add(folder / "config.json")
-    return sorted(found)
 
 
 def clip_length(length: int, config: Any) -> int:

@@ -22,11 +22,14 @@ def resolve_budget(workspace: Workspace, config: RunConfig) -> RunConfig:
     if config.target_bytes is None:
         return config
     model = workspace.model
-    keys = [model.weight_key(layer.name) for layer in model.layout.layers]
-    widest = max(model.checkpoint.torch_dtype(key).itemsize for key in keys)
+    widths = {
+        layer.name: model.checkpoint.torch_dtype(model.weight_key(layer.name)).itemsize
+        for layer in model.layout.layers
+    }
+    widest = max(widths.values())
     compressible = sum(layer.dense_cost for layer in model.layout.layers)
-    of_layers = sum(model.numbers(key) * model.checkpoint.torch_dtype(key).itemsize for key in keys)
-    fixed = model.checkpoint.nbytes - of_layers
+    of_layers = sum(layer.dense_cost * widths[layer.name] for layer in model.layout.layers)
+    fixed = model.nbytes - of_layers
     room = config.target_bytes - fixed
     beside, places = "", 0
     if room < compressible * widest and workspace.method(config).stores_entries:

@@ -64,7 +64,7 @@ def collect_result(
             "compressible_dense": sum(layer.dense_cost for layer in layers),
             "compressible_compressed": written["compressible"],
         },
-        "bytes": {"dense": model.checkpoint.nbytes, "compressed": written["bytes"]},
+        "bytes": {"dense": model.nbytes, "compressed": written["bytes"]},
         "memory": written["memory"],
         "metrics": collect_metrics(pipeline.evaluations, session),
         "stages": [as_stage(outcome) for outcome in outcomes],

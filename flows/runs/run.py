@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from prefect import flow
 
+from compress_core.hf.loading import check_loads
 from flows.report.console import Reporter
 from flows.runs.opened import Opened
 from flows.runs.pipeline import Pipeline
@@ -106,6 +107,8 @@ def finish(
         config_file = staging / CONFIG_FILE
         write_yaml(config, config_file)
         config_text = config_file.read_text(encoding="utf-8")
+        dense = workspace.model
+        check_loads(staging, dense.tokenizer, trust_remote_code=dense.trust_remote_code)
     result = collect_result(workspace, pipeline, session, outcomes)
     begun = perf_counter()
     with reporter.stage("register", 1):

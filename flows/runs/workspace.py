@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 
 from compress_core.batch import windows_at_once
+from compress_core.hf.binding import unwrapped
 from compress_core.hf.checkpoint import resolve_model
 from compress_core.hf.layout import load_config
 from compress_core.hf.lm_eval_tasks import TaskSpec, find_tasks
@@ -121,6 +122,17 @@ def open_workspace(settings: Settings) -> Workspace:
         notes.append(
             f"windows are {length} tokens long, not {settings.length}: "
             "the model's context ends there"
+        )
+    if unused := model.layout.unused:
+        notes.append(
+            f"not part of the model and so neither counted nor written: {unused[0]}"
+            + (f" and {len(unused) - 1} more tensors in its files" if unused[1:] else "")
+        )
+    if wrappers := model.layout.wrappers:
+        wrapped = next(key for key in model.keys if unwrapped(key, wrappers) != key)
+        notes.append(
+            f"tensors have names that transformers does not know, like {wrapped}: read and written "
+            f"as {unwrapped(wrapped, wrappers)}"
         )
     tasks = find_tasks(settings.tasks, settings.task_path) if settings.tasks else []
     return Workspace(settings, store, digests, model, Models(model), length, tasks, notes)

@@ -7,7 +7,8 @@ import os
 from pathlib import Path
 
 from compress_core.errors import ConfigError
-from compress_core.hf.folder import MODELLING_FILE, companion_files
+from compress_core.hf.companions import companion_files
+from compress_core.hf.modelling import MODELLING_FILE
 from flows.settings.config import RunConfig, read_yaml
 
 CONFIG_FILE = "eigenpress.yaml"

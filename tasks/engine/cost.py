@@ -39,16 +39,12 @@ def add(*products: Mapping[str, float]) -> dict[str, float]:
 
 def block_numbers(model: DenseModel, block: int) -> int:
     """Numbers in a block's parameters."""
-    prefix = model.layout.base_prefix
-    names = model.layout.block_parameters[block]
-    return sum(model.numbers(model.checkpoint.key(name, prefix)) for name in names)
+    return sum(map(model.numbers, model.layout.block_parameters[block]))
 
 
 def outer_numbers(model: DenseModel) -> int:
     """Numbers in the parameters outside the blocks, the head's own aside."""
-    prefix = model.layout.base_prefix
-    names = model.layout.outer_parameters
-    return sum(model.numbers(model.checkpoint.key(name, prefix)) for name in names)
+    return sum(map(model.numbers, model.layout.outer_parameters))
 
 
 def block_operations(model: DenseModel, block: int, tokens: int, length: int) -> float:
@@ -76,9 +72,5 @@ def _width(model: DenseModel) -> int:
 
 def _outer(model: DenseModel) -> tuple[int, ...]:
     """Shape (vocabulary, width) of the embedding: the largest parameter outside the blocks."""
-    keys = [
-        model.checkpoint.key(name, model.layout.base_prefix)
-        for name in model.layout.outer_parameters
-    ]
-    shapes = [model.checkpoint.shape(key) for key in keys]
+    shapes = [model.shape(name) for name in model.layout.outer_parameters]
     return max((shape for shape in shapes if len(shape) == 2), key=math.prod)

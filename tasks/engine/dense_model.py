@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from compress_core.compute import compute_dtype
+from compress_core.hf.binding import key_mapping, unwrapped
 from compress_core.hf.checkpoint import Checkpoint
-from compress_core.hf.folder import companion_files
+from compress_core.hf.companions import companion_files, tokenizer_files
 from compress_core.hf.footprint import expected_bytes
 from compress_core.hf.layout import inspect_model
+from compress_core.hf.loading import load_model
 from compress_core.hf.stream import BlockStream
-from compress_core.hf.text import load_tokenizer, tokenizer_files
+from compress_core.hf.text import load_tokenizer
 from compress_core.types import ModelLayout
 from storage.digests import DigestCache, file_digest, safetensors_digests
 from storage.keys import recipe_key
@@ -58,6 +60,7 @@ class DenseModel:
         self.layout: ModelLayout = inspect_model(self.checkpoint, trust_remote_code)
         self.compute_dtype = compute_dtype(compute, self.layout.dtype, device)
         self._digests = digests
+        companion_files(folder)  # one that leads out of the folder is refused before any stage
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -75,13 +78,28 @@ class DenseModel:
             self.compute_dtype,
         )
 
+    def load(self) -> Any:
+        """The whole model, in the dtype that it computes in."""
+        return load_model(
+            self.folder,
+            self.device,
+            trust_remote_code=self.trust_remote_code,
+            dtype=self.compute_dtype,
+            key_mapping=key_mapping(self.layout.wrappers),
+        )
+
+    @cached_property
+    def keys(self) -> list[str]:
+        """The keys in the files of what the model loads, each once, sorted."""
+        return sorted(set(self.layout.stored.values()))
+
     @cached_property
     def stored(self) -> dict[str, str]:
-        """Checkpoint key to content digest, for every stored tensor."""
+        """Checkpoint key to content digest, for every tensor that the model loads."""
         found: dict[str, str] = {}
         for file in self.checkpoint.files:
             found |= self._digests.of(file, "safetensors", safetensors_digests)
-        return found
+        return {key: found[key] for key in self.keys}
 
     @cached_property
     def config_digest(self) -> str:
@@ -111,29 +129,46 @@ class DenseModel:
 
     @cached_property
     def digest(self) -> str:
-        """Content of the whole model: configuration and every stored tensor."""
+        """Content of the whole model: configuration and every tensor that it loads."""
         return recipe_key({"config": self.config_digest, "tensors": self.stored})
 
     @cached_property
     def parameters(self) -> int:
-        """Numbers in the files, each stored tensor counted once."""
-        return sum(self.numbers(key) for key in self.checkpoint.names)
+        """Numbers in the files that the model loads, each stored tensor counted once."""
+        return sum(math.prod(self.checkpoint.shape(key)) for key in self.keys)
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Bytes of those in the files."""
+        checkpoint = self.checkpoint
+        return sum(
+            math.prod(checkpoint.shape(key)) * checkpoint.torch_dtype(key).itemsize
+            for key in self.keys
+        )
 
     @cached_property
     def memory(self) -> int:
         """Bytes that it holds in memory."""
         return expected_bytes(self.checkpoint)
 
-    def numbers(self, key: str) -> int:
-        """Numbers in one stored tensor."""
-        return math.prod(self.checkpoint.shape(key))
+    def shape(self, parameter: str) -> tuple[int, ...]:
+        """The shape of one parameter."""
+        return self.checkpoint.shape(self.layout.stored[parameter])
+
+    def numbers(self, parameter: str) -> int:
+        """Numbers in one parameter."""
+        return math.prod(self.shape(parameter))
 
     def weight_key(self, layer: str) -> str:
         """The checkpoint's key of a layer's weight."""
-        return self.checkpoint.key(f"{layer}.weight", self.layout.base_prefix)
+        return self.layout.stored[f"{layer}.weight"]
+
+    def stem(self, layer: str) -> str:
+        """What the keys of all tensors of a layer begin with in a compressed folder."""
+        return unwrapped(self.weight_key(layer), self.layout.wrappers).removesuffix("weight")
 
     def state_digest(self, parameters: Sequence[str], buffers: Sequence[str]) -> str:
         """Content of the named parameters, and of those buffers that the files hold."""
-        prefix = self.layout.base_prefix
-        names = [*parameters, *(name for name in buffers if self.checkpoint.has(name, prefix))]
-        return recipe_key({n: self.stored[self.checkpoint.key(n, prefix)] for n in names})
+        keys = self.layout.stored
+        names = [*parameters, *(name for name in buffers if name in keys)]
+        return recipe_key({name: self.stored[keys[name]] for name in names})

@@ -3,6 +3,7 @@
 A stage that asks for one names ``LOADING`` in its code.
 """
 
+from pathlib import Path
 from typing import Any
 
 from compress_core.hf.loading import load_model
@@ -33,14 +34,16 @@ class Models:
         held = self._loaded.get(slot)
         if held is None or held[0] != folder:
             self._loaded.pop(slot, None)
-            loaded = load_model(
-                folder,
-                self.dense.device,
-                trust_remote_code=self.dense.trust_remote_code,
-                dtype=self.dense.compute_dtype,
-            )
-            self._loaded[slot] = (folder, loaded)
+            self._loaded[slot] = (folder, self._load(folder) if compressed else self.dense.load())
         return self._loaded[slot][1]
+
+    def _load(self, folder: Path) -> Any:
+        return load_model(
+            folder,
+            self.dense.device,
+            trust_remote_code=self.dense.trust_remote_code,
+            dtype=self.dense.compute_dtype,
+        )
 
     def drop(self, slot: str | None = None) -> None:
         """Frees one model, "dense" or "compressed", or both."""

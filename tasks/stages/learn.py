@@ -7,7 +7,6 @@ budget or seed trains again and computes nothing else.
 from collections.abc import Mapping
 
 from compress_core.errors import ConfigError
-from compress_core.hf.loading import load_model
 from compress_core.layer.make import read_atoms
 from compress_core.learn.base import Assignment, Atoms, Chosen, Learned
 from compress_core.types import LayerRef
@@ -117,12 +116,7 @@ class _Learn:
         job, learner = self.job, self.job.method.learn
         assert learner is not None
         self.models.drop()
-        model = load_model(
-            job.model.folder,
-            job.model.device,
-            trust_remote_code=job.model.trust_remote_code,
-            dtype=job.model.compute_dtype,
-        )
+        model = job.model.load()
 
         def atoms(layer: LayerRef) -> Atoms:
             return read_atoms(Stored(work.artifact(self.decomposed[layer.name])))

@@ -57,7 +57,7 @@ def materialise_group(job: Job, realised: Mapping[str, Unit]) -> Group:
     model, layout, kept = job.model, job.model.layout, job.kept
     weights = {model.weight_key(layer.name) for layer in layout.layers}
     compressible = sum(layer.dense_cost for layer in layout.layers)
-    per_number = model.checkpoint.nbytes / max(1, model.parameters)
+    per_number = model.nbytes / max(1, model.parameters)
     unit = Unit(
         "materialise",
         "model",
@@ -72,7 +72,7 @@ def materialise_group(job: Job, realised: Mapping[str, Unit]) -> Group:
             "dense weights": recipe_key({key: model.stored[key] for key in sorted(weights)}),
         },
         inputs=dict(realised),
-        cost=Cost(disk=int(model.checkpoint.nbytes - (1 - kept) * compressible * per_number)),
+        cost=Cost(disk=int(model.nbytes - (1 - kept) * compressible * per_number)),
     )
     return Group("materialise", "model", [unit], _Materialise(job, realised))
 
@@ -89,9 +89,7 @@ class _Materialise:
                 draft.add_file(FOLDER),
                 model.checkpoint,
                 self._factors(work),
-                architecture=layout.architecture,
-                base_class=layout.base_class,
-                base_prefix=layout.base_prefix,
+                layout,
             )
             stored = [int(work.artifact(unit).attrs["numbers"]) for unit in self.realised.values()]
             written = Checkpoint(summary.folder, compressed=summary.layers > 0)
@@ -113,7 +111,6 @@ class _Materialise:
                 owner = job.owner(layer)
                 yield FactoredWeights(
                     name=layer.name,
-                    weight_key=job.model.weight_key(layer.name),
                     u=found.u,
                     v=found.v if owner == layer.name else None,
                     columns=found.columns,

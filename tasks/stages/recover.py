@@ -77,7 +77,7 @@ def _unit(
         cost=Cost(
             products={MODEL: recovery.all_steps * per_step},
             held=6 * model.parameters,
-            disk=int(job.kept * model.checkpoint.nbytes),
+            disk=int(job.kept * model.nbytes),
         ),
     )
 
@@ -118,7 +118,7 @@ def _dtypes(job: Job, folder: Path, model: nn.Module) -> dict[str, torch.dtype]:
     """Name of a stored tensor to the dtype of its file; the model may run in another one."""
     checkpoint = Checkpoint(folder, compressed=True)
     return {
-        stored.name: checkpoint.torch_dtype(_stem(job.model.weight_key(stored.layer)) + stored.part)
+        stored.name: checkpoint.torch_dtype(job.model.stem(stored.layer) + stored.part)
         for stored in stored_tensors(model)
     }
 
@@ -136,7 +136,7 @@ def _keep(work: Work, found: Recovered) -> None:
 def _folder_group(job: Job, trained: Unit, materialised: Unit) -> Group:
     """The folder of ``materialised`` with the trained tensors in it."""
     model = job.model
-    stems = {layer.name: _stem(model.weight_key(layer.name)) for layer in model.layout.layers}
+    stems = {layer.name: model.stem(layer.name) for layer in model.layout.layers}
     unit = Unit(
         "materialise",
         "recovered model",
@@ -167,8 +167,3 @@ class _Replace:
         with work.draft(work.missing[0]) as draft:
             write_replaced(before.file(FOLDER), draft.add_file(FOLDER), arrays, read)
             draft.attrs |= before.attrs
-
-
-def _stem(weight_key: str) -> str:
-    """What the keys of all tensors of a layer begin with."""
-    return weight_key.removesuffix("weight")

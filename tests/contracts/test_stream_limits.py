@@ -53,7 +53,7 @@ def _outer(stream: BlockStream) -> tuple[str, ...]:
 
 
 def _key(stream: BlockStream, name: str) -> str:
-    return stream.checkpoint.key(name, stream.layout.base_prefix)
+    return stream.layout.stored[name]
 
 
 def test_weights_are_gone_after_an_error(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from transformers import GPT2Config, LlamaConfig, PreTrainedTokenizerFast
 
 from compress_core.errors import ModelError, TextError
 from compress_core.hf import text
+from compress_core.hf.companions import tokenizer_files
 from compress_core.hf.text import (
     clip_length,
     evaluation_windows,
@@ -18,7 +19,6 @@ from compress_core.hf.text import (
     read_documents,
     sample_windows,
     split_held_out,
-    tokenizer_files,
 )
 
 STORIES = [

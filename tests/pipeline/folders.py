@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 from compress_core.hf.checkpoint import Checkpoint
 from compress_core.hf.factorise import factorise
 from compress_core.hf.folder import FactoredWeights, FolderSummary, write_folder
+from compress_core.hf.layout import inspect_model
 from compress_core.quantise import quantise
 from compress_core.sparse import Sparse, pack
 from tests.families import linear_names, tiny_model, token_batch
@@ -81,14 +82,14 @@ def varied_layers(model: Any, seed: int = 0) -> list[FactoredWeights]:
         rows, inputs = _sizes(layer)
         if inputs not in first:
             first[inputs] = name
-            layers.append(FactoredWeights(name, "", draw(rows, 8), draw(8, inputs)))
+            layers.append(FactoredWeights(name, draw(rows, 8), draw(8, inputs)))
         elif i % 2:
             shared = first[inputs]
-            layers.append(FactoredWeights(name, "", draw(rows, 8), None, shared_with=shared))
+            layers.append(FactoredWeights(name, draw(rows, 8), None, shared_with=shared))
         else:
             index = torch.randperm(inputs, generator=generator)[:3].sort().values
             u, v, kept = draw(rows, 5), draw(5, inputs - 3), draw(rows, 3)
-            layers.append(FactoredWeights(name, "", u, v, kept, index))
+            layers.append(FactoredWeights(name, u, v, kept, index))
     return layers
 
 
@@ -111,7 +112,7 @@ def sparse_layers(model: Any, seed: int = 0) -> list[FactoredWeights]:
         sparse = Sparse.of(draw(rows, inputs), places.view(rows, inputs)) if count else None
         bias = draw(rows) if i % 5 in (1, 3, 4) else None
         u, v = draw(rows, rank) if rank else torch.zeros(rows, 0), draw(rank, inputs)
-        layers.append(FactoredWeights(name, "", u, v, sparse=sparse, bias=bias))
+        layers.append(FactoredWeights(name, u, v, sparse=sparse, bias=bias))
     return layers
 
 
@@ -130,7 +131,7 @@ def eight_bit_layers(model: Any, seed: int = 0) -> list[FactoredWeights]:
         else:
             u, v = codes.factors(torch.float64)
         bias = torch.randn(rows, generator=generator).to(model.dtype) if i % 4 == 0 else None
-        layers.append(FactoredWeights(name, "", u, v, bias=bias, codes=codes))
+        layers.append(FactoredWeights(name, u, v, bias=bias, codes=codes))
     return layers
 
 
@@ -166,43 +167,25 @@ def in_memory_layers(model: Any, layers: Iterable[FactoredWeights]) -> Any:
     return model
 
 
-def as_layers(
-    checkpoint: Checkpoint, factors: Factors, base_prefix: str
-) -> Iterator[FactoredWeights]:
+def as_layers(factors: Factors) -> Iterator[FactoredWeights]:
     """The factors as `write_folder` takes them, one at a time."""
     for name, (u, v) in factors.items():
-        yield FactoredWeights(name, checkpoint.key(f"{name}.weight", base_prefix), u, v)
+        yield FactoredWeights(name, u, v)
 
 
 def write_small(
-    model: Any, dense: Path, small: Path, factors: Factors, shard: int = 5_000_000_000
+    dense: Path, small: Path, factors: Factors, shard: int = 5_000_000_000
 ) -> FolderSummary:
     """Write the compressed folder of a model whose dense folder is there already."""
-    layers = (FactoredWeights(name, "", u, v) for name, (u, v) in factors.items())
-    return write_layers(model, dense, small, layers, shard)
+    return write_layers(dense, small, as_layers(factors), shard)
 
 
 def write_layers(
-    model: Any,
-    dense: Path,
-    small: Path,
-    layers: Iterable[FactoredWeights],
-    shard: int = 5_000_000_000,
+    dense: Path, small: Path, layers: Iterable[FactoredWeights], shard: int = 5_000_000_000
 ) -> FolderSummary:
-    """Write the compressed folder from layers whose weights' keys are still to be found."""
-    checkpoint, prefix = Checkpoint(dense), model.base_model_prefix
-    return write_folder(
-        small,
-        checkpoint,
-        (
-            replace(layer, weight_key=checkpoint.key(f"{layer.name}.weight", prefix))
-            for layer in layers
-        ),
-        architecture=type(model).__name__,
-        base_class=type(model.base_model).__name__,
-        base_prefix=prefix,
-        max_shard_bytes=shard,
-    )
+    """Write the compressed folder of layers, asking for nothing but the dense folder."""
+    checkpoint = Checkpoint(dense)
+    return write_folder(small, checkpoint, layers, inspect_model(checkpoint), shard)
 
 
 def make_pair(
@@ -226,10 +209,10 @@ def make_pair(
         edit_config(dense, architectures=[type(model).__name__])
     if layers is None:
         factors = random_factors(model)
-        summary = write_small(model, dense, small, factors)
+        summary = write_small(dense, small, factors)
         return Pair(dense, small, summary, in_memory(model, factors))
     made = layers(model)
-    summary = write_layers(model, dense, small, made)
+    summary = write_layers(dense, small, made)
     return Pair(dense, small, summary, in_memory_layers(model, made))
 
 

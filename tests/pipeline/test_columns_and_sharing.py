@@ -169,7 +169,7 @@ def test_a_damaged_index_is_an_error(
 def test_shards_low_memory_and_another_dtype(trust: bool, llama: Pair, tmp_path: Path) -> None:
     model = tiny_model("llama")
     small = tmp_path / "shards"
-    write_layers(model, llama.dense, small, varied_layers(model), shard=6000)
+    write_layers(llama.dense, small, varied_layers(model), shard=6000)
     assert len(list(small.glob("*.safetensors"))) > 4
     for options in ({}, {"device_map": {"": "cpu"}}, {"device_map": "auto"}):
         loaded = load(small, trust, **options)

@@ -16,6 +16,7 @@ from compress_core.errors import ModelError
 from compress_core.hf.checkpoint import Checkpoint
 from compress_core.hf.export import to_dense
 from compress_core.hf.folder import FactoredWeights, FolderSummary, write_folder
+from compress_core.hf.layout import inspect_model
 from compress_core.hf.modelling import modelling_source, stock_class
 from compress_core.quantise import quantise
 from compress_core.sparse import Sparse
@@ -41,24 +42,20 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write(target: Path, dense: Path, layers: object, **changes: str) -> FolderSummary:
-    classes = {
-        "architecture": "LlamaForCausalLM",
-        "base_class": "LlamaModel",
-        "base_prefix": "model",
-        **changes,
-    }
-    return write_folder(target, Checkpoint(dense), layers, **classes)  # type: ignore[arg-type]
+    checkpoint = Checkpoint(dense)
+    layout = replace(inspect_model(checkpoint), **changes)  # type: ignore[arg-type]
+    return write_folder(target, checkpoint, layers, layout)  # type: ignore[arg-type]
 
 
-def k_proj(rank: int, rows: int = 16, columns: int = 32, key: str = "") -> FactoredWeights:
+def k_proj(rank: int, rows: int = 16, columns: int = 32, name: str = K_PROJ) -> FactoredWeights:
     u, v = torch.zeros(rows, rank), torch.zeros(rank, columns)
-    return FactoredWeights(K_PROJ, key or f"{K_PROJ}.weight", u, v)
+    return FactoredWeights(name, u, v)
 
 
 def q_proj(rank: int, block: int = 0, **more: object) -> FactoredWeights:
     name = f"model.layers.{block}.self_attn.q_proj"  # (32, 32)
     u, v = torch.zeros(32, rank), torch.zeros(rank, 32)
-    return replace(FactoredWeights(name, f"{name}.weight", u, v), **more)  # type: ignore[arg-type]
+    return replace(FactoredWeights(name, u, v), **more)  # type: ignore[arg-type]
 
 
 def keeping(index: list[int], rank: int = 4, columns: int | None = None) -> FactoredWeights:
@@ -110,7 +107,7 @@ def sharing_and_keeping() -> FactoredWeights:
         ([replace(coded(4), sparse=some_entries(8))], "8-bit factors beside .*: one only"),
         ([q_proj(4), sharing(Q_PROJ, codes=coded(4, 32).codes)], "8-bit codes shares no factor"),
         ([k_proj(4, rows=32)], "do not make up the weight"),
-        ([k_proj(4, key="model.layers.1.self_attn.k_proj.weight")], "is not the key of its weight"),
+        ([k_proj(4, name="model.layers.9.self_attn.k_proj")], "has no layer model.layers.9"),
         ([k_proj(4), k_proj(4)], "given twice"),
         ([replace(k_proj(4), v=None)], "has no in-factor"),
         ([replace(keeping([1]), column_index=None)], "go together"),
@@ -197,22 +194,15 @@ def test_layers_are_taken_one_at_a_time(dense: Path, tmp_path: Path) -> None:
 
     def watched() -> Iterator[FactoredWeights]:
         nonlocal most
-        for layer in as_layers(checkpoint, random_factors(model), "model"):
+        for layer in as_layers(random_factors(model)):
             assert layer.v is not None
             u, v = layer.u.clone(), layer.v.clone()
             alive.update((u, v))
             most = max(most, len(alive))
-            yield FactoredWeights(layer.name, layer.weight_key, u, v)
+            yield FactoredWeights(layer.name, u, v)
 
-    write_folder(
-        tmp_path / "small",
-        checkpoint,
-        watched(),
-        architecture="LlamaForCausalLM",
-        base_class="LlamaModel",
-        base_prefix="model",
-        max_shard_bytes=3000,
-    )
+    layout = inspect_model(checkpoint)
+    write_folder(tmp_path / "small", checkpoint, watched(), layout, max_shard_bytes=3000)
     # One layer in hand and one shard's worth; all fourteen would be 28 tensors.
     assert most <= 8
 
@@ -220,7 +210,7 @@ def test_layers_are_taken_one_at_a_time(dense: Path, tmp_path: Path) -> None:
 def test_views_of_a_large_tensor_are_stored_alone(dense: Path, tmp_path: Path) -> None:
     basis = torch.randn(16, 16)
     u, v = basis[:, :4], torch.randn(32, 4).T
-    write(tmp_path / "small", dense, [FactoredWeights(K_PROJ, f"{K_PROJ}.weight", u, v)])
+    write(tmp_path / "small", dense, [FactoredWeights(K_PROJ, u, v)])
     tensors = load_file(tmp_path / "small" / "model.safetensors")
     assert torch.equal(tensors[f"{K_PROJ}.weight"], u)
     assert torch.equal(tensors[f"{K_PROJ}.factor_in"], v)
@@ -241,7 +231,7 @@ def test_factors_take_the_dtype_of_the_weight_they_replace(tmp_path: Path) -> No
     model = tiny_model("llama", dtype=torch.bfloat16)
     model.save_pretrained(tmp_path / "dense")
     factors = {name: (u.float(), v.float()) for name, (u, v) in random_factors(model).items()}
-    write_small(model, tmp_path / "dense", tmp_path / "small", factors)
+    write_small(tmp_path / "dense", tmp_path / "small", factors)
     tensors = load_file(tmp_path / "small" / "model.safetensors")
     assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
 

@@ -220,8 +220,8 @@ def test_writing_twice_gives_equal_bytes_whatever_the_order(tmp_path: Path) -> N
     model = tiny_model("llama")
     model.save_pretrained(tmp_path / "dense")
     factors = random_factors(model)
-    write_small(model, tmp_path / "dense", tmp_path / "one", factors)
-    write_small(model, tmp_path / "dense", tmp_path / "two", dict(reversed(factors.items())))
+    write_small(tmp_path / "dense", tmp_path / "one", factors)
+    write_small(tmp_path / "dense", tmp_path / "two", dict(reversed(factors.items())))
     names = sorted(file.name for file in (tmp_path / "one").iterdir())
     assert names == sorted(file.name for file in (tmp_path / "two").iterdir())
     assert "modeling_eigenpress.py" in names
@@ -232,7 +232,7 @@ def test_writing_twice_gives_equal_bytes_whatever_the_order(tmp_path: Path) -> N
 def test_shards_hold_what_one_file_holds(pairs: dict[str, Pair], tmp_path: Path) -> None:
     model, pair = tiny_model("llama"), pairs["llama"]
     limit = 12_300
-    write_small(model, pair.dense, tmp_path / "shards", random_factors(model), shard=limit)
+    write_small(pair.dense, tmp_path / "shards", random_factors(model), shard=limit)
     files = sorted((tmp_path / "shards").glob("*.safetensors"))
     assert len(files) > 4 and not (tmp_path / "shards" / "model.safetensors").exists()
     sharded = {key: tensor for file in files for key, tensor in load_file(file).items()}

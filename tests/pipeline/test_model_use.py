@@ -149,7 +149,7 @@ def test_stored_bfloat16_round_trip_is_exact(trust: bool, tmp_path: Path) -> Non
     dense: Any = tiny_model("llama", dtype=torch.bfloat16)
     dense.save_pretrained(tmp_path / "dense")
     factors = random_factors(dense)
-    write_small(dense, tmp_path / "dense", tmp_path / "small", factors)
+    write_small(tmp_path / "dense", tmp_path / "small", factors)
     first: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "small", trust_remote_code=trust)
     assert first.dtype == torch.bfloat16
     for name, (u, v) in factors.items():

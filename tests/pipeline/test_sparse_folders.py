@@ -123,7 +123,7 @@ def test_a_layer_of_entries_alone_is_refused_by_a_class_that_knows_nothing(
     """Its out-factor is empty and still has the dense weight's name and not its shape."""
     model = tiny_model("llama")
     one = [layer for layer in sparse_layers(model) if layer.name == BITS]
-    write_layers(model, llama.dense, tmp_path / "one", one)
+    write_layers(llama.dense, tmp_path / "one", one)
     shape = load_file(tmp_path / "one" / "model.safetensors")[f"{BITS}.weight"].shape
     assert tuple(shape) == (32, 0)
     edit_config(tmp_path / "one", quantization_config=None, auto_map=None)
@@ -197,7 +197,7 @@ def test_damaged_places_are_an_error(
 def test_shards_low_memory_and_another_dtype(trust: bool, llama: Pair, tmp_path: Path) -> None:
     model = tiny_model("llama")
     small = tmp_path / "shards"
-    write_layers(model, llama.dense, small, sparse_layers(model), shard=6000)
+    write_layers(llama.dense, small, sparse_layers(model), shard=6000)
     assert len(list(small.glob("*.safetensors"))) > 4
     for options in ({}, {"device_map": {"": "cpu"}}, {"device_map": "auto"}):
         assert torch.equal(logits_of(load(small, trust, **options)), logits_of(llama.reference))
