@@ -59,9 +59,14 @@ def inspect_model(checkpoint: Checkpoint, trust_remote_code: bool = False) -> Mo
     config = load_config(checkpoint, trust_remote_code)
     dtype = model_dtype(checkpoint, config)
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-        model = _build(config, dtype, trust_remote_code)
+        try:
+            model = _build(config, dtype, trust_remote_code)
+        except ModelError as error:  # some mixtures cannot even be built of fake tensors
+            _refuse_experts(config, error)
+            raise
         _require_stock(model)
-        _refuse_experts(model, config)
+        if any("expert" in name for name, _ in model.named_parameters()):
+            _refuse_experts(config)
         blocks = find_blocks(model, lambda: run_fake(model))
         observed = observe(model, blocks)
     binding = bind_whole(model, checkpoint)
@@ -120,14 +125,14 @@ def _build(config: PretrainedConfig, dtype: torch.dtype, trust_remote_code: bool
         ) from error
 
 
-def _refuse_experts(model: Any, config: PretrainedConfig) -> None:
-    """A configuration may count experts that its model does not have, as Doge's does."""
+def _refuse_experts(config: PretrainedConfig, cause: Exception | None = None) -> None:
+    """Asked where there are some; a configuration may count what its model has not, as Doge's."""
     counted = next(_expert_counts(config.to_dict()), None)
-    if counted and any("expert" in name for name, _ in model.named_parameters()):
+    if counted:
         raise ModelError(
             f"{config.model_type} is a mixture of experts ({counted}): its experts share fused "
             "weights and see different tokens, which Eigenpress does not compress yet"
-        )
+        ) from cause
 
 
 def _expert_counts(settings: Mapping[str, Any]) -> Iterator[str]:
