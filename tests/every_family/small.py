@@ -128,7 +128,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
 
 def model_types() -> list[str]:
     """Every model type that AutoModelForCausalLM builds, sorted."""
-    return sorted(config.model_type for config in MODEL_FOR_CAUSAL_LM_MAPPING)
+    return sorted({config.model_type for config in MODEL_FOR_CAUSAL_LM_MAPPING})
 
 
 def class_of(model_type: str) -> str:
