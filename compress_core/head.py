@@ -60,6 +60,18 @@ class Halves:
         hidden: Tensor = found.last_hidden_state
         return hidden
 
+    def _of_model(self, ids: Tensor) -> Tensor:
+        try:
+            logits: Tensor = self.model(input_ids=ids, use_cache=False).logits
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            raise ModelError(
+                f"{type(self.model).__name__} makes its logits of more than its base model's last "
+                "hidden states, so it cannot be evaluated piece by piece"
+            ) from error
+        return logits
+
     def logits(self, rows: Tensor) -> Tensor:
         """The model's logits (rows, vocabulary) of rows (rows, width) that :meth:`hidden` gave.
 
@@ -76,7 +88,7 @@ class Halves:
         with ExitStack() as stack:
             for part in self._bodies:
                 stack.enter_context(forward_of(part, body))
-            logits: Tensor = self.model(input_ids=ids, use_cache=False).logits
+            logits = self._of_model(ids)
         if len(asked) != 1 or logits.shape[:2] != ids.shape:
             raise ModelError(
                 f"{type(self.model).__name__} does not make its logits of its base model's last "

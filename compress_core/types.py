@@ -82,7 +82,8 @@ class ModelLayout:
         outer_parameters: Parameter names of the base model outside the blocks.
         block_buffers: Block index to the names of buffers that a checkpoint may hold.
         outer_buffers: The same outside the blocks.
-        tuple_output: Whether a block returns a tuple that starts with the hidden states.
+        output_lengths: Block index to the length of the tuple that it returns, hidden states first;
+            0 where it returns them by themselves.
         stored: Every parameter and stored buffer of the whole model to its key in the files.
         unused: Keys in the files that no model is made of.
         wrappers: Patterns of what is taken off the keys before transformers understands them.
@@ -98,7 +99,7 @@ class ModelLayout:
     outer_parameters: tuple[str, ...]
     block_buffers: tuple[tuple[str, ...], ...]
     outer_buffers: tuple[str, ...]
-    tuple_output: bool
+    output_lengths: tuple[int, ...]
     stored: Mapping[str, str] = field(default_factory=dict)
     unused: tuple[str, ...] = ()
     wrappers: tuple[str, ...] = ()

@@ -23,7 +23,7 @@ from compress_core.hf.modelling import (
     MODELLING_FILE,
     auto_map,
     modelling_source,
-    require_stock_class,
+    require_stock_classes,
 )
 from compress_core.hf.quantised_linear import BITS
 from compress_core.hf.shards import SHARD_BYTES, ShardWriter, new_folder, write_json
@@ -134,8 +134,7 @@ def write_folder(
             `target` is in use.
     """
     architecture, base_class = layout.architecture, layout.base_class
-    for name in (architecture, base_class):
-        require_stock_class(name)
+    require_stock_classes(architecture, base_class)
     with new_folder(target) as folder:
         writer = ShardWriter(folder, max_shard_bytes)
         modules: dict[str, dict[str, Any]] = {}

@@ -4,6 +4,7 @@ It is the text of the factored layer and of the swap, then two classes named as 
 """
 
 import ast
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -28,6 +29,7 @@ _SOURCES = (
 _FOOTER = '''
 
 import transformers  # noqa: E402
+import {base_module}  # noqa: E402
 
 
 class FactoredModelMixin:
@@ -56,7 +58,7 @@ class FactoredModelMixin:
         return False
 
 
-class {base_class}(FactoredModelMixin, transformers.{base_class}):
+class {base_class}(FactoredModelMixin, {base_module}.{base_class}):
     """{base_class} of transformers with factored layers."""
 
     _eigenpress_prefix = "{name_prefix}"
@@ -69,13 +71,13 @@ class {architecture}(FactoredModelMixin, transformers.{architecture}):
 
 def modelling_source(architecture: str, base_class: str, base_prefix: str) -> str:
     """The text of the modelling file: the factored layer, then the two classes that use it."""
-    for name in (architecture, base_class):
-        require_stock_class(name)
+    require_stock_classes(architecture, base_class)
     here = Path(__file__).parent
     layer = "\n\n".join(_without_own_imports(here / name) for name in _SOURCES)
     return layer + _FOOTER.format(
         architecture=architecture,
         base_class=base_class,
+        base_module=_module(base_class, architecture),
         name_prefix=f"{base_prefix}." if base_prefix else "",
     )
 
@@ -96,17 +98,33 @@ def stock_class(mapping: Mapping[str, str], auto_class: str) -> str:
         ModelError: It is no such class; whatever else stands there must not reach a Python file.
     """
     name = mapping[auto_class].rpartition(".")[2]
-    require_stock_class(name)
+    architecture = mapping.get("AutoModelForCausalLM", name).rpartition(".")[2]
+    require_stock_classes(architecture, name)
     return name
 
 
-def require_stock_class(name: str) -> None:
-    """Raise ModelError unless transformers itself has a class of that name."""
-    if not isinstance(getattr(transformers, name, None), type):
-        raise ModelError(
-            f"transformers {transformers.__version__} has no class {name}: models that bring code "
-            "of their own are not supported, and newer ones need a newer transformers"
-        )
+def require_stock_classes(architecture: str, base_class: str) -> None:
+    """Raise ModelError unless transformers itself has both classes."""
+    _module(architecture, architecture)
+    _module(base_class, architecture)
+
+
+def _module(name: str, architecture: str) -> str:
+    """Where transformers has a class: at its top, or in the file of the architecture.
+
+    Bart's decoder by itself, for one, is a base model that transformers does not show at its top.
+    """
+    if isinstance(getattr(transformers, name, None), type):
+        return "transformers"
+    stock = getattr(transformers, architecture, None)
+    if isinstance(stock, type) and isinstance(
+        getattr(sys.modules[stock.__module__], name, None), type
+    ):
+        return stock.__module__
+    raise ModelError(
+        f"transformers {transformers.__version__} has no class {name}: models that bring code "
+        "of their own are not supported, and newer ones need a newer transformers"
+    )
 
 
 def _without_own_imports(file: Path) -> str:

@@ -28,8 +28,8 @@ class PairAccumulator(Protocol):
         ...
 
 
-class _Enough(Exception):
-    """Nothing after this layer is wanted."""
+class _Enough(BaseException):
+    """Nothing after this layer is wanted; no failure of the model's, so no Exception."""
 
 
 class PrefixStream:

@@ -164,7 +164,10 @@ class KlProbe:
         container = model.get_submodule(layout.blocks[0].rpartition(".")[0])
         assert isinstance(container, nn.ModuleList)
         self._container = container
-        self._skips = [Skip(block, [], layout.tuple_output) for block in self._blocks]
+        self._skips = [
+            Skip(block, [], length)
+            for block, length in zip(self._blocks, layout.output_lengths, strict=True)
+        ]
         self._batches = windows.to(device).split(batch_size)
         self._tokens = windows.numel()
         self._halves = Halves(model)
@@ -213,9 +216,11 @@ class KlProbe:
         target = start if block == first else self._stand_in(block)
         target.watched = {ref.name: self._modules[ref.name] for ref in self._layout.of_block(block)}
         through: dict[int, nn.Module] = {first: start, block: target}
-        after = Skip(self._blocks[-1], [], self._layout.tuple_output)
-        after.notes = True
+        after = None
         if block + 1 < len(self._blocks):
+            following = self._blocks[block + 1]
+            after = Skip(following, [], self._layout.output_lengths[block + 1])
+            after.notes = True
             through[block + 1] = after
         states = []
         with self._weights(self._base), self._running(first, block, through):
@@ -223,7 +228,7 @@ class KlProbe:
                 start.hidden, given[index] = given[index], None
                 self._model.base_model(input_ids=batch, use_cache=False)
                 states.append(target.state)
-                target.state.after = after.noted
+                target.state.after = None if after is None else after.noted
         self._block, self._states = block, states
 
     def base_kl(self) -> float:
@@ -307,7 +312,7 @@ class KlProbe:
                 self._modules[name]._parameters["weight"] = parameter
 
     def _stand_in(self, block: int) -> Enter:
-        return Enter(self._blocks[block], [], self._layout.tuple_output)
+        return Enter(self._blocks[block], [], self._layout.output_lengths[block])
 
     @contextmanager
     def _running(self, first: int, last: int, through: Mapping[int, nn.Module]) -> Iterator[None]:

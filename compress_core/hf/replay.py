@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from compress_core.head import forward_of
-from compress_core.hf.layout import tensors_in
+from compress_core.hf.observe import tensors_in
 from compress_core.hf.stream import _Stub, _with_hidden
 
 _Around = tuple[tuple[Any, ...], tuple[Any, ...]] | None
@@ -274,7 +274,7 @@ class Skip(_Stub):
         hidden = args[0] if args else kwargs["hidden_states"]
         if self.notes:
             self.noted = hidden.clone()
-        return (hidden,) if self.tuple_output else hidden
+        return self.output(hidden)
 
 
 class Enter(_Stub):

@@ -15,7 +15,9 @@ from transformers import AutoModelForCausalLM
 
 from compress_core.errors import ModelError, NumericsError
 from compress_core.hf.checkpoint import Checkpoint
-from compress_core.hf.layout import load_config, tensors_in
+from compress_core.hf.layout import load_config
+from compress_core.hf.model_code import model_code
+from compress_core.hf.observe import tensors_in
 from compress_core.stats import InputAccumulator, InputStats
 from compress_core.types import ModelLayout
 
@@ -29,14 +31,14 @@ class _Stub(nn.Module):
     Args:
         block: What it stands in for; a model may ask its blocks for more than their output.
         order: Told of every call, by all stubs of a model.
-        tuple_output: Whether the block's output is a tuple.
+        output_length: Of the tuple that the block returns; 0 for hidden states by themselves.
     """
 
-    def __init__(self, block: nn.Module, order: list["_Stub"], tuple_output: bool) -> None:
+    def __init__(self, block: nn.Module, order: list["_Stub"], output_length: int) -> None:
         super().__init__()
         self.block = (block,)  # in a tuple, or it would be a submodule
         self.order = order
-        self.tuple_output = tuple_output
+        self.output_length = output_length
         self.call: Call = ((), {})
         self.received: Tensor | None = None
         self.passed: Tensor | None = None
@@ -48,7 +50,12 @@ class _Stub(nn.Module):
         self.call = _with_hidden((args, kwargs), None)
         self.passed = self.received.view_as(self.received)  # a new object: the chain can be checked
         self.version = self.passed._version
-        return (self.passed,) if self.tuple_output else self.passed
+        return self.output(self.passed)
+
+    def output(self, hidden: Tensor) -> Any:
+        """Hidden states as the block would return them, with nothing beside them."""
+        length = self.output_length
+        return (hidden, *[None] * (length - 1)) if length else hidden
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -106,7 +113,10 @@ class BlockStream:
             ).eval()
         self._blocks = [self.model.get_submodule(path) for path in layout.blocks]
         self._order: list[_Stub] = []
-        self._stubs = [_Stub(block, self._order, layout.tuple_output) for block in self._blocks]
+        self._stubs = [
+            _Stub(block, self._order, length)
+            for block, length in zip(self._blocks, layout.output_lengths, strict=True)
+        ]
         container = self.model.get_submodule(layout.blocks[0].rpartition(".")[0])
         assert isinstance(container, nn.ModuleList)
         for index, stub in enumerate(self._stubs):
@@ -126,7 +136,7 @@ class BlockStream:
             (samples, length, hidden) on the CPU, in the stream's dtype.
 
         Raises:
-            ModelError: The model does more between its blocks than hand hidden states on.
+            ModelError: The model does more between its blocks than hand hidden states on, or fails.
         """
         self.prepare(tokens, batch_size)
         return torch.cat([self._outer(batch)[0].cpu() for batch in tokens.split(batch_size)])
@@ -172,6 +182,7 @@ class BlockStream:
 
         Raises:
             NumericsError: A value is not finite; names the layer and the sample.
+            ModelError: The block itself raises something.
         """
         done = 0
         with (
@@ -200,10 +211,15 @@ class BlockStream:
 
     @torch.no_grad()
     def forward(self, block: int, batch: Tensor) -> Tensor:
-        """Output (samples, length, hidden) of a loaded block; :meth:`prepare` knew this size."""
+        """Output (samples, length, hidden) of a loaded block; :meth:`prepare` knew this size.
+
+        Raises:
+            ModelError: The block itself raises something.
+        """
         args, kwargs = _with_hidden(self._calls[len(batch)][block], batch.to(self.device))
-        output = self._blocks[block](*args, **kwargs)
-        return output[0] if self.layout.tuple_output else output
+        with model_code(f"{self.layout.architecture} fails in {self.layout.blocks[block]}"):
+            output = self._blocks[block](*args, **kwargs)
+        return output[0] if self.layout.output_lengths[block] else output
 
     @contextmanager
     def _measure(
@@ -247,7 +263,8 @@ class BlockStream:
             The hidden states that enter block 0, and what else each block is called with.
         """
         self._order.clear()
-        self.model.base_model(input_ids=batch.to(self.device), use_cache=False)
+        with model_code(f"{self.layout.architecture} cannot be run block by block"):
+            self.model.base_model(input_ids=batch.to(self.device), use_cache=False)
         if self._order != self._stubs:
             raise ModelError(
                 f"{self.layout.architecture} does not run each of its blocks once and in order, so "

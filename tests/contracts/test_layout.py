@@ -61,6 +61,12 @@ def write_config(folder: Path, config: Any, **entries: Any) -> Path:
     return folder
 
 
+def write_model(folder: Path, config: Any) -> Path:
+    """A folder with a configuration and all weights of its model."""
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_linear_of_every_block_is_found_once(saved: Save, family: str) -> None:
     model, layout = look(saved, family)
@@ -186,7 +192,11 @@ def tiny_moe(name: str) -> Any:
     if name == "mixtral":
         return transformers.MixtralConfig(**sizes, **heads, num_local_experts=4)
     if name == "dbrx":
-        return transformers.DbrxConfig(d_model=32, n_heads=4, n_layers=2, vocab_size=96)
+        parts: dict[str, Any] = {
+            "attn_config": {"rope_theta": 1e4},
+            "ffn_config": {"ffn_hidden_size": 48},
+        }
+        return transformers.DbrxConfig(d_model=32, n_heads=4, n_layers=2, vocab_size=96, **parts)
     assert name == "qwen3_moe"
     return transformers.Qwen3MoeConfig(**sizes, **heads, num_experts=4, moe_intermediate_size=16)
 
@@ -202,11 +212,18 @@ def test_mixtures_of_experts_are_refused_with_the_reason(
         inspect_model(Checkpoint(folder))
 
 
+def test_experts_that_only_the_configuration_counts_are_none(tmp_path: Path) -> None:
+    config = FAMILIES["llama"]()
+    config.num_experts = 4
+
+    assert len(inspect_model(Checkpoint(write_model(tmp_path, config))).layers) == 14
+
+
 def test_blocks_with_fused_weights_are_refused(tmp_path: Path) -> None:
-    config = transformers.RwkvConfig(vocab_size=96, hidden_size=32, num_hidden_layers=2)
+    config = transformers.XLNetConfig(vocab_size=96, d_model=32, n_layer=2, n_head=4, d_inner=48)
     folder = write_config(tmp_path, config)
 
-    with pytest.raises(ModelError, match=r"rwkv\.blocks\.0\.\S+ has 3 dimensions \(1, 1, 32\)"):
+    with pytest.raises(ModelError, match=r"layer\.0\.rel_attn\.q has 3 dimensions \(32, 4, 8\)"):
         inspect_model(Checkpoint(folder))
 
 
@@ -250,7 +267,7 @@ def test_a_configuration_that_makes_no_model_is_refused(
         inspect_model(Checkpoint(folder))
 
 
-def test_blocks_that_text_does_not_reach_are_refused(tmp_path: Path) -> None:
+def test_of_two_lists_the_one_that_text_passes_has_the_blocks(tmp_path: Path) -> None:
     text = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 48, "head_dim": 8}
     sizes = {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 96}
     vision = {"num_hidden_layers": 3, "hidden_size": 32, "intermediate_size": 48}
@@ -258,9 +275,44 @@ def test_blocks_that_text_does_not_reach_are_refused(tmp_path: Path) -> None:
         text_config=text | sizes,
         vision_config=vision | {"num_attention_heads": 4, "image_size": 28, "patch_size": 14},
     )
-    folder = write_config(tmp_path, config)
+    folder = write_model(tmp_path, config)
 
-    with pytest.raises(ModelError, match=r"text passes through no linear layer of .*vision_tower"):
+    layout = inspect_model(Checkpoint(folder))
+    assert layout.blocks == tuple(f"model.language_model.layers.{i}" for i in range(2))
+
+
+def test_blocks_whose_linears_no_text_reaches_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forward(module: Any, input_ids: torch.Tensor, **_: Any) -> Any:
+        return module.embed_tokens(input_ids)
+
+    monkeypatch.setattr(transformers.LlamaModel, "forward", forward)
+    folder = write_config(tmp_path, FAMILIES["llama"]())
+
+    with pytest.raises(
+        ModelError, match=r"text passes through no linear layer of model\.layers\.0"
+    ):
+        inspect_model(Checkpoint(folder))
+
+
+def test_matrices_that_no_linear_holds_are_named_with_who_holds_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def scaled(module: Any, input: torch.Tensor) -> torch.Tensor:
+        return 2 * (input @ module.weight.T)
+
+    sizes: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    folder = write_model(tmp_path, transformers.FalconConfig(vocab_size=96, **sizes))
+    layers = len(inspect_model(Checkpoint(folder)).layers)
+    monkeypatch.setattr("transformers.models.falcon.modeling_falcon.FalconLinear.forward", scaled)
+
+    assert layers == 8
+    with pytest.raises(
+        ModelError,
+        match=r"FalconForCausalLM has no list of blocks with linear layers.*: "
+        r"the matrices of transformer\.h are held by FalconLinear$",
+    ):
         inspect_model(Checkpoint(folder))
 
 

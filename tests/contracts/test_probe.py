@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from compress_core.errors import ConfigError, NumericsError, TextError
 from compress_core.hf.checkpoint import Checkpoint
-from compress_core.hf.layout import inspect_model, tensors_in
+from compress_core.hf.layout import inspect_model
 from compress_core.hf.loading import load_model
+from compress_core.hf.observe import tensors_in
 from compress_core.hf.probe import KlProbe
 from compress_core.hf.replay import record_block
 from compress_core.types import ModelLayout

@@ -1,5 +1,6 @@
 """One block's weights in memory, values that are not finite, and models that cannot be streamed."""
 
+import re
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -169,6 +170,52 @@ def test_work_in_place_between_blocks_is_refused(
 
     with pytest.raises(ModelError, match="changes hidden states between its blocks"):
         llama_that(scaled, tmp_path, monkeypatch).embed(token_batch(), 2)
+
+
+RAISED = [
+    KeyError("rope"),
+    AttributeError("'NoneType' object has no attribute 'shape'"),
+    ValueError("not enough values to unpack (expected 2, got 1)"),
+    IndexError("index out of range in self"),
+    NotImplementedError(),
+    AssertionError(),
+    TypeError("forward() missing 1 required positional argument\nand more"),
+]
+
+
+@pytest.mark.parametrize("raised", RAISED, ids=lambda error: type(error).__name__)
+def test_whatever_a_model_raises_is_one_line_with_its_place(
+    raised: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise raised
+
+    said = (str(raised) or type(raised).__name__).splitlines()[0]
+    line = re.escape(f"{type(raised).__name__}: {said}") + "$"
+    stream = open_stream(save("llama", tmp_path))
+    hidden = stream.embed(token_batch(), 2)
+    monkeypatch.setattr(type(stream._blocks[0]), "forward", fail)
+    in_block = r"^LlamaForCausalLM fails in model\.layers\.1: " + line
+    with pytest.raises(ModelError, match=in_block) as told:
+        stream.run_block(1, hidden, 2)
+    assert told.value.__cause__ is raised
+    with pytest.raises(ModelError, match="^LlamaForCausalLM cannot be followed without.*" + line):
+        open_stream(tmp_path)
+    monkeypatch.setattr(type(stream.model.base_model), "forward", fail)
+    with pytest.raises(ModelError, match="^LlamaForCausalLM cannot be run block by block: " + line):
+        stream.embed(token_batch(), 2)
+
+
+def test_lack_of_memory_is_not_blamed_on_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    stream = open_stream(save("llama", tmp_path))
+    monkeypatch.setattr(type(stream.model.base_model), "forward", fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        stream.embed(token_batch(), 2)
 
 
 @pytest.mark.parametrize("order", [[0, 1, 0, 1], [1, 0], [0]])

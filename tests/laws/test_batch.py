@@ -26,7 +26,7 @@ def layout(*widths: int) -> ModelLayout:
         LayerRef(f"{name}.layer", index, width, width, f"{name}.layer")
         for index, (name, width) in enumerate(zip(names, widths, strict=True))
     )
-    return ModelLayout("A", "B", "model", names, layers, "float32", (), (), (), (), False)
+    return ModelLayout("A", "B", "model", names, layers, "float32", (), (), (), (), (0,))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""Every causal language model of transformers, built small and tried (`make families`)."""
