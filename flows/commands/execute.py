@@ -8,7 +8,7 @@ from flows.report.files import check_report, write_report
 from flows.runs.opened import open_command
 from flows.server import runtime
 from flows.settings.config import Settings, SweepConfig
-from tasks.tracking.client import check_tracking
+from tasks.tracking.check import check_tracking
 
 
 def run_command(settings: Settings, as_json: bool) -> Any:

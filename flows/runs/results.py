@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from flows.runs.pipeline import Evaluation, Pipeline
 from flows.runs.workspace import Workspace
+from flows.settings.config import RunConfig
 from storage.artifact import Artifact
 from storage.disk import replace_file
 from tasks.engine.session import Session
@@ -129,6 +130,11 @@ def model_dir(pipeline: Pipeline, session: Session) -> Path:
     method = re.sub(r"[^\w.@=+-]", "-", config.label)  # colons are no part of a folder's name
     name = f"{Path(config.model).name}-{method}-{config.kept:g}-{key[:8]}"
     return config.home.expanduser().absolute() / "models" / name
+
+
+def registered_name(config: RunConfig, model: str) -> str:
+    """What the registered model is called: --name, or as the dense model without MLflow's signs."""
+    return config.name or re.sub("[/:]", "-", model)
 
 
 def code_version() -> str:

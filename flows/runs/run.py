@@ -1,9 +1,9 @@
 """One method at one budget: stages in order, each unit cached by content."""
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
+from pathlib import Path
 from time import perf_counter
 from typing import Any, cast
 
@@ -17,6 +17,7 @@ from flows.runs.results import (
     collect_result,
     curves_of,
     model_dir,
+    registered_name,
     save_run_record,
     stored_of,
 )
@@ -27,6 +28,7 @@ from tasks.engine.session import Group, Session
 from tasks.engine.units import Outcome
 from tasks.stages.materialise import publishing
 from tasks.tracking.register import register
+from tasks.tracking.speaking import TrackingError
 
 
 def in_flow(name: str, run_name: str, config: Settings | None, work: Callable[[], Any]) -> Any:
@@ -90,6 +92,18 @@ def _stopping(session: Session) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def _kept(folder: Path) -> Iterator[None]:
+    """Says of a refusal at the end that nothing is lost by it."""
+    try:
+        yield
+    except TrackingError as error:
+        raise TrackingError(
+            f"{error}. The model is in {folder} and everything computed is kept: the same command "
+            "again only registers"
+        ) from error
+
+
 def finish(
     opened: Opened,
     pipeline: Pipeline,
@@ -108,9 +122,9 @@ def finish(
         config_text = config_file.read_text(encoding="utf-8")
     result = collect_result(workspace, pipeline, session, outcomes)
     begun = perf_counter()
-    with reporter.stage("register", 1):
+    with reporter.stage("register", 1), _kept(target):
         registered = register.submit(
-            name=config.name or re.sub("[/:]", "-", workspace.model.name),  # MLflow's rule
+            name=registered_name(config, workspace.model.name),
             home=config.home.expanduser(),
             model=workspace.model,
             stored=stored_of(pipeline, session),

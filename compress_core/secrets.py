@@ -1,0 +1,61 @@
+"""What must not be printed, logged or recorded: passwords and tokens in addresses and messages."""
+
+import os
+import re
+from collections.abc import Iterator
+from urllib.parse import unquote
+
+HIDDEN = "***"
+
+# Names of environment variables, and of parameters of an address, whose value is a secret.
+_NAMES = (
+    r"token|password|passwd|pwd|secret|api_?key|access_?key|auth_string|signature|sig|credential"
+)
+_VARIABLE = re.compile(rf"(?:^|_)(?:{_NAMES})s?$", re.IGNORECASE)
+_SHORTEST = 6  # of a variable's value: shorter ones are found in any text
+
+_PATTERNS = (
+    # user:password@ of an address. A "/" before the "@" is the password's only where a ":" that
+    # begins no port comes first; else it is a path, and paths have an "@" of their own.
+    (re.compile(r"(?<=://)(?:[^\s/@:'\"]*:(?!\d+/)[^\s'\"]+|[^\s/'\"]+)@"), f"{HIDDEN}@"),
+    # ?token=..., &X-Amz-Signature=..., and a whole connection string of a database
+    (
+        re.compile(rf"([?&#](?:[\w.%-]*?(?:{_NAMES})[\w.%-]*|odbc_connect)=)[^&\s'\"]+", re.I),
+        rf"\1{HIDDEN}",
+    ),
+    # An authorisation header as exceptions and logs show it
+    (
+        re.compile(r"(authorization\W{1,5}(?:basic|bearer)\s+)[^\s'\"]+", re.IGNORECASE),
+        rf"\1{HIDDEN}",
+    ),
+    # Tokens that say what they are: HuggingFace, Prefect Cloud, Databricks, GitHub
+    (re.compile(r"\b(hf_|pn[ub]_|dapi|gh[pousr]_)[A-Za-z0-9]{16,}"), rf"\1{HIDDEN}"),
+)
+
+
+def hide(text: str) -> str:
+    """The text without the secrets in it: for messages, logs, records, and whatever is shown.
+
+    Passwords and tokens in addresses, tokens that say what they are, and what the environment holds
+    of both (values of variables whose names end in TOKEN, PASSWORD, API_KEY and the like; passwords
+    of addresses) become ``***``. Text without them comes back as it was, and hiding twice changes
+    nothing more.
+
+    Args:
+        text: Anything that may hold an address or a message of a library.
+    """
+    for secret in _of_environment():
+        text = text.replace(secret, HIDDEN)
+    for pattern, instead in _PATTERNS:
+        text = pattern.sub(instead, text)
+    return text
+
+
+def _of_environment() -> Iterator[str]:
+    """Secrets that a library may show out of their address, as they are written and decoded."""
+    for name, value in os.environ.items():
+        user, at, _ = value.partition("://")[2].rpartition("@")
+        secret = user.partition(":")[2] if at else value if _VARIABLE.search(name) else ""
+        for form in {secret, unquote(secret)}:
+            if len(form) >= _SHORTEST:
+                yield form
