@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Iterator
+from typing import Any
 from urllib.parse import unquote
 
 HIDDEN = "***"
@@ -44,18 +45,39 @@ def hide(text: str) -> str:
     Args:
         text: Anything that may hold an address or a message of a library.
     """
-    for secret in _of_environment():
+    return _hide(text, tuple(_of_environment()))
+
+
+def hide_all(value: Any) -> Any:
+    """As `hide`, of every text inside lists and mappings: for what is kept as JSON or YAML."""
+    return _hide_all(value, tuple(_of_environment()))
+
+
+def _hide(text: str, secrets: tuple[str, ...]) -> str:
+    for secret in secrets:
         text = text.replace(secret, HIDDEN)
     for pattern, instead in _PATTERNS:
         text = pattern.sub(instead, text)
     return text
 
 
+def _hide_all(value: Any, secrets: tuple[str, ...]) -> Any:
+    if isinstance(value, str):
+        return _hide(value, secrets)
+    if isinstance(value, dict):
+        return {name: _hide_all(inner, secrets) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_hide_all(inner, secrets) for inner in value]
+    return value
+
+
 def _of_environment() -> Iterator[str]:
     """Secrets that a library may show out of their address, as they are written and decoded."""
     for name, value in os.environ.items():
-        user, at, _ = value.partition("://")[2].rpartition("@")
-        secret = user.partition(":")[2] if at else value if _VARIABLE.search(name) else ""
+        user = value.partition("://")[2].rpartition("@")[0]
+        secret = value if _VARIABLE.search(name) else user.partition(":")[2]
+        if re.match(r"\d+/", secret):
+            continue  # a port, and the "@" is in the path behind it
         for form in {secret, unquote(secret)}:
             if len(form) >= _SHORTEST:
                 yield form

@@ -11,6 +11,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from compress_core.errors import CompressError, ConfigError
+from compress_core.secrets import hide, hide_all
 from flows.commands.store import store_app
 from flows.settings.config import RunConfig, Settings, SweepConfig, build_config, default_home
 from flows.settings.flags import with_flags
@@ -134,7 +135,7 @@ def start_runtime(home: Path) -> None:
 
 def print_json(value: Any) -> None:
     """One JSON value on stdout."""
-    sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    sys.stdout.write(json.dumps(hide_all(value), indent=1, ensure_ascii=False) + "\n")
 
 
 def main() -> None:
@@ -159,5 +160,5 @@ def main() -> None:
 
 
 def _fail(error: Exception | str) -> NoReturn:
-    sys.stderr.write(f"eigenpress: {' '.join(str(error).split())}\n")
+    sys.stderr.write(f"eigenpress: {' '.join(hide(str(error)).split())}\n")
     sys.exit(2)

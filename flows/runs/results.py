@@ -7,11 +7,12 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from uuid import uuid4
 
 from pydantic import BaseModel
 
+from compress_core.secrets import hide_all
 from flows.runs.pipeline import Evaluation, Pipeline
 from flows.runs.workspace import Workspace
 from flows.settings.config import RunConfig
@@ -50,7 +51,7 @@ def collect_result(
     config, model = pipeline.config, workspace.model
     layers = model.layout.layers
     written = session.artifact(pipeline.folder).attrs
-    return {
+    result = {
         "model": model.name,
         "model_dir": str(model_dir(pipeline, session)),
         "method": config.label,
@@ -73,6 +74,7 @@ def collect_result(
         "code_version": code_version(),
         **learned_of(pipeline, session),
     }
+    return cast(dict[str, Any], hide_all(result))
 
 
 def learned_of(pipeline: Pipeline, session: Session) -> dict[str, Any]:
@@ -155,7 +157,7 @@ def save_run_record(home: Path, config: BaseModel | None, result: dict[str, Any]
     file = folder / f"{now:%Y%m%dT%H%M%S}-{uuid4().hex[:8]}.json"
     record = {
         "created": now.isoformat(),
-        "config": config and config.model_dump(mode="json"),
+        "config": config and hide_all(config.model_dump(mode="json")),
         "result": result,
     }
     replace_file(file, json.dumps(record, ensure_ascii=False, indent=1).encode())

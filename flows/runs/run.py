@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from prefect import flow
 
+from compress_core.secrets import hide, hide_all
 from flows.report.console import Reporter
 from flows.runs.opened import Opened
 from flows.runs.pipeline import Pipeline
@@ -34,11 +35,11 @@ from tasks.tracking.speaking import TrackingError
 def in_flow(name: str, run_name: str, config: Settings | None, work: Callable[[], Any]) -> Any:
     """What ``work`` returns, done as one Prefect flow run that shows ``config``."""
 
-    @flow(name=name, flow_run_name=run_name, persist_result=False)
-    def shown(config: Settings | None) -> Any:
+    @flow(name=name, flow_run_name=hide(run_name), persist_result=False, validate_parameters=False)
+    def shown(config: dict[str, Any] | None) -> Any:
         return work()
 
-    return shown(config)
+    return shown(None if config is None else hide_all(config.model_dump(mode="json")))
 
 
 def run_in_flow(opened: Opened, pipeline: Pipeline) -> dict[str, Any]:

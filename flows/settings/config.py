@@ -23,6 +23,7 @@ from pydantic import (
 
 from compress_core.compute import Compute
 from compress_core.errors import ConfigError
+from compress_core.secrets import hide_all
 from compress_core.types import Budget
 from tasks.engine.stages import REFRESHABLE
 
@@ -280,9 +281,10 @@ def read_yaml(file: Path) -> dict[str, Any]:
 
 
 def write_yaml(config: BaseModel, file: Path) -> None:
-    """Saves the resolved configuration so that ``--config`` reads it back."""
+    """Saves the resolved configuration, but for secrets, so that ``--config`` reads it back."""
+    values = hide_all(config.model_dump(mode="json"))
     file.write_text(
-        yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
+        yaml.safe_dump(values, sort_keys=False, allow_unicode=True),
         encoding="utf-8",
     )
 
