@@ -183,7 +183,7 @@ def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
     process = start(tmp_path / "home", 1)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 1
-    assert "ServerError: the private Prefect server gave no answer" in err
+    assert "ServerError: the private Prefect server ended before it answered" in err
     assert "file is not a database" in err
 
 
