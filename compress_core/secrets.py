@@ -8,11 +8,11 @@ from urllib.parse import unquote
 
 HIDDEN = "***"
 
-# Names of environment variables, and of parameters of an address, whose value is a secret.
-_NAMES = (
-    r"token|password|passwd|pwd|secret|api_?key|access_?key|auth_string|signature|sig|credential"
-)
-_VARIABLE = re.compile(rf"(?:^|_)(?:{_NAMES})s?$", re.IGNORECASE)
+# Ends of names of environment variables, and parts of names of an address's parameters, whose value
+# is a secret. (PWD is where somebody stands, and CREDENTIALS are a file.)
+_VARIABLES = "token|password|passwd|secret|api_?key|access_?key|auth_string"
+_PARAMETERS = f"{_VARIABLES}|pwd|signature|sig|credential"
+_VARIABLE = re.compile(rf"(?:^|_)(?:{_VARIABLES})s?$", re.IGNORECASE)
 _SHORTEST = 6  # of a variable's value: shorter ones are found in any text
 
 _PATTERNS = (
@@ -21,7 +21,7 @@ _PATTERNS = (
     (re.compile(r"(?<=://)(?:[^\s/@:'\"]*:(?!\d+/)[^\s'\"]+|[^\s/'\"]+)@"), f"{HIDDEN}@"),
     # ?token=..., &X-Amz-Signature=..., and a whole connection string of a database
     (
-        re.compile(rf"([?&#](?:[\w.%-]*?(?:{_NAMES})[\w.%-]*|odbc_connect)=)[^&\s'\"]+", re.I),
+        re.compile(rf"([?&#](?:[\w.%-]*?(?:{_PARAMETERS})[\w.%-]*|odbc_connect)=)[^&\s'\"]+", re.I),
         rf"\1{HIDDEN}",
     ),
     # An authorisation header as exceptions and logs show it

@@ -15,8 +15,8 @@ import time
 from pathlib import Path
 from typing import IO, Any
 
-WATCH_SECONDS = 0.2  # between looks at the parent
-GRACE_SECONDS = 3  # from the parent's end: what is not written by then is lost, with the parent
+WATCH_SECONDS = 0.1  # between looks at the parent
+GRACE_SECONDS = 1.5  # from the parent's end: what is not written by then is lost, with the parent
 DRAIN_SECONDS = 10  # for events that are still on their way into the database
 FLUSH_SECONDS = 1  # Prefect takes whole seconds
 BATCH = 500  # task runs in a statement: some 35 values each, and SQLite takes 32766
@@ -38,6 +38,8 @@ EPHEMERAL = {
     "PREFECT_UI_ENABLED": "false",
     "PREFECT__SERVER_EPHEMERAL": "1",
     "PREFECT__SERVER_FINAL": "1",
+    # The command keeps its own console quiet; this one's is the log, which says why it failed.
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "ERROR",
 }
 
 

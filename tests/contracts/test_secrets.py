@@ -64,7 +64,8 @@ def test_what_the_environment_holds_is_hidden_wherever_a_library_says_it(
     name: str, value: str, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(name, value)
-    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "openly")
+    for other in ("TOKENIZERS_PARALLELISM", "PWD", "GOOGLE_APPLICATION_CREDENTIALS"):
+        monkeypatch.setenv(other, "openly")
     assert hide(f"refused {said!r} openly") == "refused '***' openly"
 
 
