@@ -43,6 +43,18 @@ if "WATCHED_NAMESPACE" in os.environ:
     with socket.socket() as one:  # loopback has to be brought up in a new namespace
         fcntl.ioctl(one, 0x8914, struct.pack("16sH14x", b"lo", 0x41))
 """
+TASK = """
+task: own
+dataset_path: json
+dataset_kwargs: {data_files: {test: data/own.jsonl}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{question}}"
+doc_to_target: "{{answer}}"
+doc_to_choice: "{{choices}}"
+metric_list:
+  - {metric: acc, aggregation: mean, higher_is_better: true}
+"""
 SCRIPT = """
 import json, sys
 from pathlib import Path
@@ -78,7 +90,6 @@ from flows.settings.config import RunConfig
 
 with runtime.flow_settings():
     run_flow(RunConfig(**settings | {"method": "svd"}))
-
 """
 
 
@@ -92,6 +103,15 @@ def in_a_namespace() -> list[str]:
     return words if allowed else []
 
 
+def local_task(folder: Path) -> dict[str, Any]:
+    """Settings that have an lm-eval task of local files, for which nobody needs the network."""
+    (folder / "data").mkdir(parents=True)
+    line = json.dumps({"question": "one two", "answer": 0, "choices": ["a", "b"]}) + "\n"
+    (folder / "data" / "own.jsonl").write_text(line * 2)
+    (folder / "own.yaml").write_text(TASK)
+    return {"tasks": ["own"], "task_path": folder}
+
+
 @pytest.fixture(scope="module")
 def looks(inputs: pico.Inputs, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """A line for each look-up and connection of all commands, with what it was about."""
@@ -99,7 +119,7 @@ def looks(inputs: pico.Inputs, tmp_path_factory: pytest.TempPathFactory) -> list
     (folder / "hook").mkdir()
     (folder / "hook" / "sitecustomize.py").write_text(HOOK)
     watched = folder / "looks.txt"
-    settings: dict[str, Any] = inputs.settings(folder / "home")
+    settings: dict[str, Any] = inputs.settings(folder / "home", **local_task(folder / "tasks"))
     before = in_a_namespace()
     more = {"WATCHED_NAMESPACE": "1"} if before else {}
     done = subprocess.run(
@@ -110,6 +130,7 @@ def looks(inputs: pico.Inputs, tmp_path_factory: pytest.TempPathFactory) -> list
         env=pico.clean_environment(
             PYTHONPATH=os.pathsep.join([str(folder / "hook"), str(ROOT)]),
             WATCHED=str(watched),
+            HF_HOME=str(folder / "hf"),
             **more,
         ),
         timeout=560,
