@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from compress_core.secrets import hide_all
 from flows.commands.export import FORMS
 from flows.commands.look import App, Home, Json, UsageError, path_argument, path_option
 from flows.commands.mishaps import say, say_in_thread, say_mishap, say_mistake
@@ -174,7 +175,7 @@ def start_runtime(home: Path) -> None:
 
 def print_json(value: Any) -> None:
     """One JSON value on stdout."""
-    typer.echo(json.dumps(value, indent=1, ensure_ascii=False))
+    typer.echo(json.dumps(hide_all(value), indent=1, ensure_ascii=False))
 
 
 def main() -> None:

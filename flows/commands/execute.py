@@ -9,7 +9,7 @@ from flows.runs.opened import open_command
 from flows.server import runtime
 from flows.settings.config import Settings, SweepConfig
 from flows.settings.output import check_place
-from tasks.tracking.client import check_tracking
+from tasks.tracking.check import check_tracking
 
 
 def run_command(settings: Settings, as_json: bool) -> Any:
@@ -23,7 +23,7 @@ def run_command(settings: Settings, as_json: bool) -> Any:
     opened.prepare()
     from flows.runs.execute import execute_in_flow
 
-    with runtime.flow_settings():
+    with runtime.flow_settings(reporter.working):
         result = execute_in_flow(opened)
         if isinstance(settings, SweepConfig):
             return tell_sweep(reporter, report, result)
@@ -38,7 +38,7 @@ def demo_command(home: Path, as_json: bool) -> Any:
 
     reporter = Reporter(stderr=as_json)
     check_tracking(home)
-    with runtime.flow_settings():
+    with runtime.flow_settings(reporter.working):
         results = run_demo(home, PretrainSettings(), reporter)
         folder = home / "reports" / "demo"
         tell_sweep(reporter, folder, results)

@@ -6,7 +6,6 @@ a model has to read one.
 
 import errno
 import os
-import re
 import shlex
 import sys
 import tempfile
@@ -16,13 +15,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from compress_core.errors import CompressError
+from compress_core.secrets import hide
 from flows.settings.home import opened_home
 from storage.errors import StorageError
 
 MISTAKE, BUG = 2, 1
 MOST = 300  # characters of a foreign exception's own words
 PLACE = "stage "  # how the note begins that a session leaves on what is raised in it
-SECRET = re.compile(r"(?<=://)[^/\s@]+@")  # user and password in an address
 ADVICE = (
     "take a smaller --batch-size, fewer or shorter windows (--samples, --length) or a machine with "
     "more; `eigenpress plan` says how much is needed, and what is done is kept"
@@ -84,7 +83,7 @@ def write_log(error: BaseException) -> str:
         The file; where none could be written, words that say so.
     """
     text = "".join(traceback.format_exception(error))
-    lines = hidden(f"{shlex.join(sys.argv)}\nPython {sys.version}\n\n{text}")
+    lines = hide(f"{shlex.join(sys.argv)}\nPython {sys.version}\n\n{text}")
     name = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.getpid()}.log"
     home = opened_home()
     for folder in ([home / "logs"] if home and home.is_dir() else []) + [
@@ -101,14 +100,9 @@ def write_log(error: BaseException) -> str:
     return "no file: neither the data directory nor a temporary folder can be written"
 
 
-def hidden(text: str) -> str:
-    """The text without users and passwords of addresses."""
-    return SECRET.sub("…@", text)
-
-
 def say(line: str, before: str = "") -> None:
     """Writes a line to stderr; where that is closed or full there is nobody to tell."""
-    shown = "".join(sign if sign.isprintable() else "?" for sign in hidden(line))
+    shown = "".join(sign if sign.isprintable() else "?" for sign in hide(line))
     if sys.stderr is not None:
         with suppress(OSError):
             sys.stderr.write(f"{before}eigenpress: {shown}\n")

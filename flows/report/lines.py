@@ -4,6 +4,8 @@ import textwrap
 
 from rich.console import Console
 
+from compress_core.secrets import hide
+
 WIDTH = 80  # where there is no terminal to ask
 HEAD = 13  # a line's first word and the blanks behind it
 
@@ -19,7 +21,7 @@ def make_console(*, stderr: bool = False, quiet: bool = False) -> Console:
 def say(console: Console, line: str, indent: int = 0) -> None:
     """A line, broken between words where it is too long; words (paths, names) stay whole."""
     lines = textwrap.wrap(
-        line,
+        hide(line),
         console.width,
         subsequent_indent=" " * indent,
         break_long_words=False,

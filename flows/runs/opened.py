@@ -10,13 +10,14 @@ from compress_core.versions import library_versions
 from flows.report.console import Reporter
 from flows.runs.budget import MOST, at_kept, resolve_budget
 from flows.runs.pipeline import Pipeline, build_pipeline
+from flows.runs.results import registered_name
 from flows.runs.workspace import Workspace, open_workspace, read_texts
 from flows.settings.checks import check_methods
 from flows.settings.config import RunConfig, Settings
 from flows.settings.heap import share_one_heap
 from flows.settings.idle import idle_notes
 from tasks.engine.session import Session
-from tasks.tracking.client import check_tracking
+from tasks.tracking.check import check_tracking
 
 
 @dataclass
@@ -46,12 +47,14 @@ class Opened:
 
         Raises:
             TextError: A text cannot be read or is too short for one window.
-            ConfigError, StorageError: Runs cannot be tracked.
+            TrackingError: Runs cannot be tracked.
         """
         calibrated = any(p.job.method.needs_calibration for p in self.pipelines)
         with self.reporter.working("reading"):
             read_texts(self.workspace, calibrated or self.settings.recovery is not None)
-        check_tracking(self.settings.home.expanduser())
+        model = self.workspace.model.name
+        names = dict.fromkeys(registered_name(p.config, model) for p in self.pipelines)
+        check_tracking(self.settings.home.expanduser(), names)
         self.workspace.notes.begin(self.reporter.note)
 
     def session(self) -> Session:

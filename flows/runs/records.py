@@ -8,6 +8,7 @@ from uuid import uuid4
 
 from pydantic import BaseModel
 
+from compress_core.secrets import hide_all
 from flows.settings.home import RUNS
 from storage.errors import StorageError
 from storage.records import NoRecordError, read_record, write_record
@@ -26,7 +27,7 @@ def save_run_record(home: Path, config: BaseModel | None, result: dict[str, Any]
     record = {
         "format": FORMAT,
         "created": now.isoformat(),
-        "config": config and config.model_dump(mode="json"),
+        "config": config and hide_all(config.model_dump(mode="json")),
         "result": result,
     }
     write_record(file, record, indent=1)

@@ -5,8 +5,9 @@ import re
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from compress_core.secrets import hide_all
 from flows.runs.pipeline import Evaluation, Pipeline
 from flows.runs.workspace import Workspace
 from flows.settings.config import RunConfig
@@ -46,7 +47,7 @@ def collect_result(
     config, model = pipeline.config, workspace.model
     layers = model.layout.layers
     written = session.artifact(pipeline.folder).attrs
-    return {
+    result = {
         "model": model.name,
         "model_dir": str(model_dir(pipeline, session)),
         "method": config.label,
@@ -70,6 +71,7 @@ def collect_result(
         "code_version": code_version(),
         **learned_of(pipeline, session),
     }
+    return cast(dict[str, Any], hide_all(result))
 
 
 def asking_of(config: RunConfig) -> dict[str, Any]:
@@ -136,6 +138,11 @@ def model_dir(pipeline: Pipeline, session: Session) -> Path:
     said = f"{Path(config.model).name}-{method}-{config.kept:g}".encode()[:LONGEST]
     name = f"{said.decode(errors='ignore')}-{key[:8]}"
     return config.home.expanduser().absolute() / "models" / name
+
+
+def registered_name(config: RunConfig, model: str) -> str:
+    """What the registered model is called: --name, or as the dense model without MLflow's signs."""
+    return config.name or re.sub("[/:]", "-", model)
 
 
 def code_version() -> str:

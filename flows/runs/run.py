@@ -1,15 +1,16 @@
 """One method at one budget: stages in order, each unit cached by content."""
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
+from pathlib import Path
 from time import perf_counter
 from typing import Any, cast
 
 from prefect import flow
 
 from compress_core.hf.loading import check_loads
+from compress_core.secrets import hide, hide_all
 from flows.report.console import Reporter
 from flows.runs.opened import Opened
 from flows.runs.pipeline import Pipeline
@@ -19,6 +20,7 @@ from flows.runs.results import (
     collect_result,
     curves_of,
     model_dir,
+    registered_name,
     stored_of,
 )
 from flows.settings.config import Settings
@@ -30,16 +32,17 @@ from tasks.engine.session import Group, Session, placed
 from tasks.engine.units import Outcome
 from tasks.stages.materialise import publishing
 from tasks.tracking.register import register
+from tasks.tracking.speaking import TrackingError
 
 
 def in_flow(name: str, run_name: str, config: Settings | None, work: Callable[[], Any]) -> Any:
     """What ``work`` returns, done as one Prefect flow run that shows ``config``."""
 
-    @flow(name=name, flow_run_name=run_name, persist_result=False)
-    def shown(config: Settings | None) -> Any:
+    @flow(name=name, flow_run_name=hide(run_name), persist_result=False, validate_parameters=False)
+    def shown(config: dict[str, Any] | None) -> Any:
         return work()
 
-    return shown(config)
+    return shown(None if config is None else hide_all(config.model_dump(mode="json")))
 
 
 def run_in_flow(opened: Opened, pipeline: Pipeline) -> dict[str, Any]:
@@ -93,6 +96,18 @@ def _stopping(session: Session) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def _kept(folder: Path) -> Iterator[None]:
+    """Says of a refusal at the end that nothing is lost by it."""
+    try:
+        yield
+    except TrackingError as error:
+        raise TrackingError(
+            f"{error}. The model is in {folder} and everything computed is kept: the same command "
+            "again only registers"
+        ) from error
+
+
 def finish(
     opened: Opened,
     pipeline: Pipeline,
@@ -113,9 +128,9 @@ def finish(
         check_loads(staging, dense.tokenizer, trust_remote_code=dense.trust_remote_code)
     result = collect_result(workspace, pipeline, session, outcomes)
     begun = perf_counter()
-    with placed(lambda: "stage register"), reporter.stage("register", 1):
+    with placed(lambda: "stage register"), reporter.stage("register", 1), _kept(target):
         registered = register.submit(
-            name=config.name or re.sub("[/:]", "-", workspace.model.name),  # MLflow's rule
+            name=registered_name(config, workspace.model.name),
             home=config.home.expanduser(),
             model=workspace.model,
             stored=stored_of(pipeline, session),

@@ -5,18 +5,18 @@ Prefect's built-in ephemeral server call for: task runs written in batches, noth
 one migration at a time, and no orphan when the parent is killed.
 """
 
-import asyncio
 import fcntl
 import os
+import signal
 import socket
 import sys
 import threading
 import time
 from pathlib import Path
+from typing import IO, Any
 
-import uvicorn
-
-WATCH_SECONDS = 0.5  # how long the parent may be gone before this process goes too
+WATCH_SECONDS = 0.1  # between looks at the parent
+GRACE_SECONDS = 1.5  # from the parent's end: what is not written by then is lost, with the parent
 DRAIN_SECONDS = 10  # for events that are still on their way into the database
 FLUSH_SECONDS = 1  # Prefect takes whole seconds
 BATCH = 500  # task runs in a statement: some 35 values each, and SQLite takes 32766
@@ -38,26 +38,90 @@ EPHEMERAL = {
     "PREFECT_UI_ENABLED": "false",
     "PREFECT__SERVER_EPHEMERAL": "1",
     "PREFECT__SERVER_FINAL": "1",
+    # The command keeps its own console quiet; this one's is the log, which says why it failed.
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "ERROR",
 }
 
 
-class Server(uvicorn.Server):
-    """Uvicorn with a lock around the start and a wait before the end."""
+class Leash:
+    """Ends this process when its parent is gone, in good order if that is quick.
 
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start while no other process of this home does: both would migrate a fresh database."""
-        with open(Path(os.environ["PREFECT_HOME"], "start.lock"), "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            await super().startup(sockets)
+    It holds from the first line on, through imports and migrations, which take long on a busy
+    machine. The last word is the kernel's: a timer that no thread of Python has to notice. A
+    migration that it cuts off is one transaction, which SQLite takes back.
 
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Stop once every event that arrived is with the service that writes it."""
-        await _events_taken()
-        await super().shutdown(sockets)
+    Args:
+        parent: Process id of the parent. (A pipe from it would stay open in its forked children,
+            and PR_SET_PDEATHSIG would mean the thread that started this process.)
+    """
+
+    def __init__(self, parent: int) -> None:
+        self.server: Any = None
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        threading.Thread(target=self._watch, args=(parent,), daemon=True).start()
+
+    def _watch(self, parent: int) -> None:
+        while os.getppid() == parent:
+            time.sleep(WATCH_SECONDS)
+        signal.setitimer(signal.ITIMER_REAL, GRACE_SECONDS)
+        if self.server is None or not self.server.started:
+            os._exit(0)  # nothing was recorded yet
+        self.server.should_exit = True
+
+
+class WithoutSecrets:
+    """A stream for the log, with passwords hidden: libraries name addresses in their errors."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        # The script runs alone; what it is part of lies here, wherever that is installed.
+        sys.path.append(str(Path(__file__).resolve().parents[2]))
+        from compress_core.secrets import hide
+
+        self._stream, self._hide = stream, hide
+
+    def write(self, text: str) -> int:
+        """As the stream's own."""
+        return self._stream.write(self._hide(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def serve(listener: socket.socket, leash: Leash) -> None:
+    """Serve Prefect's API until told to stop or left alone.
+
+    Args:
+        listener: The bound socket to serve on.
+        leash: Ends the server with its parent.
+    """
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    os.environ.update(EPHEMERAL)
+    import uvicorn  # takes long, and what it needs must not come before the leash
+
+    class Server(uvicorn.Server):
+        """Uvicorn with a lock around the start and a wait before the end."""
+
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            """Start while no other process of this home does: both would migrate."""
+            with open(Path(os.environ["PREFECT_HOME"], "start.lock"), "w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                await super().startup(sockets)
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            """Stop once every event that arrived is with the service that writes it."""
+            await _events_taken()
+            await super().shutdown(sockets)
+
+    app = "prefect.server.api.server:create_app"
+    leash.server = Server(uvicorn.Config(app, factory=True, lifespan="on", log_level="error"))
+    leash.server.run(sockets=[listener])
 
 
 async def _events_taken() -> None:
     """Wait until no event is queued; what a service holds then, it writes when it is stopped."""
+    import asyncio
+
     # Imported late: Prefect reads the environment when it is imported.
     from prefect.server.utilities.messaging.memory import METRICS
 
@@ -75,27 +139,7 @@ async def _events_taken() -> None:
         await asyncio.sleep(FLUSH_SECONDS + 0.2)
 
 
-def serve(listener: socket.socket, parent: int) -> None:
-    """Serve Prefect's API until told to stop or left alone.
-
-    Args:
-        listener: The bound socket to serve on.
-        parent: Process id of the parent; when it is gone, the server ends in good order.
-    """
-    for name, value in DEFAULTS.items():
-        os.environ.setdefault(name, value)
-    os.environ.update(EPHEMERAL)
-    app = "prefect.server.api.server:create_app"
-    server = Server(uvicorn.Config(app, factory=True, lifespan="on", log_level="error"))
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(WATCH_SECONDS)
-        server.should_exit = True
-
-    threading.Thread(target=watch, daemon=True).start()
-    server.run(sockets=[listener])
-
-
 if __name__ == "__main__":
-    serve(socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]))
+    leash = Leash(int(sys.argv[2]))
+    sys.stderr = WithoutSecrets(sys.stderr)
+    serve(socket.socket(fileno=int(sys.argv[1])), leash)

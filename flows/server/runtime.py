@@ -8,21 +8,23 @@ wraps a flow, and at exit the child is stopped once every task run has reached i
 import atexit
 import logging
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from http.client import HTTPConnection
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
-from urllib.parse import urlsplit
 from urllib.request import getproxies
 
+from compress_core.secrets import hide
 from storage.disk import make_folder
 
-START_SECONDS = 180  # a fresh database under load took 19 s; Prefect's limit of 20 s is too near
+START_SECONDS = 180  # of other clients' servers; a fresh database under load took 19 s
+ANSWER_SECONDS = 5  # how long the user's server may take to say anything
 STOP_SECONDS = 30  # the child needs well under two unless the machine is very busy
 
 SERVER = str(Path(__file__).with_name("private.py"))
@@ -45,6 +47,10 @@ DEFAULTS = {
 }
 
 
+EXCEPTION = re.compile(r"[\w.]+(Error|Exception|Warning): ")
+Waiting = Callable[[str], AbstractContextManager[None]]  # says from time to time what it waits for
+
+
 class ServerError(RuntimeError):
     """The Prefect server, private or the user's own, does not answer."""
 
@@ -63,9 +69,11 @@ class _Server:
         return f"http://127.0.0.1:{self.port}/api"
 
     def complaint(self) -> str:
-        """What the child wrote since it was started, its last lines."""
-        text = self.log.read_bytes()[self.log_start :].decode(errors="replace").strip()
-        return "\n".join(text.splitlines()[-5:]) or "it wrote nothing"
+        """The last line that the child wrote, of those that name an exception if there are any."""
+        text = self.log.read_bytes()[self.log_start :].decode(errors="replace")
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        named = [line for line in lines if EXCEPTION.match(line)]
+        return hide((named or lines or ["nothing"])[-1])
 
 
 _server: _Server | None = None
@@ -77,11 +85,13 @@ def prepare_environment(home: Path) -> None:
 
     Args:
         home: The data directory; Prefect's database goes to `<home>/prefect`.
+
+    Raises:
+        StorageError: There is no way to make that folder.
     """
-    directory = home.resolve() / "prefect"
-    make_folder(directory)
-    for name, value in {"PREFECT_HOME": str(directory), **DEFAULTS}.items():
+    for name, value in {"PREFECT_HOME": str(home.resolve() / "prefect"), **DEFAULTS}.items():
         os.environ.setdefault(name, value)
+    make_folder(Path(os.environ["PREFECT_HOME"]))
 
 
 def start_early() -> None:
@@ -113,57 +123,131 @@ def start_early() -> None:
         port = listener.getsockname()[1]
         _server = _Server(process, port, log, output.tell(), os.getpid())
     os.environ["PREFECT_API_URL"] = _server.url
-    for name in ("NO_PROXY", "no_proxy"):  # a proxy, where there is one, cannot reach the child
-        os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1"]))
+    # A proxy, where there is one, cannot reach the child. Where both names are set the libraries
+    # read one of them only, so what the user has in either goes into both.
+    names = ("no_proxy", "NO_PROXY")
+    around = [*filter(None, (os.environ.get(name) for name in names)), "127.0.0.1"]
+    os.environ.update(dict.fromkeys(names, ",".join(dict.fromkeys(around))))
     _reload_settings()
     atexit.register(stop)
 
 
-def ready() -> None:
-    """Wait until the server answers, the private one or the one that the user named.
+def ready(waiting: Waiting | None = None) -> None:
+    """Wait until the server answers: the user's a few seconds, the private one while it lives.
+
+    Args:
+        waiting: Says that people wait, for as long as its context is open.
 
     Raises:
         ServerError: It does not; with the last lines of the private server's log.
     """
     start_early()
     if _foreign is not None:
-        _check_foreign(_foreign)
+        _ask(f"PREFECT_API_URL={hide(_foreign)}", "; start it, or unset it to use a private one")
     elif _server is not None and not _server.used:
-        # One request is enough: it waits in the socket's queue and fails when the child ends.
-        connection = HTTPConnection("127.0.0.1", _server.port, timeout=START_SECONDS)
-        try:
-            connection.request("GET", "/api/health")
-            status = connection.getresponse().status
-        except OSError as error:
-            raise ServerError(
-                f"the private Prefect server gave no answer ({error or type(error).__name__}); "
-                f"its log is {_server.log} and ends with\n{_server.complaint()}"
-            ) from error
-        finally:
-            connection.close()
-        if status != 200:
-            raise ServerError(f"the private Prefect server answers {status}; see {_server.log}")
+        with waiting("starting Prefect") if waiting else nullcontext():
+            _wait_for(_server)
+        if any(kind != "no" for kind in getproxies()):  # which can be such that no client is made
+            _ask("its private address", "; look at the proxies in the environment")
         _server.used = True
 
 
+def _wait_for(server: _Server) -> None:
+    """One request, however long it takes: it waits in the socket's queue till the child answers.
+
+    When the child ends, so does the connection.
+    """
+    connection = HTTPConnection("127.0.0.1", server.port)
+    try:
+        connection.request("GET", "/api/health")
+        status = connection.getresponse().status
+    except (OSError, HTTPException) as error:
+        raise ServerError(
+            f"the private Prefect server ended before it answered: {server.complaint()} "
+            f"(all of it in {server.log})"
+        ) from error
+    finally:
+        connection.close()
+    if status != 200:
+        raise ServerError(f"the private Prefect server answers {status}; see {server.log}")
+
+
+def _ask(where: str, advice: str) -> None:
+    """Ask the server for something that needs permission, by the client that flows will use.
+
+    So proxies, certificates, keys and versions count as they will later; but retries, which take
+    minutes, don't.
+    """
+    from prefect.client.orchestration import get_client
+    from prefect.settings import (
+        PREFECT_API_REQUEST_TIMEOUT,
+        PREFECT_CLIENT_MAX_RETRIES,
+        temporary_settings,
+    )
+
+    brief = {PREFECT_API_REQUEST_TIMEOUT: ANSWER_SECONDS, PREFECT_CLIENT_MAX_RETRIES: 0}
+    try:
+        with temporary_settings(brief), get_client(sync_client=True) as client:
+            client.read_flows(limit=1)
+            client.raise_for_api_version_mismatch()
+    except Exception as error:  # of httpx, Prefect, pydantic and ssl, each their own
+        lines = str(error).splitlines() or [type(error).__name__]
+        raise ServerError(
+            f"no Prefect server answers at {where} ({hide(lines[0])}){advice}"
+        ) from error
+
+
 @contextmanager
-def flow_settings() -> Iterator[None]:
+def flow_settings(waiting: Waiting | None = None) -> Iterator[None]:
     """Prefect's settings for the time of a flow: no heartbeat, unless the user named a server.
 
     The heartbeat lets a long-lived server notice a dead run. Here the server dies with the run, and
     joining the heartbeat's thread costs every flow one second. Only code can switch it off: the
     environment's value has to be a number.
+
+    Args:
+        waiting: As of `ready`.
+
+    Raises:
+        ServerError: The server does not answer, now or in the middle of the flow.
     """
     from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
-    ready()
+    ready(waiting)
     # At exit it warns of every event still to be sent, however short the wait.
     logging.getLogger("EventsWorker").setLevel(logging.ERROR)
-    if _foreign is not None:
+    quiet = {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None} if _foreign is None else {}
+    with temporary_settings(quiet), _answering():
         yield
-        return
-    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+
+
+@contextmanager
+def _answering() -> Iterator[None]:
+    """Turns what Prefect's client raises of a server that is gone into one line."""
+    try:
         yield
+    except Exception as error:
+        if (reason := _failure_of_server(error)) is None:
+            raise
+        if _server is not None and _server.process.poll() is not None:
+            reason = f"it ended: {_server.complaint()}"
+        raise ServerError(
+            f"the Prefect server at {hide(_address())} failed in the middle of the run ({reason}); "
+            "everything computed is kept: the same command goes on from here"
+        ) from error
+
+
+def _failure_of_server(error: BaseException | None) -> str | None:
+    """The reason in an exception, or in one that it came from, of a request to Prefect's server."""
+    import httpx
+
+    place = httpx.URL(_address())
+    while error is not None:
+        request = getattr(error, "_request", None) if isinstance(error, httpx.HTTPError) else None
+        if request is not None and request.url.netloc == place.netloc:
+            return hide((str(error).splitlines() or [type(error).__name__])[0])
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def stop() -> None:
@@ -212,19 +296,9 @@ def _named_server() -> str | None:
     return PREFECT_API_URL.value()
 
 
-def _check_foreign(url: str) -> None:
-    """Refuse a server that cannot be connected to, before Prefect retries for minutes."""
-    if getproxies():
-        return  # the way there may lead through the proxy
-    place = urlsplit(url)
-    port = place.port or (443 if place.scheme == "https" else 80)
-    try:
-        socket.create_connection((place.hostname or "", port), timeout=5).close()
-    except OSError as error:
-        raise ServerError(
-            f"no Prefect server answers at PREFECT_API_URL={url} ({error}); "
-            "start it, or unset the variable to use a private one"
-        ) from error
+def _address() -> str:
+    """Where Prefect's API is."""
+    return _server.url if _server is not None else _foreign or ""
 
 
 def _reload_settings() -> None:

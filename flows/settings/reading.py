@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from compress_core.errors import ConfigError
 from compress_core.options import nearest
+from compress_core.secrets import hide_all
 
 MOST_BYTES = 1 << 20  # a file of settings has a few hundred
 
@@ -83,9 +84,11 @@ def read_yaml(file: Path) -> dict[str, Any]:
 
 
 def write_yaml(config: BaseModel, file: Path) -> None:
-    """Saves the resolved configuration so that ``--config`` reads it back."""
+    """Saves the resolved configuration, but for secrets, so that ``--config`` reads it back."""
     file.write_text(
-        yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
+        yaml.safe_dump(
+            hide_all(config.model_dump(mode="json")), sort_keys=False, allow_unicode=True
+        ),
         encoding="utf-8",
     )
 

@@ -1,20 +1,12 @@
-"""The one file that speaks to MLflow: runs, registered models, and the keys they hold on to.
+"""What is kept in MLflow: runs, registered models, and the keys they hold on to."""
 
-MLflow is imported inside the functions (it takes more than a second). Everything goes through one
-client per address; MLflow's global state (active run, current address) is neither read nor set.
-"""
-
-import fcntl
-import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from tasks.tracking.limits import (
     METRICS_PER_CALL,
@@ -25,29 +17,26 @@ from tasks.tracking.limits import (
     join,
     lay_out,
     pieces,
-    public,
     split,
     thin,
-    why_silent,
+)
+from tasks.tracking.speaking import (
+    TrackingError,
+    impatient,
+    is_database,
+    is_server,
+    speaking,
+    tracking_uri,
 )
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import RunInfo
     from mlflow.entities.model_registry import ModelVersion
 
-# Defaults, set before MLflow is imported: it prints addresses on stdout, logs every version it
-# registers and reports its use.
-QUIET = {
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # what goes wrong is raised, and said once
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-}
+EXPERIMENT = "eigenpress"
 KEY_TAG = "keys."
 VERSIONS_PER_PAGE = 1000
-
-
-class TrackingError(RuntimeError):
-    """MLflow cannot be reached or refuses what it was given."""
 
 
 @dataclass(frozen=True)
@@ -77,27 +66,6 @@ class Version:
     run_id: str
     created: float
     tags: dict[str, str]
-
-
-def tracking_uri(home: Path) -> str:
-    """The address in `MLFLOW_TRACKING_URI`, or else a SQLite file in the data directory."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home.resolve() / 'mlflow.db'}"
-
-
-def check_tracking(home: Path) -> None:
-    """Make sure that MLflow can be used, within seconds; call it before any work.
-
-    Raises:
-        TrackingError: The server does not answer, or the database cannot be opened.
-    """
-    uri = tracking_uri(home)
-    if (reason := why_silent(uri)) is not None:
-        raise TrackingError(
-            f"no MLflow server answers at {public(uri)} ({reason}); start it, or unset "
-            "MLFLOW_TRACKING_URI to track in the data directory"
-        )
-    with _speaking(home) as client:
-        client.search_experiments(max_results=1)
 
 
 def record_run(
@@ -133,35 +101,54 @@ def record_run(
     Raises:
         TrackingError: MLflow cannot be reached or refuses.
     """
-    with _speaking(home) as client:
-        from mlflow.entities import Metric, Param, RunTag
+    numbers = [(fit_name(k), float(v), 0) for k, v in metrics.items() if is_number(v)]
+    numbers += [
+        (fit_name(name), value, step)
+        for name, curve in (curves or {}).items()
+        for step, value in thin(curve)
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        lay_out(artifacts, Path(folder))
+        with speaking(home, "to record the run") as client:
+            run = client.create_run(experiment_id(client, home, experiment), run_name=run_name)
+            with _ending(client, run.info.run_id):
+                _fill(client, run.info, parameters, tags, numbers)
+                if artifacts:
+                    client.log_artifacts(run.info.run_id, folder)
+    return str(run.info.run_id)
 
-        run = client.create_run(_experiment(client, home, experiment), run_name=run_name)
-        run_id, now = run.info.run_id, run.info.start_time
-        status = "FAILED"
-        try:
-            for some in pieces(parameters.items(), NAMES_PER_CALL):
-                client.log_batch(run_id, params=[Param(fit_name(k), clip(str(v))) for k, v in some])
-            for some in pieces(tags.items(), NAMES_PER_CALL):
-                client.log_batch(run_id, tags=[RunTag(fit_name(k), clip(str(v))) for k, v in some])
-            numbers = [
-                Metric(fit_name(k), float(v), now, 0) for k, v in metrics.items() if is_number(v)
-            ]
-            numbers += [
-                Metric(fit_name(name), value, now, step)
-                for name, curve in (curves or {}).items()
-                for step, value in thin(curve)
-            ]
-            for group in pieces(numbers, METRICS_PER_CALL):
-                client.log_batch(run_id, metrics=group)
-            if artifacts:
-                with tempfile.TemporaryDirectory() as folder:
-                    lay_out(artifacts, Path(folder))
-                    client.log_artifacts(run_id, folder)
-            status = "FINISHED"
-        finally:
-            client.set_terminated(run_id, status)
-    return str(run_id)
+
+def _fill(
+    client: "MlflowClient",
+    info: "RunInfo",
+    parameters: Mapping[str, Any],
+    tags: Mapping[str, str],
+    numbers: Sequence[tuple[str, float, int]],
+) -> None:
+    """Parameters, tags, and numbers with their steps, as many in a call as MLflow takes."""
+    from mlflow.entities import Metric, Param, RunTag
+
+    for some in pieces(parameters.items(), NAMES_PER_CALL):
+        params = [Param(fit_name(name), clip(str(value))) for name, value in some]
+        client.log_batch(info.run_id, params=params)
+    for some in pieces(tags.items(), NAMES_PER_CALL):
+        run_tags = [RunTag(fit_name(name), clip(str(value))) for name, value in some]
+        client.log_batch(info.run_id, tags=run_tags)
+    for group in pieces(numbers, METRICS_PER_CALL):
+        points = [Metric(name, value, info.start_time, step) for name, value, step in group]
+        client.log_batch(info.run_id, metrics=points)
+
+
+@contextmanager
+def _ending(client: "MlflowClient", run_id: str) -> Iterator[None]:
+    """Marks a run as finished, or as failed where the server still takes that."""
+    try:
+        yield
+        client.set_terminated(run_id, "FINISHED")
+    except BaseException:
+        with impatient(), suppress(Exception):
+            client.set_terminated(run_id, "FAILED")
+        raise
 
 
 def register_model(
@@ -175,22 +162,29 @@ def register_model(
     Raises:
         TrackingError: MLflow cannot be reached or refuses.
     """
-    with _speaking(home) as client:
-        from mlflow.exceptions import MlflowException
-
+    with speaking(home, f"to register a version of {name!r}") as client:
         source = model_dir.resolve().as_uri()
-        if urlsplit(tracking_uri(home)).scheme in ("http", "https"):
+        if is_server(tracking_uri(home)):
             client.log_artifacts(run_id, str(model_dir), "model")
             source = f"runs:/{run_id}/model"
-        try:
-            client.create_registered_model(name)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
+        make_model(client, name)
         version = client.create_model_version(
             name, source, run_id, tags=_fitting(tags), await_creation_for=0
         )
         return Registered(name, int(version.version))
+
+
+def make_model(client: "MlflowClient", name: str) -> bool:
+    """Makes a registered model; False where there is one of that name."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+        return False
+    return True
 
 
 def _fitting(tags: Mapping[str, str]) -> dict[str, str]:
@@ -203,7 +197,7 @@ def read_tags(home: Path, name: str, version: int) -> dict[str, str]:
     Raises:
         TrackingError: There is no such version, or MLflow cannot be reached.
     """
-    with _speaking(home) as client:
+    with speaking(home, f"to show version {version} of {name!r}") as client:
         return join(client.get_model_version(name, str(version)).tags)
 
 
@@ -213,10 +207,10 @@ def registered_versions(home: Path) -> list[Version]:
     Raises:
         TrackingError: MLflow cannot be reached.
     """
-    database = tracking_uri(home).removeprefix("sqlite:///")
-    if "://" not in database and not Path(database).exists():
+    own = f"sqlite:///{home.resolve() / 'mlflow.db'}"
+    if tracking_uri(home) == own and not (home / "mlflow.db").exists():
         return []  # asking would make the database, which takes seconds
-    with _speaking(home) as client:
+    with impatient(), speaking(home, "to list registered models") as client:
         found = [_version(one) for one in _all_versions(client)]
     return sorted(found, key=lambda one: (one.name, one.version))
 
@@ -239,53 +233,30 @@ def registered_keys(home: Path) -> set[str]:
     }
 
 
-@contextmanager
-def _speaking(home: Path) -> Iterator["MlflowClient"]:
-    """A client for the length of a conversation; MLflow's errors become ours."""
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError  # MLflow lets some through, of a broken database
+def experiment_id(client: "MlflowClient", home: Path, name: str) -> str:
+    """The id of an experiment, made when missing (another process may make it first).
 
-    uri = tracking_uri(home)
-    try:
-        yield _client(uri, home)
-    except (MlflowException, SQLAlchemyError) as error:
-        line = str(error).strip().splitlines()[0]
-        raise TrackingError(f"MLflow at {public(uri)} refused: {line}") from error
-
-
-@cache
-def _client(uri: str, home: Path) -> "MlflowClient":
-    from mlflow import MlflowClient
-
-    home.mkdir(parents=True, exist_ok=True)
-    with open(home / "mlflow.lock", "w") as lock:
-        # Two processes that find the same fresh database must not both migrate it.
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        client = MlflowClient(uri, os.environ.get("MLFLOW_REGISTRY_URI") or uri)
-        if "://" in uri and urlsplit(uri).scheme not in ("http", "https"):
-            client.search_experiments(max_results=1)
-    return client
-
-
-def _experiment(client: "MlflowClient", home: Path, name: str) -> str:
-    """The id of an experiment, made when missing (another process may make it first)."""
+    Raises:
+        TrackingError: It was deleted, or is there and may not be seen.
+    """
     from mlflow.exceptions import MlflowException
 
     found = client.get_experiment_by_name(name)
     if found is None:
-        remote = urlsplit(tracking_uri(home)).scheme in ("http", "https")
-        location = None if remote else (home.resolve() / "mlartifacts").as_uri()
+        own = is_database(tracking_uri(home))
+        location = (home.resolve() / "mlartifacts").as_uri() if own else None
         try:
             return client.create_experiment(name, artifact_location=location)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
             found = client.get_experiment_by_name(name)
-    if found is None or found.lifecycle_stage == "deleted":
+    if found is None:
+        raise TrackingError(f"the MLflow experiment {name!r} exists, but this user may not see it")
+    if found.lifecycle_stage == "deleted":
         raise TrackingError(
-            f"the MLflow experiment {name!r} was deleted; `mlflow experiments restore` undoes it"
+            f"the MLflow experiment {name!r} was deleted: `mlflow experiments restore "
+            f"--experiment-id {found.experiment_id}` brings it back"
         )
     return str(found.experiment_id)
 

@@ -1,4 +1,4 @@
-"""What tracking prepares before it speaks to MLflow: lengths, batches, artifacts, silent servers.
+"""What tracking prepares before it speaks to MLflow: names, lengths, batches, artifacts.
 
 Pure functions without MLflow, so that they can be used and tested without loading it.
 """
@@ -6,16 +6,13 @@ Pure functions without MLflow, so that they can be used and tested without loadi
 import math
 import re
 import shutil
-import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
 from typing import TypeVar
-from urllib.error import HTTPError, URLError
-from urllib.parse import urlsplit
-from urllib.request import urlopen
 
-ANSWER_SECONDS = 5  # how long a tracking server may take to say anything at all
+from compress_core.secrets import hide
+
 NAME_LENGTH = 250
 VALUE_LENGTH = 6000  # of a parameter; a tag of a run may have 8000
 TAG_LENGTH = 5000  # of a tag of a version; the newest servers take 100000, older ones this
@@ -24,7 +21,6 @@ METRICS_PER_CALL = 1000
 POINTS = 1000  # of one curve
 CLIPPED = " … (clipped)"
 PARTS = ".parts"
-PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
 Item = TypeVar("Item")
 
@@ -35,7 +31,8 @@ def fit_name(name: str) -> str:
 
 
 def clip(value: str) -> str:
-    """A value that MLflow takes, marked at its end where some of it had to go."""
+    """A value that MLflow takes: without secrets, marked at its end where some of it had to go."""
+    value = hide(value)
     return value if len(value) <= VALUE_LENGTH else value[: VALUE_LENGTH - len(CLIPPED)] + CLIPPED
 
 
@@ -71,6 +68,7 @@ def split(tags: Mapping[str, str]) -> dict[str, str]:
     """
     fitting: dict[str, str] = {}
     for name, value in tags.items():
+        value = hide(value)
         if len(value) <= TAG_LENGTH:
             fitting[name] = value
             continue
@@ -101,32 +99,8 @@ def lay_out(artifacts: Mapping[str, Path | str], folder: Path) -> None:
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         if isinstance(content, str):
-            target.write_text(content, encoding="utf-8")
+            target.write_text(hide(content), encoding="utf-8")
         elif content.is_dir():
             shutil.copytree(content, target)
         else:
             shutil.copyfile(content, target)
-
-
-def why_silent(uri: str) -> str | None:
-    """Why nothing answers at a tracking address, or None where something does or nothing need.
-
-    Any answer will do: whether we may come in is for the server to say.
-    """
-    place = urlsplit(uri)
-    try:
-        if place.scheme in ("http", "https"):
-            urlopen(f"{uri.rstrip('/')}/health", timeout=ANSWER_SECONDS).close()
-        elif (port := place.port or PORTS.get(place.scheme.partition("+")[0])) and place.hostname:
-            socket.create_connection((place.hostname, port), ANSWER_SECONDS).close()
-    except HTTPError as error:
-        error.close()
-    except (URLError, OSError) as error:
-        return str(getattr(error, "reason", error))
-    return None
-
-
-def public(uri: str) -> str:
-    """An address without the user name and password in it."""
-    place = urlsplit(uri)
-    return place._replace(netloc=place.netloc.rpartition("@")[2]).geturl() if place.netloc else uri

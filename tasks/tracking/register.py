@@ -54,7 +54,7 @@ def register(
             plot_training([result], pictures["training.png"])
         run_id = tracking.record_run(
             home,
-            experiment="eigenpress",
+            experiment=tracking.EXPERIMENT,
             run_name=f"{result['model']} {result['method']} kept {result['kept']:g}",
             parameters=_parameters(result),
             metrics=_metrics(result),

@@ -16,7 +16,7 @@ from flows.runs.forecast import Planner
 from flows.settings.checks import check_methods
 from flows.settings.config import RunConfig
 from tasks.engine.dense_model import FOLDER
-from tasks.tracking import client as tracking
+from tasks.tracking.speaking import speaking
 from tests.pipeline import pico
 from tests.pipeline.conftest import Run
 from tests.pipeline.halting import halt
@@ -158,7 +158,7 @@ def test_a_run_shows_and_tracks_it(
     metrics = result["metrics"]
     assert list(metrics) == ["dense", "unrecovered", "compressed"]
     assert metrics["compressed"]["kl"] < metrics["unrecovered"]["kl"]
-    with tracking._speaking(home) as client:
+    with speaking(home, "to look") as client:
         data = client.get_run(result["run_id"]).data
         history = client.get_metric_history(result["run_id"], "recover/held_back")
     assert data.metrics["unrecovered/perplexity"] == metrics["unrecovered"]["perplexity"]

@@ -15,6 +15,7 @@ from compress_core.errors import NumericsError
 from flows.settings.config import RunConfig, SweepConfig
 from tasks.engine.prefect_task import run_group
 from tasks.engine.session import Session
+from tasks.tracking.speaking import TrackingError
 from tests.pipeline import pico
 from tests.pipeline.conftest import Run
 
@@ -228,3 +229,24 @@ def test_a_command_builds_its_method_and_each_pipeline_once(
     run = RunConfig(**inputs.settings(home, kept=None, target_bytes=100_000))
     opened.open_command(run, Reporter(quiet=True))
     assert sorted(built) == ["build_method", "build_pipeline"]
+
+
+def test_a_registration_that_fails_at_the_end_loses_nothing_and_says_so(
+    run: Run,
+    cold: dict[str, Any],
+    cold_home: Path,
+    inputs: pico.Inputs,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise TrackingError("MLflow at http://host refused to record the run: no")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tasks.tracking.client.record_run", refuse)
+        with pytest.raises(TrackingError) as caught:
+            run(inputs.settings(cold_home))
+    line = str(caught.value)
+    assert line.startswith("MLflow at http://host refused to record the run: no. The model is in ")
+    assert line.endswith("everything computed is kept: the same command again only registers")
+    again = run(inputs.settings(cold_home))
+    assert pico.counts(again["stages"], "computed") == {"register": 1}

@@ -1,12 +1,15 @@
 """Prefect's known traps do not reach the user: tests run whole processes and read the database."""
 
 import ast
+import http.server
 import os
 import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
+import urllib.request
 from collections import Counter
 from contextlib import closing
 from pathlib import Path
@@ -15,6 +18,7 @@ import pytest
 import yaml
 
 from flows.server import runtime
+from tests.pipeline import pico
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = """
@@ -70,14 +74,14 @@ def clean_environment() -> dict[str, str]:
     return kept | {"PYTHONPATH": str(ROOT)}
 
 
-def start(home: Path, tasks: int, mode: str = "") -> subprocess.Popen[str]:
+def start(home: Path, tasks: int, mode: str = "", **more: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", SCRIPT, str(home), str(tasks), mode],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         cwd=home.parent,
-        env=clean_environment(),
+        env=clean_environment() | more,
     )
 
 
@@ -119,10 +123,7 @@ def test_kill_leaves_a_record_and_no_orphan_and_the_next_start_records_its_failu
     process.wait()
     process.stdout.close()
     process.stderr.close()
-    deadline = time.monotonic() + 20
-    while Path(f"/proc/{child}").exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not Path(f"/proc/{child}").exists()
+    assert gone_within(child, 15)
     assert states(home, "task_run") - before == {"Completed": 10, "Cached": 10}
     tasks, flows = states(home, "task_run"), states(home, "flow_run")
     out, err = finish(start(home, 5, "fail"))
@@ -143,21 +144,135 @@ def test_the_environment_of_the_user_wins(tmp_path: Path, monkeypatch: pytest.Mo
     assert os.environ["DO_NOT_TRACK"] == "1"
 
 
+def gone_within(pid: int, seconds: float) -> bool:
+    """Whether a process ends, generously: what is promised is five seconds."""
+    deadline = time.monotonic() + seconds
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not Path(f"/proc/{pid}").exists()
+
+
+def test_a_server_killed_with_its_parent_in_a_migration_starts_again(tmp_path: Path) -> None:
+    """It may not wait for the end of its start, which is most of a minute on a busy machine."""
+    home = tmp_path / "home"
+    script = (
+        "import sys, time; from pathlib import Path; from flows.server import runtime\n"
+        "runtime.prepare_environment(Path(sys.argv[1])); runtime.start_early()\n"
+        "print(runtime._server.process.pid, flush=True); time.sleep(600)\n"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", script, str(home)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=clean_environment(),
+    )
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    database = home / "prefect" / "prefect.db"
+    while not (database.exists() and database.stat().st_size):
+        assert Path(f"/proc/{child}").exists()
+        time.sleep(0.02)
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    assert gone_within(child, 15)
+    assert finish(start(home, 3)) == ("total 3\n", "")
+    assert states(home, "flow_run") == {"Completed": 1}
+
+
+SECRET = "sesame-opens"
+DEAD = f"http://user:{SECRET}@127.0.0.1:9/api"
+PROXY = f"http://user:{SECRET}@127.0.0.1:9"
+
+
+def refusal(monkeypatch: pytest.MonkeyPatch, **environment: str) -> str:
+    """What is said of a server named in the environment, in this process."""
+    for name in list(os.environ):
+        if name.upper().endswith("_PROXY") or name.startswith("PREFECT_API"):
+            monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(runtime, "_server", None)
+    monkeypatch.setattr(runtime, "_foreign", None)
+    runtime._reload_settings()
+    try:
+        with pytest.raises(runtime.ServerError) as caught:
+            runtime.ready()
+    finally:
+        monkeypatch.undo()
+        runtime._reload_settings()
+    line = str(caught.value)
+    assert "\n" not in line and SECRET not in line
+    return line
+
+
 @pytest.mark.parametrize(
-    ("file", "text"),
+    "proxies",
     [
-        ("prefect.toml", '[api]\nurl = "http://127.0.0.1:9/api"\n'),
-        ("environment", ""),
+        {},
+        {"NO_PROXY": "example.com"},
+        {"no_proxy": "*"},
+        {"HTTP_PROXY": PROXY, "NO_PROXY": "127.0.0.1"},
+        {"http_proxy": PROXY},
+        {"ALL_PROXY": PROXY},
+        {"HTTPS_PROXY": PROXY},
+        {"all_proxy": PROXY.replace("http", "socks5")},
+        {"HTTP_PROXY": PROXY.replace("http", "foo")},
     ],
 )
-def test_a_named_server_that_is_not_there_is_one_clear_line(
-    file: str, text: str, tmp_path: Path
+def test_no_word_about_proxies_switches_off_the_check_of_a_named_server(
+    proxies: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    environment = clean_environment()
-    if file == "environment":
-        environment["PREFECT_API_URL"] = "http://127.0.0.1:9/api"
-    else:
-        (tmp_path / file).write_text(text)
+    line = refusal(monkeypatch, PREFECT_API_URL=DEAD, **proxies)
+    assert line.startswith("no Prefect server answers at PREFECT_API_URL=http://***@127.0.0.1:9/a")
+
+
+@pytest.mark.parametrize("url", ["foo", f"ftp://u:{SECRET}@h/api", f"http://u:{SECRET}@/api"])
+def test_an_address_that_is_none_is_refused(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "no Prefect server answers at" in refusal(monkeypatch, PREFECT_API_URL=url)
+
+
+def test_a_server_that_wants_another_key_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str | None] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            seen.append(self.headers.get("Authorization"))
+            self.send_error(401)
+
+        do_GET = do_POST
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/api"
+        line = refusal(monkeypatch, PREFECT_API_URL=url, PREFECT_API_KEY=SECRET)
+        server.shutdown()
+    assert "401" in line
+    assert f"Bearer {SECRET}" in seen
+
+
+def test_what_goes_around_the_proxy_keeps_going_around_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Of NO_PROXY and no_proxy libraries read one; the private server is added to both."""
+    with pico.environment(clean_environment() | {"NO_PROXY": "example.com"}):
+        monkeypatch.setattr(runtime, "_server", None)
+        monkeypatch.setattr(runtime, "_foreign", None)
+        runtime.prepare_environment(tmp_path)
+        runtime.start_early()
+        assert urllib.request.proxy_bypass("example.com")
+        assert urllib.request.proxy_bypass("127.0.0.1")
+        runtime.stop()
+
+
+@pytest.mark.parametrize(
+    ("file", "text"), [("prefect.toml", '[api]\nurl = "http://127.0.0.1:9/api"\n')]
+)
+def test_a_server_named_in_a_file_is_checked_too(file: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / file).write_text(text)
     script = (
         "import sys; from pathlib import Path; from flows.server import runtime\n"
         "runtime.prepare_environment(Path(sys.argv[1]))\n"
@@ -169,7 +284,7 @@ def test_a_named_server_that_is_not_there_is_one_clear_line(
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        env=environment,
+        env=clean_environment(),
         timeout=60,
     )
     assert done.stderr == ""
@@ -180,11 +295,12 @@ def test_a_named_server_that_is_not_there_is_one_clear_line(
 def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
     (tmp_path / "home" / "prefect").mkdir(parents=True)
     (tmp_path / "home" / "prefect" / "prefect.db").write_bytes(b"this is no database" * 100)
-    process = start(tmp_path / "home", 1)
+    quiet = {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL"}  # as the commands have it
+    process = start(tmp_path / "home", 1, **quiet)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 1
-    assert "ServerError: the private Prefect server gave no answer" in err
-    assert "file is not a database" in err
+    assert "ServerError: the private Prefect server ended before it answered" in err
+    assert "file is not a database" in err.splitlines()[-1]
 
 
 def test_deployments_name_flows_that_exist() -> None:
