@@ -21,6 +21,7 @@ from tests.pipeline import pico
 
 TRIES, SEED, HANGS_AFTER = 200, 13, 60
 COMMANDS = ("run", "plan", "plan", "sweep", "store", "methods", "export")
+NO_SETTINGS = ("- a\n- b\n", "7", "", "a: [", "1: 2\n", "? [a]\n: b\n", "\t:", "a: &a [*a]")
 STORE = ("ls", "show", "why", "verify", "gc")
 
 
@@ -113,9 +114,7 @@ def file_words(command: str, settings: dict[str, Any], chance: random.Random) ->
     if kind == 0:
         text = text[: chance.randrange(len(text))]
     elif kind == 1:
-        text = chance.choice(
-            ["- a\n- b\n", "7", "", "a: [", "1: 2\n", "? [a]\n: b\n", "\t:", "a: &a [*a]"]
-        )
+        text = chance.choice(NO_SETTINGS)
     file = Path("settings.yaml")
     file.write_text(text, encoding="utf-8")
     return [command, "--config", str(file)]
@@ -161,11 +160,6 @@ def test_a_command_line(
         except SystemExit as ended:
             code = ended.code if isinstance(ended.code, int) else 0
     said = capsys.readouterr()
-    import os
-
-    open("/tmp/ep/said.txt", "a").write(
-        f"{number} begun={begun} {code} {words} || {said.err[-300:]}\n"
-    ) if os.environ.get("SAID") else None
     assert "Traceback" not in said.err, words
     if not begun and code:
         assert code == 2, (words, said.err)
@@ -180,8 +174,5 @@ def test_a_command_line(
 
 def asked_for(words: list[str]) -> set[str]:
     """Names in the working directory that the command line itself gives."""
-    return {
-        Path(word).parts[0]
-        for word in words
-        if word and not word.startswith("-") and Path(word).parts
-    }
+    paths = [Path(word) for word in words if not word.startswith("-")]
+    return {path.parts[0] for path in paths if path.parts}

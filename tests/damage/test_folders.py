@@ -127,11 +127,12 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> list[pico.Inputs]:
 def reference(model: Path, tokens: Tensor) -> float | None:
     """The perplexity of what transformers loads; None where it loads nothing whole."""
     try:
-        loaded, info = AutoModelForCausalLM.from_pretrained(
+        found: Any = AutoModelForCausalLM.from_pretrained(
             model, dtype=torch.float32, local_files_only=True, output_loading_info=True
         )
     except Exception:
         return None
+    loaded, info = found
     if info["missing_keys"] or info["mismatched_keys"] or info.get("error_msgs"):
         return None
     return perplexity_and_kl(loaded, tokens).perplexity

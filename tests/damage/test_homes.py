@@ -1,8 +1,9 @@
-"""Two hundred damages to a data directory: the same numbers again, or one line that says why not."""
+"""Two hundred damages to a data directory: the same numbers again, or a line that says why not."""
 
 import json
 import random
 import shutil
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -85,8 +86,10 @@ def swap_artifacts(home: Path, chance: random.Random) -> str:
     return f"{one.name[:8]} and {other.name[:8]} exchanged"
 
 
-KINDS = (nonsense.harm, nonsense.harm, harm_json, add_stray, lose_folder, file_for_folder)
-KINDS = (*KINDS, swap_artifacts)
+KINDS: tuple[Callable[[Path, random.Random], str], ...] = (
+    *(nonsense.harm, nonsense.harm, harm_json, add_stray, lose_folder, file_for_folder),
+    swap_artifacts,
+)
 
 
 @pytest.mark.parametrize("number", range(TRIES))
