@@ -7,7 +7,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "README.md"
 MODEL = "smollm2-135m"
-ROWS = ("svd", "svd_llm", "svd_llm@hull", "soco", "saes_svd@hull", "sparsegpt")
+HULL = "@hull:probe_windows=4"
+ROWS = ("svd", "svd_llm", f"svd_llm{HULL}", "soco", f"saes_svd{HULL}", "sparsegpt")
 KEPT = (0.9, 0.8)
 NOT_MEASURED = "–"
 
