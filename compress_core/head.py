@@ -55,9 +55,12 @@ class Halves:
 
     def hidden(self, ids: Tensor) -> Tensor:
         """The last hidden states (batch, length, width) of windows (batch, length)."""
-        found = self.model.base_model(input_ids=ids, use_cache=False)
-        self._output = type(found)
-        hidden: Tensor = found.last_hidden_state
+        return self.last(self.model.base_model(input_ids=ids, use_cache=False))
+
+    def last(self, output: Any) -> Tensor:
+        """The last hidden states in what the base model returned; :meth:`logits` needs its kind."""
+        self._output = type(output)
+        hidden: Tensor = output.last_hidden_state
         return hidden
 
     def _of_model(self, ids: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Fixtures shared by all tests: the real models where there are some, and what is dear to make."""
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,4 +47,6 @@ def code_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         cache = str(tmp_path_factory.mktemp("modules"))
         patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", cache)
+        for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
+            patch.delitem(sys.modules, name)  # an earlier test's, which looks in another cache
         yield

@@ -5,6 +5,7 @@ blocks are the longest list of modules that hold linears, and layers that receiv
 tensor share a tap.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -24,14 +25,17 @@ from compress_core.hf.whole import bind_whole
 from compress_core.types import LayerRef, ModelLayout
 
 EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+MOST_PARTS = 10_000  # layers, blocks or experts
+_COUNTS = re.compile(r"layers$|blocks$|experts$|n_layer$|depth$")
 
 
 def load_config(checkpoint: Checkpoint, trust_remote_code: bool = False) -> PretrainedConfig:
     """The model's configuration.
 
     Raises:
-        ModelError: transformers cannot read it.
+        ModelError: transformers cannot read it, or would build parts without end.
     """
+    _refuse_endless(checkpoint, checkpoint.config)
     try:
         return AutoConfig.from_pretrained(
             checkpoint.folder, trust_remote_code=trust_remote_code, local_files_only=True
@@ -39,6 +43,18 @@ def load_config(checkpoint: Checkpoint, trust_remote_code: bool = False) -> Pret
     except (ValueError, TypeError, OSError, KeyError, StrictDataclassError) as error:
         file = checkpoint.folder / "config.json"
         raise ModelError(f"transformers cannot read {file}: {_said(error)}") from error
+
+
+def _refuse_endless(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> None:
+    """Looked at before transformers does, which makes a list or a module for every one."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            _refuse_endless(checkpoint, value)
+        elif _COUNTS.search(name) and isinstance(value, int) and value > MOST_PARTS:
+            raise ModelError(
+                f"{checkpoint.folder / 'config.json'}: {name} is {value:,}, and no model has more "
+                f"than {MOST_PARTS:,}: get the config.json that was saved with the weights"
+            )
 
 
 def model_dtype(checkpoint: Checkpoint, config: PretrainedConfig) -> torch.dtype:

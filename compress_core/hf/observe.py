@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from compress_core.errors import ModelError
+from compress_core.head import Halves
 from compress_core.hf.linear import is_linear
 from compress_core.hf.model_code import model_code
 
@@ -30,14 +31,14 @@ class Observed:
     returned: list[Tensor] = field(default_factory=list)
 
 
-def run_fake(model: Any) -> None:
-    """Runs the base model on a few fake tokens.
+def run_fake(model: Any) -> Any:
+    """What the base model returns for a few fake tokens.
 
     Raises:
         ModelError: It raises something, be it for a step that needs real numbers.
     """
     with model_code(f"{type(model).__name__} cannot be followed without its weights"):
-        model.base_model(input_ids=torch.zeros(1, 8, dtype=torch.long), use_cache=False)
+        return model.base_model(input_ids=torch.zeros(1, 8, dtype=torch.long), use_cache=False)
 
 
 def observe(model: Any, blocks: tuple[str, ...]) -> Observed:
@@ -45,7 +46,7 @@ def observe(model: Any, blocks: tuple[str, ...]) -> Observed:
 
     Raises:
         ModelError: Blocks share a linear or hand on more than hidden states, no linear was
-            reached, or the model cannot be run.
+            reached, the model cannot be run, or its head not apart from it.
     """
     observed = Observed()
     inner = {
@@ -68,7 +69,7 @@ def observe(model: Any, blocks: tuple[str, ...]) -> Observed:
     for path in blocks:
         _watch_block(path, model.get_submodule(path), type(model).__name__, observed)
     try:
-        run_fake(model)
+        output = run_fake(model)
     except ModelError as error:  # a later block looked for what was taken away
         sought = error.__cause__.args[:1] if isinstance(error.__cause__, KeyError) else ()
         if observed.left.intersection(sought):
@@ -79,7 +80,15 @@ def observe(model: Any, blocks: tuple[str, ...]) -> Observed:
             f"text passes through no linear layer of {blocks[0]} and its {len(blocks) - 1} "
             f"likes, the longest list of blocks in {type(model).__name__}"
         )
+    _check_head(model, output)
     return observed
+
+
+def _check_head(model: Any, output: Any) -> None:
+    """Refuses a head that cannot be run apart, which would else be told after all the work."""
+    halves = Halves(model)
+    with model_code(f"{type(model).__name__} cannot be evaluated piece by piece"):
+        halves.logits(halves.last(output)[0])
 
 
 def _watch_block(path: str, block: nn.Module, architecture: str, observed: Observed) -> None:

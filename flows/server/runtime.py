@@ -38,6 +38,7 @@ DEFAULTS = {
     "PREFECT_LOGGING_LEVEL": "WARNING",
     # Our own progress and refusals are what the user sees; the libraries' would be between them.
     "TQDM_DISABLE": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "TRANSFORMERS_VERBOSITY": "error",
     # No library calls home.
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",

@@ -256,6 +256,8 @@ def test_an_unknown_model_type_is_refused(tmp_path: Path) -> None:
         ({"hidden_size": "wide"}, "hidden_size"),
         ({"hidden_act": "glu9"}, "glu9"),
         ({"rope_parameters": {"rope_type": "spiral"}}, "no 'spiral'"),
+        ({"num_hidden_layers": 2**64}, r"num_hidden_layers is 18,446,.*more than 10,000"),
+        ({"text_config": {"n_layer": 10**9}}, "n_layer is 1,000,000,000"),
     ],
 )
 def test_a_configuration_that_makes_no_model_is_refused(

@@ -75,9 +75,9 @@ for name, value in settings.items():
     flags += ["--" + name.replace("_", "-"), text]
 command("methods")
 command("plan", *flags)
-command("run", *flags, "--method", "svd", "--output", home + "/out")
-command("sweep", *flags, "--methods", "svd", "--report", home + "/report")
-command("export", home + "/out", "--output", home + "/dense")
+command("run", *flags, "--method", "svd", "--output", home + "-out")
+command("sweep", *flags, "--methods", "svd", "--report", home + "-report")
+command("export", home + "-out", "--output", home + "-dense")
 for word in ("ls", "verify", "gc"):
     command("store", word, "--home", home)
 key = next(Path(home, "store", "evaluate").glob("*/*")).name

@@ -40,7 +40,7 @@ def inputs_of(tmp_path_factory: pytest.TempPathFactory) -> pico.Inputs:
 def no_flow(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """Where a flow would start the command ends; where one hangs the test does."""
 
-    def begin() -> None:
+    def begin(*_: object) -> None:
         raise Begun
 
     def hang(*_: object) -> None:
@@ -86,6 +86,8 @@ def spoilt(settings: dict[str, Any], command: str, chance: random.Random) -> dic
             settings.pop(name, None)
         else:
             settings[name] = chance.choice(fitting(fields[name]) or VALUES)
+    if settings.get("home") == "/":  # which root may write
+        settings["home"] = "/proc"
     return settings
 
 
@@ -123,6 +125,7 @@ def file_words(command: str, settings: dict[str, Any], chance: random.Random) ->
 def other_words(command: str, home: Path, chance: random.Random) -> list[str]:
     """`store`, `methods` and `export` with words that may mean something."""
     value = str(chance.choice(VALUES)).replace("\0", "")
+    value = "/proc" if value == "/" else value  # root may write there
     if command == "export":
         return ["export", value, *chance.choice([[], ["--output", value], ["--to", value]])]
     if command == "methods":

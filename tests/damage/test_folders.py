@@ -20,6 +20,7 @@ from tests.damage import nonsense
 from tests.pipeline import pico
 
 TRIES, SEED = 100, 11
+PREFIXES = {r"^(?:module|_orig_mod)\.": ""}  # which are understood, and a note says so
 Tensors = dict[str, Tensor]
 
 
@@ -128,7 +129,11 @@ def reference(model: Path, tokens: Tensor) -> float | None:
     """The perplexity of what transformers loads; None where it loads nothing whole."""
     try:
         found: Any = AutoModelForCausalLM.from_pretrained(
-            model, dtype=torch.float32, local_files_only=True, output_loading_info=True
+            model,
+            dtype=torch.float32,
+            local_files_only=True,
+            output_loading_info=True,
+            key_mapping=PREFIXES,
         )
     except Exception:
         return None

@@ -216,7 +216,7 @@ def test_only_what_the_manifest_names_is_published(
     assert pico.tree(tmp_path / "out") == before
 
 
-@pytest.mark.parametrize("name", ["a" * 231, "é" * 116, "a" * 300])
+@pytest.mark.parametrize("name", ["a" * 231, "é" * 116])
 def test_an_output_with_a_name_too_long_is_refused(
     inputs: pico.Inputs, tmp_path: Path, name: str
 ) -> None:
