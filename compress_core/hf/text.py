@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from compress_core.errors import ModelError, TextError
+from compress_core.hf.companions import tokenizer_files
 from compress_core.hf.documents import read_documents as read_documents
 from compress_core.hf.inside import read_json
 from compress_core.hf.refusing import refusing
@@ -22,6 +23,11 @@ CHARACTERS_PER_TOKEN = 10
 """Characters sliced for every wanted token: 20 480 for 2048, as SVD-LLM's sampling does."""
 
 _JOIN = "\n\n"
+# What tokenizer_files finds beside a vocabulary, or without one.
+_NO_VOCABULARY = (
+    *("config.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"),
+    *("added_tokens.json", "chat_template.json"),
+)
 _CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
 
 
@@ -240,6 +246,11 @@ def load_tokenizer(folder: str | Path, *, trust_remote_code: bool = False) -> An
     except ModelError as error:
         for file in sorted(folder.glob("*token*.json")):  # transformers names none
             read_json(file)
+        if not any(file.name not in _NO_VOCABULARY for file in tokenizer_files(folder)):
+            raise ModelError(
+                f"no tokenizer can be loaded from {folder}: it has none; put its files there "
+                "(tokenizer.json, or a vocabulary of an older kind)"
+            ) from None
         raise error
 
 

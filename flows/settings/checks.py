@@ -24,13 +24,15 @@ def choose_device(wanted: str) -> str:
     if wanted == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        kind = torch.device(wanted).type
+        kind, index = torch.device(wanted).type, torch.device(wanted).index
         torch.empty(0, dtype=torch.float64, device=wanted)  # decompositions need float64
     except Exception as error:  # torch has no one kind for a backend that is not there
         line = str(error).splitlines()[0].partition(". ")[0]
         raise ConfigError(f"--device {wanted} cannot be used: {line}") from None
     if kind == "meta":
         raise ConfigError("--device meta computes nothing; use cpu or cuda")
+    if kind == "cpu" and index:
+        raise ConfigError(f"--device {wanted}: the processor is one device; use cpu")
     return wanted
 
 

@@ -113,6 +113,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         "task folder none does not exist; check the path",
     ),
     "unknown device": ({"device": "gpu"}, "--device gpu cannot be used: "),
+    "second processor": ({"device": "cpu:7"}, "--device cpu:7: the processor is one device; use"),
     "device that computes nothing": ({"device": "meta"}, "--device meta computes nothing; use cpu"),
     "too small a budget": ({"kept": 0.001}, "kept=0.001 leaves layer model.layers.0.self_attn.q_p"),
     "budget without layers": (

@@ -105,6 +105,11 @@ def test_a_folder_in_a_tokenizers_place(
     assert refused().endswith("tokenizer.json cannot be read: Is a directory; fetch it again")
 
 
+def test_a_folder_without_a_tokenizer(refused: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "copy" / "pico" / "tokenizer.json").unlink()
+    assert "pico: it has none; put its files there (tokenizer.json" in refused()
+
+
 def test_the_tokenizer_of_another_model(inputs: pico.Inputs, refused: Callable[..., str]) -> None:
     made = tokenizer_of(inputs)
     rows = len(made["model"]["vocab"])
