@@ -24,5 +24,9 @@ class StorePermissionError(StorageError, PermissionError):
     """A data directory that cannot be written."""
 
 
+class StoreInUseError(StorageError):
+    """A store that others work with, asked for what only one may do alone."""
+
+
 class StoreFullError(StorageError, OSError):
     """The disk filled up while an artifact was being written; nothing committed is lost."""

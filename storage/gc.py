@@ -39,8 +39,8 @@ def collect_garbage(
 ) -> GarbageReport:
     """Delete every artifact that is not reachable from `roots` over the inputs of its manifests.
 
-    A run in progress protects only what its keys in `roots` reach: pass them, or collect when
-    nothing runs.
+    Nobody else may work with the store meanwhile, nor while the roots are gathered
+    (`storage.occupancy.alone`): what a run in progress has made is reached from nowhere yet.
 
     Args:
         store: the store.

@@ -3,6 +3,7 @@
 import difflib
 import json
 import math
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -208,22 +209,24 @@ def free_artifacts(
     """Free what no registered model and no recent run reaches."""
     from flows.server import runtime
     from storage.gc import collect_garbage
+    from storage.occupancy import alone
     from tasks.tracking import client as tracking
 
     if not (math.isfinite(recent_days) and recent_days >= 0):
         raise ConfigError(f"--recent-days is a number of days, 0 or more, got {recent_days:g}")
     store = _open(home)
     where = _home(home)
-    recent = recent_keys(where, recent_days)
     runtime.prepare_environment(where)
-    registered = tracking.registered_keys(where)  # beginnings of keys
-    lengths = {len(beginning) for beginning in registered}
-    roots = recent | {
-        key
-        for _, key, _ in store.layout.artifacts()
-        if any(key[:length] in registered for length in lengths)
-    }
-    report = collect_garbage(store, roots, dry_run=dry_run)
+    with nullcontext() if dry_run else alone(store.root):
+        recent = recent_keys(where, recent_days)
+        registered = tracking.registered_keys(where)  # beginnings of keys
+        lengths = {len(beginning) for beginning in registered}
+        roots = recent | {
+            key
+            for _, key, _ in store.layout.artifacts()
+            if any(key[:length] in registered for length in lengths)
+        }
+        report = collect_garbage(store, roots, dry_run=dry_run)
     if as_json:
         _print(
             {

@@ -14,6 +14,7 @@ from flows.runs.results import as_stage
 from flows.runs.run import in_flow, run_groups
 from flows.settings.config import SweepConfig
 from flows.settings.home import open_home
+from storage.occupancy import in_use
 from storage.store import Store
 from tasks.engine.session import Session
 from tasks.stages.pretrain import publish_trained, train_group
@@ -40,11 +41,12 @@ def run_demo(home: Path, settings: PretrainSettings, reporter: Reporter) -> list
     open_home(home)
     session = Session(Store(home / "store", on_problem=reporter.say), listener=reporter.inside)
     group = train_group(settings)
-    outcomes = in_flow(
-        "eigenpress demo", "train", None, lambda: run_groups([group], session, reporter)
-    )
-    stages = [as_stage(outcome) for outcome in outcomes]
-    save_run_record(home, None, {"stages": stages})  # so that `store gc` keeps what it trained
+    with in_use(session.store.root):
+        outcomes = in_flow(
+            "eigenpress demo", "train", None, lambda: run_groups([group], session, reporter)
+        )
+        stages = [as_stage(outcome) for outcome in outcomes]
+        save_run_record(home, None, {"stages": stages})  # so that `store gc` keeps what it trained
     folder = home / "demo"
     publish_trained(session.artifact(group.units[0]), folder)
     sweep = SweepConfig(

@@ -14,10 +14,16 @@ from flows.runs.run import in_flow, run_in_flow, run_pipeline
 from flows.runs.sweep import run_sweep
 from flows.runs.target import run_search
 from flows.settings.config import RunConfig, Settings, SweepConfig
+from storage.occupancy import in_use
 
 
 def execute_in_flow(opened: Opened) -> Any:
     """Runs a prepared command as a flow run of its own; a result, or of a sweep a list of them."""
+    with in_use(opened.workspace.store.root):
+        return _flow_of(opened)
+
+
+def _flow_of(opened: Opened) -> Any:
     settings = opened.settings
     if isinstance(settings, SweepConfig):
         name, run_name = "sweep", f"{settings.methods} kept {settings.kept} · {settings.model}"
@@ -41,7 +47,8 @@ def _run(opened: Opened) -> Any:
 def _deployed(config: Settings) -> Any:
     opened = open_command(config, Reporter(stderr=True))
     opened.prepare()
-    return _run(opened)
+    with in_use(opened.workspace.store.root):
+        return _run(opened)
 
 
 @flow(

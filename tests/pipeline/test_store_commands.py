@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 
 from compress_core.errors import ConfigError
 from flows.commands.store import store_app
-from storage.errors import ArtifactMissingError, StorageError
+from storage.errors import ArtifactMissingError, StorageError, StoreInUseError
 from storage.records import read_record, write_record
 from tests.pipeline import pico
 from tests.pipeline.conftest import Run
@@ -137,6 +137,24 @@ def test_gc_lets_go_of_runs_that_are_not_registered(
     old = {s["key"][:12] for s in used_home["old"]["stages"] if s["name"] != "register"}
     assert old - recent <= found
     assert not recent & found
+
+
+def test_gc_frees_nothing_while_a_run_goes_on(
+    run: Run, inputs: pico.Inputs, warm_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def collect_in_the_middle(*folder: object, **settings: object) -> None:
+        with pytest.raises(
+            StoreInUseError, match="^nothing was freed: a run works"
+        ):
+            call(warm_home, "gc")
+        assert "would free" in call(warm_home, "gc", "--dry-run").stdout
+        refused.append(True)
+
+    refused: list[bool] = []
+    monkeypatch.setattr("flows.runs.run.check_loads", collect_in_the_middle)
+    run(inputs.settings(warm_home))
+    assert refused == [True]
+    assert call(warm_home, "gc").stdout.splitlines()[-1].startswith("freed ")
 
 
 def test_ls_groups_by_the_runs_that_made_artifacts_newest_first(
