@@ -143,9 +143,7 @@ def test_gc_frees_nothing_while_a_run_goes_on(
     run: Run, inputs: pico.Inputs, warm_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def collect_in_the_middle(*folder: object, **settings: object) -> None:
-        with pytest.raises(
-            StoreInUseError, match="^nothing was freed: a run works"
-        ):
+        with pytest.raises(StoreInUseError, match=r"^nothing was freed: a run works"):
             call(warm_home, "gc")
         assert "would free" in call(warm_home, "gc", "--dry-run").stdout
         refused.append(True)
