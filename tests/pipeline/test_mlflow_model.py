@@ -20,6 +20,7 @@ import mlflow
 import pytest
 from mlflow.models import Model
 
+from compress_core.hf.companions import companion_files
 from tasks.tracking import client as tracking
 from tasks.tracking.files import NOT_OF_MODEL, folder_digests
 from tasks.tracking.package import CODE_FILE, PACKAGE_FILES, requirements, write_package
@@ -140,6 +141,7 @@ def test_the_same_folder_is_packaged_to_the_same_bytes(
     assert sorted(file.name for file in tmp_path.iterdir()) == sorted(PACKAGE_FILES)
     before = folder_digests(folder)
     assert folder_digests(tmp_path) == {name: before[name] for name in PACKAGE_FILES}
+    assert not {file.name for file in companion_files(folder)} & {*PACKAGE_FILES}  # of an export
 
 
 def test_pyfunc_answers_where_nothing_of_ours_is_installed(
