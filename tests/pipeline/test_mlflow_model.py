@@ -22,6 +22,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
 from compress_core.hf.companions import companion_files
+from compress_core.hf.writing import write_on
 from tasks.tracking import client as tracking
 from tasks.tracking.files import NOT_OF_MODEL, folder_digests
 from tasks.tracking.package import CODE_FILE, PACKAGE_FILES, requirements, write_package
@@ -265,6 +266,7 @@ def test_answers_end_where_they_are_told_to_in_any_thread(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{home / 'mlflow.db'}")
     model = mlflow.pyfunc.load_model(str(home / "moved"))  # here ours is imported: no matter
     whole = model.predict({"prompt": "Ae ae", "max_tokens": 12})["choices"][0]
+    assert whole["text"].split() == write_on(home / "moved", "Ae ae", 12).split()
     stop = whole["text"][4:7]
     request = {"prompt": "Ae ae", "max_tokens": 12, "stop": ["never there", stop]}
     with ThreadPoolExecutor(4) as threads:
