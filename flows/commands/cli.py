@@ -3,6 +3,7 @@
 import atexit
 import gc
 import json
+import logging
 import os
 import sys
 import threading
@@ -169,6 +170,7 @@ def start_runtime(home: Path) -> None:
     open_home(home)
     # What goes wrong is said by `main` in one line; Prefect's traceback goes to its server only.
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    logging.raiseExceptions = False  # or a log line that its server does not get is told of
     runtime.prepare_environment(home)
     runtime.start_early()
 

@@ -8,13 +8,14 @@ wraps a flow, and at exit the child is stopped once every task run has reached i
 import atexit
 import logging
 import os
+import queue
 import re
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
@@ -36,6 +37,8 @@ DEFAULTS = {
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": str(START_SECONDS),
     # Our own lines say what happens; Prefect's would say it a second time (both go to stderr).
     "PREFECT_LOGGING_LEVEL": "WARNING",
+    # A line of thousands of characters for every event that a server, once it is gone, did not get.
+    "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",
     # Our own progress and refusals are what the user sees; the libraries' would be between them.
     "TQDM_DISABLE": "1",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
@@ -74,7 +77,7 @@ class _Server:
         text = self.log.read_bytes()[self.log_start :].decode(errors="replace")
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         named = [line for line in lines if EXCEPTION.match(line)]
-        return hide((named or lines or ["nothing"])[-1])
+        return hide((named or lines or ["it said nothing"])[-1])
 
 
 _server: _Server | None = None
@@ -232,6 +235,7 @@ def _answering() -> Iterator[None]:
             raise
         if _server is not None and _server.process.poll() is not None:
             reason = f"it ended: {_server.complaint()}"
+        _forget_events()
         raise ServerError(
             f"the Prefect server at {hide(_address())} failed in the middle of the run ({reason}); "
             "everything computed is kept: the same command goes on from here"
@@ -251,6 +255,22 @@ def _failure_of_server(error: BaseException | None) -> str | None:
     return None
 
 
+def _forget_events() -> None:
+    """Drops what waits to be sent to a server that is gone: each event would be tried for ten
+    seconds before the command can end. Prefect has no word for this.
+    """
+    if "prefect.events.worker" not in sys.modules:
+        return
+    from prefect.events.worker import EventsWorker
+
+    for worker in list(EventsWorker._instances.values()):  # type: ignore[misc]
+        with suppress(queue.Empty):
+            while True:
+                worker._queue.get_nowait()
+        if (client := getattr(worker, "_client", None)) is not None:
+            client._reconnection_attempts = 0
+
+
 def stop() -> None:
     """Stop the private server once every task run is in its database; safe to call at any time."""
     global _server
@@ -258,6 +278,8 @@ def stop() -> None:
         return
     server, _server = _server, None
     atexit.unregister(stop)
+    if server.process.poll() is not None:
+        _forget_events()
     if "prefect.events.worker" in sys.modules:
         from prefect.events.worker import EventsWorker
 

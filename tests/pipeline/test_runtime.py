@@ -43,6 +43,9 @@ from prefect.states import Completed
 def unit(number):
     if mode == "fail" and number == tasks - 1:
         raise ValueError("planted")
+    if mode == "alone" and number == 0:
+        runtime._server.process.kill()
+        runtime._server.process.wait()
     return Completed(name="Cached", data=number) if number % 2 else number
 
 
@@ -52,12 +55,13 @@ def main():
 
 
 runtime.ready()
-with runtime.flow_settings():
-    begun = time.monotonic()
-    try:
+try:
+    with runtime.flow_settings():
         total = main()
-    except ValueError:
-        total = "failed"
+except ValueError:
+    total = "failed"
+except runtime.ServerError as error:
+    total = error
 print(f"total {total}", flush=True)
 if mode == "wait":
     from prefect.events.worker import EventsWorker
@@ -131,6 +135,12 @@ def test_kill_leaves_a_record_and_no_orphan_and_the_next_start_records_its_failu
     assert "ValueError: planted" in err
     assert states(home, "task_run") - tasks == {"Completed": 2, "Cached": 2, "Failed": 1}
     assert states(home, "flow_run") - flows == {"Failed": 1}
+
+
+def test_a_server_that_ends_in_the_middle_is_told_of_once_and_not_waited_for(home: Path) -> None:
+    out, err = finish(start(home, 40, "alone", PREFECT_CLIENT_MAX_RETRIES="0"))
+    assert "failed in the middle of the run (it ended: it said nothing); everything" in out
+    assert "EventsWorker" not in out + err  # an event takes ten seconds to be given up
 
 
 def test_the_environment_of_the_user_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
