@@ -44,7 +44,7 @@ def check_report(folder: Path) -> None:
 
 
 def _write(folder: Path, results: Sequence[Mapping[str, Any]]) -> None:
-    lines = ",\n".join(json.dumps(_portable(run), ensure_ascii=False) for run in results)
+    lines = ",\n".join(json.dumps(portable(run), ensure_ascii=False) for run in results)
     (folder / "results.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
     (folder / "table.md").write_text(markdown_table(results), encoding="utf-8")
     draw_sweep(results, folder / "perplexity.png")
@@ -131,7 +131,7 @@ def _sizes(run: Mapping[str, Any], which: str) -> str:
     return f"{run['parameters'][which]:,} ({disk:,.2f}, {memory:,.2f})"
 
 
-def _portable(result: Mapping[str, Any]) -> dict[str, Any]:
+def portable(result: Mapping[str, Any]) -> dict[str, Any]:
     """The result without what is true of one machine or one moment only."""
     local = ("curves", "model_dir", "stages", "seconds", "registered", "run_id")
     return {name: value for name, value in result.items() if name not in local}

@@ -146,5 +146,5 @@ def finish(
     result["run_id"] = registered.pop("run_id")
     result["registered"] = registered
     result["seconds"] = round(perf_counter() - started, 3)
-    save_run_record(config.home, config, result)
+    save_run_record(config.home, config, result, opened.sweep)
     return result

@@ -1,0 +1,170 @@
+"""Which runs a report is about: a word or a path of the user's, and the records that it names."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compress_core.errors import ConfigError
+from compress_core.options import nearest
+from flows.report.files import portable
+from flows.runs.records import RunRecord, read_run, read_run_records
+from tasks.tracking.client import Version, registered_versions
+
+RESULTS = "results.json"
+SHORTEST = 4  # letters of the beginning of a name
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The runs of one report.
+
+    Attributes:
+        name: Of the report: a run's record, a sweep, or a report's folder.
+        runs: What is on record of each: "result", and "created" and "config" where its record is
+            there still.
+        sweep: Whether they are a sweep's.
+    """
+
+    name: str
+    runs: list[dict[str, Any]]
+    sweep: bool
+
+
+def find_asked(home: Path, asked: str | None) -> Asked:
+    """The runs that a word names: the newest run or sweep where there is none.
+
+    Args:
+        home: Data directory.
+        asked: A run's or a sweep's name, the id of a run in MLflow, or the beginning of one; a
+            registered model, NAME, NAME/VERSION or NAME@ALIAS; a model folder; the folder of a
+            sweep's report, by its path or its name in the data directory, or its results.json.
+
+    Raises:
+        ConfigError: Nothing has that name; it names the nearest.
+        StorageError: A record that is asked for cannot be read.
+    """
+    records = [record for record in read_run_records(home, _skip) if record.model]
+    if asked is None:
+        if not records:
+            raise ConfigError(f"there is no run on record in {home}; choose another with --home")
+        return _of_record(home, records, records[-1])
+    place = Path(asked).expanduser()
+    if place.exists():
+        return _of_path(home, records, place)
+    if asked.startswith((".", "~", os.sep)):
+        raise ConfigError(f"there is no {asked}; name a model folder or a sweep's report")
+    if (found := _by_name(home, records, asked)) is not None:
+        return found
+    folder = home / "reports" / asked
+    if (folder / RESULTS).is_file():
+        return _of_path(home, records, folder)
+    return _of_version(home, records, asked)
+
+
+def _skip(error: Exception) -> None:
+    """A damaged record is none of those that can be asked for; `store gc` says which it is."""
+
+
+def _of_record(home: Path, records: Sequence[RunRecord], record: RunRecord) -> Asked:
+    """The run of a record, or the whole sweep that it is part of."""
+    if not record.sweep:
+        return Asked(record.name, [read_run(home, record.name)], False)
+    names = [other.name for other in records if other.sweep == record.sweep]
+    return Asked(record.sweep, [read_run(home, name) for name in names], True)
+
+
+def _by_name(home: Path, records: Sequence[RunRecord], asked: str) -> Asked | None:
+    """The one run or sweep whose name or id begins so; a run of a sweep by its own name alone."""
+    runs = {
+        record.name: record
+        for record in records
+        if any(_begins(name, asked) for name in (record.name, record.run_id))
+    }
+    sweeps = {record.sweep: record for record in records if _begins(record.sweep, asked)}
+    if len(runs) + len(sweeps) > 1:
+        raise ConfigError(f"{asked!r} begins several names: {', '.join([*sweeps, *runs][:6])}")
+    for record in sweeps.values():
+        return _of_record(home, records, record)
+    for name in runs:
+        return Asked(name, [read_run(home, name)], False)
+    return None
+
+
+def _begins(name: str, asked: str) -> bool:
+    return name == asked or (len(asked) >= SHORTEST and name.startswith(asked))
+
+
+def _of_path(home: Path, records: Sequence[RunRecord], place: Path) -> Asked:
+    """A model folder's run, or a sweep by its report."""
+    folder = (place.parent if place.name == RESULTS else place).resolve()
+    if (folder / RESULTS).is_file():
+        return _of_results(home, records, folder)
+    for record in reversed(records):
+        if record.model_dir and Path(record.model_dir).resolve() == folder:
+            return Asked(record.name, [read_run(home, record.name)], False)
+    raise ConfigError(
+        f"{place} is neither the model folder of a run in {home} nor a sweep's report with a "
+        f"{RESULTS}"
+    )
+
+
+def _of_results(home: Path, records: Sequence[RunRecord], folder: Path) -> Asked:
+    """What a ``results.json`` says, each run with its record where that says the same.
+
+    Raises:
+        ConfigError: It holds no results.
+    """
+    file = folder / RESULTS
+    try:
+        results = json.loads(file.read_bytes())
+        wanted = {(run["model"], f"{run['method']} kept {run['kept']:g}") for run in results}
+        whole = [(run["metrics"]["dense"]["texts"], run["parameters"]) for run in results]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{file} does not hold the results of a sweep: {error}") from None
+    if not whole:
+        raise ConfigError(f"{file} holds no results")
+    known: list[dict[str, Any]] = [
+        read_run(home, record.name)
+        for record in reversed(records)
+        if (record.model, record.what) in wanted
+    ]
+    runs = []
+    for result in results:
+        same = (run for run in known if portable(run["result"]) == result)
+        runs.append(next(same, {"result": result}))
+    return Asked(folder.name, runs, True)
+
+
+def _of_version(home: Path, records: Sequence[RunRecord], asked: str) -> Asked:
+    """The run that made a registered version.
+
+    Raises:
+        ConfigError: There is no such version, or no record of its run.
+        TrackingError: MLflow cannot be reached.
+    """
+    versions = registered_versions(home)
+    name, _, number = asked.partition("/")
+    found = [v for v in versions if v.name == name and number in ("", str(v.version))]
+    if not found:
+        raise ConfigError(_unknown(home, records, versions, asked))
+    for record in reversed(records):
+        if record.run_id == found[-1].run_id:
+            return Asked(record.name, [read_run(home, record.name)], False)
+    raise ConfigError(
+        f"{asked} is version {found[-1].version} of {name}, but the record of its run is not in "
+        f"{home}"
+    )
+
+
+def _unknown(
+    home: Path, records: Sequence[RunRecord], versions: Sequence[Version], asked: str
+) -> str:
+    reports = [file.parent.name for file in sorted((home / "reports").glob(f"*/{RESULTS}"))]
+    newest = dict.fromkeys(record.sweep or record.name for record in reversed(records))
+    known = list(dict.fromkeys([*newest, *reports, *(version.name for version in versions)]))
+    hint = nearest(asked, known)
+    there = hint or f"; there are {', '.join(known[:6])}" if known else "; there is none at all"
+    return f"there is no run, sweep or model called {asked!r} in {home}{there}"
