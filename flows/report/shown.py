@@ -1,6 +1,6 @@
 """What a report shows of a run: its result, and what was found of it in the store and in MLflow.
 
-Whatever is not there any more is a sentence that says so; the page shows it in place of the picture.
+What is not there any more is a sentence that says so; the page shows it in the picture's place.
 """
 
 from collections.abc import Mapping, Sequence

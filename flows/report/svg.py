@@ -24,7 +24,7 @@ XMLNS = 'xmlns="http://www.w3.org/2000/svg"'  # the name of a language, which no
 WIDTH = 4.8  # inches: at 72 points each hardly wider than a phone, so that text keeps its size
 FONT = 10  # points, pixels of the picture
 
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "svg.fonttype": "none",
     "font.size": FONT,
     "axes.titlesize": FONT,
@@ -37,7 +37,7 @@ _STYLE: dict[str, Any] = {
     "grid.linewidth": 0.6,
     "lines.markersize": 5,
     "axes.prop_cycle": cycler(color=SERIES),
-    "svg.image_inline": True,
+    "text.parse_math": False,
 } | dict.fromkeys(
     ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK
 )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,8 @@ from compress_core.errors import ConfigError
 from compress_core.options import nearest
 from flows.report.files import portable
 from flows.runs.records import RunRecord, read_run, read_run_records
-from tasks.tracking.client import Version, registered_versions
+from tasks.tracking.client import registered_versions
+from tasks.tracking.versions import find_version
 
 RESULTS = "results.json"
 SHORTEST = 4  # letters of the beginning of a name
@@ -142,29 +144,25 @@ def _of_version(home: Path, records: Sequence[RunRecord], asked: str) -> Asked:
     """The run that made a registered version.
 
     Raises:
-        ConfigError: There is no such version, or no record of its run.
-        TrackingError: MLflow cannot be reached.
+        ConfigError: There is no such model, or no record of its run.
+        TrackingError: The model has no such version or alias, or MLflow cannot be reached.
     """
-    versions = registered_versions(home)
-    name, _, number = asked.partition("/")
-    found = [v for v in versions if v.name == name and number in ("", str(v.version))]
-    if not found:
-        raise ConfigError(_unknown(home, records, versions, asked))
+    models = list(dict.fromkeys(version.name for version in registered_versions(home)))
+    if re.split("[@/]", asked)[0] not in models:
+        raise ConfigError(_unknown(home, records, models, asked))
+    version = find_version(home, asked)
     for record in reversed(records):
-        if record.run_id == found[-1].run_id:
+        if record.run_id == version.run_id:
             return Asked(record.name, [read_run(home, record.name)], False)
     raise ConfigError(
-        f"{asked} is version {found[-1].version} of {name}, but the record of its run is not in "
-        f"{home}"
+        f"the record of the run that made {version.name} version {version.version} is not in {home}"
     )
 
 
-def _unknown(
-    home: Path, records: Sequence[RunRecord], versions: Sequence[Version], asked: str
-) -> str:
+def _unknown(home: Path, records: Sequence[RunRecord], models: Sequence[str], asked: str) -> str:
     reports = [file.parent.name for file in sorted((home / "reports").glob(f"*/{RESULTS}"))]
-    newest = dict.fromkeys(record.sweep or record.name for record in reversed(records))
-    known = list(dict.fromkeys([*newest, *reports, *(version.name for version in versions)]))
-    hint = nearest(asked, known)
-    there = hint or f"; there are {', '.join(known[:6])}" if known else "; there is none at all"
-    return f"there is no run, sweep or model called {asked!r} in {home}{there}"
+    newest = [record.sweep or record.name for record in reversed(records)]
+    known = list(dict.fromkeys([*newest, *reports, *models]))
+    there = f"; there are {', '.join(known[:6])}" if known else "; there is none at all"
+    hint = nearest(asked, known) or there
+    return f"there is no run, sweep or model called {asked!r} in {home}{hint}"

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from compress_core.types import LayerRef
-from flows.report.shown import Allocation, Floats, Shown, Spectra
+from flows.report.shown import Allocation, Floats, Prediction, Shown, Spectra
 from flows.runs.prediction import Known, predict
 from storage.artifact import Artifact
 from storage.errors import StorageError
@@ -22,6 +22,7 @@ from tasks.tracking.speaking import TrackingError
 T = TypeVar("T")
 NO_RECORD = "The record of this run is not in the data directory, so what it used is not known."
 NO_STORE = "The store no longer has what is shown here; the same command makes it again."
+NO_ALLOCATION = "The run's layers are not on record."
 NO_DECOMPOSITION = "The method decomposes nothing: every layer is pruned to its share."
 
 
@@ -42,23 +43,21 @@ class Findings:
         result, config = fields["result"], fields.get("config")
         if config is None or "stages" not in result:
             return Shown(result, config, "", NO_RECORD, NO_RECORD, NO_RECORD)
+        stages = result["stages"]
         allocation = self._allocation(result.get("run_id", ""))
-        losses = self._decomposed(result["stages"])
-        prediction = losses
-        if not isinstance(losses, str):
-            prediction = allocation
+        losses = self._decomposed(stages)
+        prediction: Prediction | str
+        spectra: Spectra | str
+        if isinstance(losses, str):
+            prediction = spectra = losses
+        else:
+            spectra = _spectra(stages, losses)
+            prediction = NO_ALLOCATION
             if isinstance(allocation, Allocation):
-                known = Known(losses, *self._tables(result["stages"], allocation.layers))
+                known = Known(losses, *self._tables(stages, allocation.layers))
                 prediction = predict(config, result, allocation.layers, known)
-        return Shown(
-            result,
-            config,
-            fields.get("created", ""),
-            allocation,
-            prediction,
-            losses if isinstance(losses, str) else _spectra(result["stages"], losses),
-            self._curves(result),
-        )
+        created, curves = fields.get("created", ""), self._curves(result)
+        return Shown(result, config, created, allocation, prediction, spectra, curves)
 
     def _allocation(self, run_id: str) -> Allocation | str:
         try:
@@ -141,9 +140,7 @@ def _all_curves(artifact: Artifact) -> dict[str, list[float]]:
 
 def _spectra(stages: Sequence[Mapping[str, Any]], losses: Mapping[str, Floats]) -> Spectra:
     keys = ",".join(stage["key"] for stage in stages if stage["name"] == "decompose")
-    values = {
-        name: np.sqrt(np.maximum(loss[:-1] - loss[1:], 0.0)) for name, loss in losses.items()
-    }
+    values = {name: np.sqrt(np.maximum(loss[:-1] - loss[1:], 0.0)) for name, loss in losses.items()}
     return Spectra(keys, values)
 
 

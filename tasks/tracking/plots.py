@@ -67,7 +67,8 @@ def draw_allocation(
         side.set_visible(False)
     axes.set_yticks([place + 0.5 for place in range(len(kinds))], kinds)
     step = -(-blocks // MOST_NUMBERED)
-    axes.set_xticks([b + 0.5 for b in range(0, blocks, step)], range(0, blocks, step))
+    numbered = range(0, blocks, step)
+    axes.set_xticks([block + 0.5 for block in numbered], map(str, numbered))
     axes.tick_params(length=0)
     axes.set_xlabel("block")
     cells = [(x, y, share) for y, row in enumerate(shares) for x, share in enumerate(row)]

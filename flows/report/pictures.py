@@ -1,0 +1,266 @@
+"""The pictures of a report's page, each as SVG in the page's own colours."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from compress_core.allocate.by_type import type_of
+from compress_core.types import LayerRef
+from flows.report.shown import Allocation, Floats, Prediction, Shown, Spectra
+from flows.report.svg import FONT, SERIES, WIDTH, drawing, inline
+from tasks.tracking.limits import thin
+from tasks.tracking.plots import SIZES, draw_allocation, draw_quality
+
+FAINT = "0.7"  # of what has no colour of its own left
+POINTS = 60  # of one curve: more are not seen at this size
+LINE, SMALL = 0.19, {"frameon": False, "fontsize": FONT - 1}  # inches of a legend's line
+
+
+def colours_of(methods: Sequence[str]) -> dict[str, str]:
+    """Method to its colour, the same in all pictures of a page; grey from the ninth on."""
+    names = list(dict.fromkeys(methods))
+    return {name: SERIES[n] if n < len(SERIES) else FAINT for n, name in enumerate(names)}
+
+
+def _figure(height: float, legend: int = 0) -> Figure:
+    return Figure(figsize=(WIDTH, height + LINE * legend), layout="constrained")
+
+
+def quality(results: Sequence[Mapping[str, Any]], size: str) -> Markup:
+    """Perplexity against one kind of size, every method, with the dense point.
+
+    Args:
+        results: With a perplexity.
+        size: "bytes" or "parameters".
+    """
+    methods = list(dict.fromkeys(str(run["method"]) for run in results))
+    with drawing():
+        figure = _figure(2.9, len(methods[: len(SERIES)]) + 1)
+        axes = figure.subplots()
+        first, rest = methods[: len(SERIES)], methods[len(SERIES) :]
+        for run in (run for run in results if run["method"] in rest):
+            found = run["metrics"]["compressed"]["perplexity"]
+            axes.plot(run[size]["compressed"] / 1e6, found, ".", color=FAINT)
+        draw_quality(axes, results, dict.fromkeys(first), size)
+        dense = results[0]
+        point = dense[size]["dense"] / 1e6, dense["metrics"]["dense"]["perplexity"]
+        axes.plot(*point, marker="*", markersize=10, color="black", linestyle="")
+        figure.legend(loc="outside lower left", **SMALL)
+        return inline(figure, f"quality-{size}", f"perplexity against {SIZES[size]}")
+
+
+def predicted(shown: Sequence[Shown], colours: Mapping[str, str]) -> Markup:
+    """Error that cut decompositions leave at any share, a line per method; what ran, as dots."""
+    with drawing():
+        known = _one_per_method(shown, lambda run: isinstance(run.prediction, Prediction))
+        figure = _figure(2.7, len(known))
+        axes = figure.subplots()
+        for run in known:
+            assert isinstance(run.prediction, Prediction)
+            shares, error = run.prediction.shares, run.prediction.error
+            axes.plot(shares, error, color=colours[run.method], label=_short(run.method))
+        axes.set_yscale("symlog", linthresh=1e-3)
+        axes.set_ylim(bottom=0)
+        _share_axis(axes)
+        axes.set_ylabel("predicted squared error, part of all")
+        figure.legend(loc="outside lower left", **SMALL)
+        return inline(figure, "predicted", "predicted error against the kept share")
+
+
+def measured(shown: Sequence[Shown], colours: Mapping[str, str]) -> Markup:
+    """KL to the dense model that was measured, and where sensitivities are known, predicted."""
+    with drawing():
+        methods = list(dict.fromkeys(run.method for run in shown))
+        figure = _figure(2.7, len(methods))
+        axes = figure.subplots()
+        values = []
+        for method in methods:
+            points = sorted(
+                (run.share, run.result["metrics"]["compressed"]["kl"])
+                for run in shown
+                if run.method == method
+            )
+            values += [value for _, value in points]
+            axes.plot(*zip(*points, strict=True), "o-", color=colours[method], label=_short(method))
+        foretold = _one_per_method(
+            shown,
+            lambda run: isinstance(run.prediction, Prediction) and bool(run.prediction.divergence),
+        )
+        for run in foretold:
+            assert isinstance(run.prediction, Prediction) and run.prediction.divergence
+            shares, divergence = run.prediction.shares, run.prediction.divergence
+            axes.plot(shares, divergence, linestyle=":", color=colours[run.method])
+        if values and max(values) > 4 * max(min(values), 1e-9):
+            axes.set_yscale("log")
+        _share_axis(axes)
+        axes.set_ylabel("measured KL, nats per token")
+        figure.legend(loc="outside lower left", **SMALL)
+        return inline(figure, "measured", "measured KL against the kept share")
+
+
+def _share_axis(axes: Axes) -> None:
+    axes.set_xlabel("kept share of the compressible parameters")
+    axes.grid(alpha=0.6)
+
+
+def _one_per_method(shown: Sequence[Shown], known: Callable[[Shown], bool]) -> list[Shown]:
+    return list({run.method: run for run in shown if known(run)}.values())
+
+
+def _short(method: str, most: int = 58) -> str:
+    return method if len(method) <= most else method[: most - 1] + "…"
+
+
+def heat_map(allocation: Allocation, number: int, label: str) -> Markup:
+    """Share kept by layer and module.
+
+    Args:
+        allocation: Of one run.
+        number: Unlike that of any other heat map of the page.
+        label: What the run is called.
+    """
+    kinds = len({type_of(layer) for layer in allocation.layers})
+    with drawing():
+        figure = Figure(figsize=(1.5 * WIDTH, 0.9 + 0.26 * kinds), layout="constrained")
+        draw_allocation(figure, allocation.layers, allocation.stored)
+        return inline(figure, f"heat-map-{number}", f"kept share by block and module of {label}")
+
+
+def spectra(runs: Sequence[Shown], number: int) -> Markup:
+    """Singular values of the first, a middle and the last block, a panel per kind of layer.
+
+    Args:
+        runs: Of one method; their cuts are marked on the curves of the first one.
+        number: Unlike that of any other such picture of the page.
+    """
+    first = runs[0]
+    assert isinstance(first.spectra, Spectra)
+    kinds = _kinds(first)
+    rows = -(-len(kinds) // 2)
+    with drawing():
+        figure = Figure(figsize=(WIDTH, 0.7 + 1.35 * rows), layout="constrained")
+        panels = figure.subplots(rows, 2, squeeze=False).flatten()
+        for panel, (kind, layers) in zip(panels, kinds.items(), strict=False):
+            for colour, layer in zip(SERIES, _spread(layers), strict=False):
+                name = f"block {layer.block}"
+                _spectrum(panel, first.spectra.values[layer.name], colour, name)
+                for run in runs:
+                    _cut(panel, run, layer, first.spectra.values[layer.name], colour)
+            panel.set_title(kind)
+            panel.set_yscale("log")
+            panel.grid(alpha=0.6)
+        for panel in panels[len(kinds) :]:
+            panel.set_axis_off()
+        handles, names = panels[0].get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside upper left", ncols=3, **SMALL)
+        figure.supxlabel("component", fontsize=FONT)
+        figure.supylabel("singular value, part of the largest", fontsize=FONT)
+        return inline(figure, f"spectra-{number}", f"singular values of {first.method}")
+
+
+def _kinds(run: Shown) -> dict[str, list[LayerRef]]:
+    """Kind of layer to the layers of that kind that were decomposed each by itself."""
+    assert isinstance(run.spectra, Spectra) and isinstance(run.allocation, Allocation)
+    kinds: dict[str, list[LayerRef]] = {}
+    for layer in run.allocation.layers:
+        if layer.name in run.spectra.values:
+            kinds.setdefault(type_of(layer).partition(".*.")[2] or layer.name, []).append(layer)
+    return kinds
+
+
+def has_kinds(run: Shown) -> bool:
+    """Whether there are spectra to draw, of layers by themselves."""
+    there = isinstance(run.spectra, Spectra) and isinstance(run.allocation, Allocation)
+    return there and bool(_kinds(run))
+
+
+def _spread(layers: Sequence[LayerRef]) -> list[LayerRef]:
+    """The first, the middle and the last of them."""
+    last = len(layers) - 1
+    return [layers[place] for place in sorted({0, (last + 1) // 2, last})]
+
+
+def _spectrum(panel: Axes, values: Floats, colour: str, label: str) -> None:
+    largest = float(values[0]) if len(values) and values[0] > 0 else 1.0
+    points = [(k + 1, v / largest) for k, v in thin(values.tolist(), POINTS) if v > 0]
+    if points:
+        panel.plot(*zip(*points, strict=True), color=colour, linewidth=1.1, label=label)
+
+
+def _cut(panel: Axes, run: Shown, layer: LayerRef, values: Floats, colour: str) -> None:
+    """A dot where a run cuts a layer; none where it stays dense."""
+    assert isinstance(run.allocation, Allocation)
+    rank = run.allocation.stored[layer.name]["rank"]
+    if rank and rank <= len(values) and values[rank - 1] > 0:
+        panel.plot(rank, values[rank - 1] / values[0], "o", color=colour, markersize=4)
+
+
+CURVES = {  # of trainings: what is drawn of each stage, and what it is called
+    "learn": {"kept": "stored share", "kl": "KL, nats per token"},
+    "recover": {"kl": "KL of the batch", "held_back": "held-back loss"},
+}
+
+
+def training(shown: Sequence[Shown], stage: str) -> Markup:
+    """What a stage's trainings went through, step by step: a panel per curve, a line per run.
+
+    Args:
+        shown: Runs with curves of that stage.
+        stage: "learn" or "recover".
+    """
+    there = {
+        name: title
+        for name, title in CURVES[stage].items()
+        if any(thin(run.curves[stage].get(name, ())) for run in shown)
+    }
+    with drawing():
+        figure = _figure(0.4 + 1.6 * max(1, len(there)), min(len(shown), len(SERIES)))
+        panels = figure.subplots(max(1, len(there)), 1, sharex=True, squeeze=False).flatten()
+        for panel, (name, title) in zip(panels, there.items(), strict=False):
+            for place, run in enumerate(shown):
+                colour = SERIES[place] if place < len(SERIES) else FAINT
+                points = thin(run.curves[stage].get(name, ()), 4 * POINTS)
+                if points:
+                    label = _short(run.label) if place < len(SERIES) else None
+                    panel.plot(*zip(*points, strict=True), color=colour, linewidth=1, label=label)
+            panel.set_ylabel(title)
+            panel.grid(alpha=0.6)
+        panels[-1].set_xlabel("step")
+        handles, names = panels[0].get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside lower left", **SMALL)
+        return inline(figure, f"training-{stage}", f"curves of the training in stage {stage}")
+
+
+def times(rows: Mapping[str, Mapping[str, float]]) -> Markup:
+    """Seconds by run, stages beside one another in a bar.
+
+    Args:
+        rows: Run to stage and its seconds.
+    """
+    stages = list(dict.fromkeys(stage for row in rows.values() for stage in row))
+    total = {stage: math.fsum(row.get(stage, 0.0) for row in rows.values()) for stage in stages}
+    largest = sorted(stages, key=lambda stage: -total[stage])[: len(SERIES)]
+    with drawing():
+        figure = _figure(0.7 + 0.22 * len(rows), -(-len(largest) // 3) + 1)
+        axes = figure.subplots()
+        places = range(len(rows))
+        start = [0.0] * len(rows)
+        for stage in [stage for stage in stages if stage in largest] + ["others"]:
+            of_stage = [stage] if stage != "others" else [s for s in stages if s not in largest]
+            width = [math.fsum(row.get(one, 0.0) for one in of_stage) for row in rows.values()]
+            if not any(width):
+                continue
+            number = largest.index(stage) if stage in largest else None
+            colour = FAINT if number is None else SERIES[number]
+            axes.barh(places, width, left=start, color=colour, label=stage, height=0.7)
+            start = [a + b for a, b in zip(start, width, strict=True)]
+        axes.set_yticks(places, [_short(row, 30) for row in rows])
+        axes.invert_yaxis()
+        axes.set_xlabel("seconds")
+        axes.grid(axis="x", alpha=0.6)
+        figure.legend(loc="outside lower left", ncols=3, **SMALL)
+        return inline(figure, "times", "seconds by run and stage")
