@@ -126,6 +126,10 @@ def _quality(shown: Sequence[Shown]) -> list[Part]:
         return [_text("Nothing was evaluated on text.")]
     text = next(iter(results[0]["metrics"]["dense"]["texts"]))
     note = f"Perplexity on {text}; the star and the dotted line are the dense model."
+    top = pictures.highest(results)
+    above = sum(run["metrics"]["compressed"]["perplexity"] > top for run in results)
+    if above:
+        note += f" {above} of {len(results)} runs lie above the picture."
     on_disk = f"{note} Bytes on disk count the places of sparse entries as well."
     return [
         _pictures(
@@ -170,8 +174,8 @@ def _allocation(shown: Sequence[Shown]) -> list[Part]:
     known = [run for run in shown if isinstance(run.allocation, Allocation)]
     chosen = known
     if len(known) > MOST_FOLDED:  # the smallest budget of every method says most
-        chosen = list({run.method: run for run in sorted(known, key=lambda r: -r.share)}.values())
-        chosen = chosen[:MOST_FOLDED]
+        least = {run.method: run for run in sorted(known, key=lambda run: -run.share)}
+        chosen = [run for run in known if run is least[run.method]][:MOST_FOLDED]
     parts = []
     for place, run in enumerate(chosen):
         assert isinstance(run.allocation, Allocation)

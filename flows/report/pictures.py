@@ -2,21 +2,24 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from statistics import median
 from typing import Any
 
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from compress_core.allocate.by_type import type_of
 from compress_core.types import LayerRef
 from flows.report.shown import Allocation, Floats, Prediction, Shown, Spectra
 from flows.report.svg import FONT, SERIES, WIDTH, drawing, inline
 from tasks.tracking.limits import thin
-from tasks.tracking.plots import SIZES, draw_allocation, draw_quality
+from tasks.tracking.plots import SIZES, draw_allocation, draw_quality, log_scale
 
 FAINT = "0.7"  # of what has no colour of its own left
 POINTS = 60  # of one curve: more are not seen at this size
+EXPLODED = 10  # times the median
 LINE, SMALL = 0.19, {"frameon": False, "fontsize": FONT - 1}  # inches of a legend's line
 
 
@@ -45,12 +48,17 @@ def quality(results: Sequence[Mapping[str, Any]], size: str) -> Markup:
         for run in (run for run in results if run["method"] in rest):
             found = run["metrics"]["compressed"]["perplexity"]
             axes.plot(run[size]["compressed"] / 1e6, found, ".", color=FAINT)
-        draw_quality(axes, results, dict.fromkeys(first), size)
+        draw_quality(axes, results, dict.fromkeys(first), size, highest(results))
         dense = results[0]
         point = dense[size]["dense"] / 1e6, dense["metrics"]["dense"]["perplexity"]
         axes.plot(*point, marker="*", markersize=10, color="black", linestyle="")
         figure.legend(loc="outside lower left", **SMALL)
         return inline(figure, f"quality-{size}", f"perplexity against {SIZES[size]}")
+
+
+def highest(results: Sequence[Mapping[str, Any]]) -> float:
+    """The largest perplexity that is drawn: one that exploded would press all others together."""
+    return EXPLODED * median(run["metrics"]["compressed"]["perplexity"] for run in results)
 
 
 def predicted(shown: Sequence[Shown], colours: Mapping[str, str]) -> Markup:
@@ -65,6 +73,7 @@ def predicted(shown: Sequence[Shown], colours: Mapping[str, str]) -> Markup:
             axes.plot(shares, error, color=colours[run.method], label=_short(run.method))
         axes.set_yscale("symlog", linthresh=1e-3)
         axes.set_ylim(bottom=0)
+        axes.yaxis.set_major_formatter(_plain)
         _share_axis(axes)
         axes.set_ylabel("predicted squared error, part of all")
         figure.legend(loc="outside lower left", **SMALL)
@@ -94,12 +103,18 @@ def measured(shown: Sequence[Shown], colours: Mapping[str, str]) -> Markup:
             assert isinstance(run.prediction, Prediction) and run.prediction.divergence
             shares, divergence = run.prediction.shares, run.prediction.divergence
             axes.plot(shares, divergence, linestyle=":", color=colours[run.method])
-        if values and max(values) > 4 * max(min(values), 1e-9):
-            axes.set_yscale("log")
+        low, high = max(min(values), 1e-6), max(values)
+        log_scale(axes, low, high)
+        if high > 4 * low:
+            axes.set_ylim(low / 2, high * 1.5)
         _share_axis(axes)
         axes.set_ylabel("measured KL, nats per token")
         figure.legend(loc="outside lower left", **SMALL)
         return inline(figure, "measured", "measured KL against the kept share")
+
+
+def _plain(value: float, _: int | None = None) -> str:
+    return f"{value:g}"
 
 
 def _share_axis(axes: Axes) -> None:
@@ -150,8 +165,10 @@ def spectra(runs: Sequence[Shown], number: int) -> Markup:
                 _spectrum(panel, first.spectra.values[layer.name], colour, name)
                 for run in runs:
                     _cut(panel, run, layer, first.spectra.values[layer.name], colour)
-            panel.set_title(kind)
+            panel.set_title(kind, fontsize=FONT - 1)
             panel.set_yscale("log")
+            panel.yaxis.set_major_formatter(_plain)
+            panel.yaxis.set_minor_formatter(NullFormatter())
             panel.grid(alpha=0.6)
         for panel in panels[len(kinds) :]:
             panel.set_axis_off()
@@ -168,7 +185,7 @@ def _kinds(run: Shown) -> dict[str, list[LayerRef]]:
     kinds: dict[str, list[LayerRef]] = {}
     for layer in run.allocation.layers:
         if layer.name in run.spectra.values:
-            kinds.setdefault(type_of(layer).partition(".*.")[2] or layer.name, []).append(layer)
+            kinds.setdefault(type_of(layer).rpartition(".*.")[2], []).append(layer)
     return kinds
 
 

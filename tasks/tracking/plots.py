@@ -116,6 +116,7 @@ def draw_quality(
     results: Sequence[Mapping[str, Any]],
     series: Mapping[str, int | None],
     size: str = "parameters",
+    top: float = math.inf,
 ) -> None:
     """Perplexity against a size, a line per method, dense as a level.
 
@@ -124,6 +125,7 @@ def draw_quality(
         results: As of :func:`plot_sweep`.
         series: As of :func:`plot_sweep`.
         size: "parameters", or another word for a size in results: "bytes", "memory".
+        top: The largest perplexity that is seen.
     """
     colours = iter(COLOURS)
     dense = results[0]["metrics"]["dense"]["perplexity"]
@@ -145,7 +147,9 @@ def draw_quality(
             label=_wrapped(method),
         )
     axes.axhline(dense, color="black", linestyle=":", label="dense")
-    _scale(axes, min(drawn), max(drawn))
+    log_scale(axes, min(drawn), min(top, max(drawn)))
+    if top < max(drawn):
+        axes.set_ylim(top=top)
     axes.set_xlabel(SIZES[size])
     axes.set_ylabel("perplexity")
     axes.grid(alpha=0.3, which="both")
@@ -161,8 +165,8 @@ def _wrapped(method: str, width: int = 26) -> str:
     return "\n".join(lines)
 
 
-def _scale(axes: Axes, low: float, high: float) -> None:
-    """Logarithmic where values are far apart, with plain numbers, as many as have room."""
+def log_scale(axes: Axes, low: float, high: float) -> None:
+    """A logarithmic axis where values are far apart, with plain numbers, as many as have room."""
     if high <= 4 * low:
         return
     axes.set_yscale("log")
