@@ -7,6 +7,7 @@ from typing import Any
 
 from flows.report.shown import Shown
 from flows.report.tables import number
+from tasks.engine.stages import STAGES
 
 STDERR = "_stderr"
 
@@ -96,7 +97,7 @@ def _measures(
         found, kl = text["perplexity"], text.get("kl", 0.0)
         marked = which != "dense" and (result["kept"], label, found) in best
         yield Cell(number(found), found, marked)
-        yield Cell(f"{kl:.3f}", kl)
+        yield Cell(f"{kl:.4f}", kl)
     for name, _ in sizes:
         yield Cell(f"{result[name][which] / 1e6:,.2f}", result[name][which])
 
@@ -147,7 +148,8 @@ def times_table(shown: Sequence[Shown]) -> Table | None:
     if not stages:
         return None
     rows = []
-    for name in dict.fromkeys(stage["name"] for stage in stages):
+    there = {stage["name"] for stage in stages}
+    for name in [*(stage for stage in STAGES if stage in there), *sorted(there - set(STAGES))]:
         rows.append(Row(name, _counted([stage for stage in stages if stage["name"] == name])))
     rows.append(Row("all", _counted(stages)))
     of = f"all {len(shown)} runs together" if len(shown) > 1 else "this run"

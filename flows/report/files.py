@@ -11,6 +11,8 @@ from flows.report.series import baseline, sweep_series, training_series
 from tasks.stages.materialise import cannot_write
 from tasks.tracking.plots import plot_sweep, plot_training
 
+PAGE = "report.html"
+
 
 def write_report(folder: Path, results: Sequence[Mapping[str, Any]]) -> None:
     """Writes ``results.json``, ``table.md`` and pictures.

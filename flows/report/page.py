@@ -1,5 +1,6 @@
 """A report as one HTML page: no scripts, nothing fetched, light and dark, on a phone as well."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ def render_page(
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined
     )
+    environment.filters["breakable"] = _breakable
     sections = [
         _section("results", "Results", [_table(results_table(shown))]),
         _section("quality", "Quality against size", _quality(shown)),
@@ -53,6 +55,11 @@ def render_page(
         sections=sections,
         css=Markup((HERE / "page.css").read_text(encoding="utf-8").strip()),
     )
+
+
+def _breakable(name: str) -> Markup:
+    """A method's name that may go on in the next line before an option."""
+    return Markup("<wbr>").join(re.split("(?=[:@+])", name))
 
 
 def _section(name: str, title: str, parts: Sequence[Part]) -> dict[str, Any]:
@@ -154,7 +161,7 @@ def _prediction(shown: Sequence[Shown]) -> list[Part]:
     if runs:
         caption = "KL to the dense model on the first text, as measured."
         if any(found.divergence for found in known.values()):
-            caption += " Dotted: what the sensitivities of `hull` predict, on calibration text."
+            caption += " Dotted: what the sensitivities of hull predict, on calibration text."
         made.append((pictures.measured(runs, colours), caption))
     if made:
         parts.append(_pictures(*made))
@@ -233,7 +240,7 @@ def _training(shown: Sequence[Shown]) -> list[Part]:
 
 def _scores(shown: Sequence[Shown]) -> list[Part]:
     table = scores_table(shown)
-    return [_table(table) if table else _text("No tasks were asked for: `--tasks` names some.")]
+    return [_table(table) if table else _text("No tasks were asked for; --tasks names some.")]
 
 
 def _samples(samples: Sequence[Sample] | str) -> list[Part]:

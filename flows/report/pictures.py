@@ -19,7 +19,8 @@ from tasks.tracking.plots import SIZES, draw_allocation, draw_quality, log_scale
 
 FAINT = "0.7"  # of what has no colour of its own left
 POINTS = 60  # of one curve: more are not seen at this size
-EXPLODED = 10  # times the median
+EXPLODED = 4  # times the median
+END = 9  # letters of a name's end: " kept 0.6"
 LINE, SMALL = 0.19, {"frameon": False, "fontsize": FONT - 1}  # inches of a legend's line
 
 
@@ -75,7 +76,7 @@ def predicted(shown: Sequence[Shown], colours: Mapping[str, str]) -> Markup:
         axes.set_ylim(bottom=0)
         axes.yaxis.set_major_formatter(_plain)
         _share_axis(axes)
-        axes.set_ylabel("predicted squared error, part of all")
+        axes.set_ylabel("predicted error, part of all")
         figure.legend(loc="outside lower left", **SMALL)
         return inline(figure, "predicted", "predicted error against the kept share")
 
@@ -113,7 +114,7 @@ def measured(shown: Sequence[Shown], colours: Mapping[str, str]) -> Markup:
         return inline(figure, "measured", "measured KL against the kept share")
 
 
-def _plain(value: float, _: int | None = None) -> str:
+def _plain(value: float, _: float | None = None) -> str:
     return f"{value:g}"
 
 
@@ -126,8 +127,9 @@ def _one_per_method(shown: Sequence[Shown], known: Callable[[Shown], bool]) -> l
     return list({run.method: run for run in shown if known(run)}.values())
 
 
-def _short(method: str, most: int = 58) -> str:
-    return method if len(method) <= most else method[: most - 1] + "…"
+def _short(name: str, most: int = 58) -> str:
+    """A name cut in its middle where it is long: at its end stands the budget."""
+    return name if len(name) <= most else f"{name[: most - END]}…{name[-END:]}"
 
 
 def heat_map(allocation: Allocation, number: int, label: str) -> Markup:
@@ -157,8 +159,10 @@ def spectra(runs: Sequence[Shown], number: int) -> Markup:
     kinds = _kinds(first)
     rows = -(-len(kinds) // 2)
     with drawing():
-        figure = Figure(figsize=(WIDTH, 0.7 + 1.35 * rows), layout="constrained")
+        height = 0.9 + 1.35 * rows
+        figure = Figure(figsize=(WIDTH, height))
         panels = figure.subplots(rows, 2, squeeze=False).flatten()
+        figure.subplots_adjust(0.15, 0.55 / height, 0.98, 1 - 0.5 / height, 0.28, 0.45)
         for panel, (kind, layers) in zip(panels, kinds.items(), strict=False):
             for colour, layer in zip(SERIES, _spread(layers), strict=False):
                 name = f"block {layer.block}"
@@ -173,7 +177,7 @@ def spectra(runs: Sequence[Shown], number: int) -> Markup:
         for panel in panels[len(kinds) :]:
             panel.set_axis_off()
         handles, names = panels[0].get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside upper left", ncols=3, **SMALL)
+        figure.legend(handles, names, loc="upper left", ncols=3, **SMALL)
         figure.supxlabel("component", fontsize=FONT)
         figure.supylabel("singular value, part of the largest", fontsize=FONT)
         return inline(figure, f"spectra-{number}", f"singular values of {first.method}")

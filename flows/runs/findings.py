@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -37,6 +38,7 @@ class Findings:
         self.home = home
         self._store = Store(home / "store") if (home / "store").is_dir() else None
         self._losses: dict[str, Floats | None] = {}
+        self._predictions: dict[str, Prediction | str] = {}
 
     def of(self, fields: Mapping[str, Any]) -> Shown:
         """One run, from what is on record of it."""
@@ -54,10 +56,26 @@ class Findings:
             spectra = _spectra(stages, losses)
             prediction = NO_ALLOCATION
             if isinstance(allocation, Allocation):
-                known = Known(losses, *self._tables(stages, allocation.layers))
-                prediction = predict(config, result, allocation.layers, known)
+                prediction = self._prediction(config, result, allocation.layers, losses)
         created, curves = fields.get("created", ""), self._curves(result)
         return Shown(result, config, created, allocation, prediction, spectra, curves)
+
+    def _prediction(
+        self,
+        config: Mapping[str, Any],
+        result: Mapping[str, Any],
+        layers: Sequence[LayerRef],
+        losses: dict[str, Floats],
+    ) -> Prediction | str:
+        """The same for all budgets of a method that read the same, so made once."""
+        read = ("decompose", "probe", "collect")
+        keys = [stage["key"] for stage in result["stages"] if stage["name"] in read]
+        names = ("method", "options", "allocate", "samples", "length")
+        same = json.dumps([keys, *(config[name] for name in names)])
+        if same not in self._predictions:
+            known = Known(losses, *self._tables(result["stages"], layers))
+            self._predictions[same] = predict(config, result, layers, known)
+        return self._predictions[same]
 
     def _allocation(self, run_id: str) -> Allocation | str:
         try:

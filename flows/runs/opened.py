@@ -4,6 +4,7 @@
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from compress_core.errors import ConfigError
 from compress_core.versions import library_versions
@@ -31,6 +32,7 @@ class Opened:
         reporter: Who tells people.
         pipelines: One per run, in order; of a search for a perplexity that at the mildest kept.
         sweep: What a sweep is called, so that its runs can be found together; "" of one run.
+        page: Where the page of a sweep will be; None where none is written.
     """
 
     settings: Settings
@@ -38,6 +40,7 @@ class Opened:
     reporter: Reporter
     pipelines: list[Pipeline]
     sweep: str = ""
+    page: Path | None = None
 
     @property
     def searched(self) -> bool:

@@ -3,17 +3,22 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from compress_core.errors import ConfigError
+from flows.report.console import Reporter
+from flows.report.files import PAGE
 from flows.report.page import render_page
 from flows.report.shown import Sample, Shown
-from flows.runs.asked import Asked
+from flows.runs.asked import Asked, find_asked
 from flows.runs.findings import Findings
+from flows.runs.samples import LEFT_OUT, write_samples
 from flows.settings.command import run_command, sweep_command
 from storage.disk import make_folder, replace_file
 from tasks.tracking.artifacts import add_file
 from tasks.tracking.speaking import TrackingError
 
-RUN_PAGE, SWEEP_PAGE = "report.html", "sweep.html"  # among a run's artifacts in MLflow
+SWEEP_PAGE = "sweep.html"  # among the artifacts of its runs in MLflow; a run's own is PAGE
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,73 @@ class Page:
     file: Path
     logged: list[str]
     problem: str
+
+    def as_json(self) -> dict[str, Any]:
+        """As ``eigenpress report --json`` prints it."""
+        return {"report": str(self.file), "runs": self.logged, "problem": self.problem or None}
+
+
+def check_page(output: Path | None) -> Path | None:
+    """The file that is asked for, as an absolute path.
+
+    Raises:
+        ConfigError: It is a folder.
+    """
+    if output is None:
+        return None
+    file = output.expanduser().absolute()
+    if file.is_dir():
+        raise ConfigError(f"--output {output} is a folder; name the file of the page")
+    return file
+
+
+def make_page(
+    home: Path,
+    asked: str | None,
+    output: Path | None,
+    generate: int,
+    prompts: Sequence[str],
+    reporter: Reporter,
+) -> Page:
+    """Finds what is asked for, lets the models write, writes the page, and says where it is.
+
+    Args:
+        home: Data directory.
+        asked: As of `find_asked`.
+        output: Where the page goes, if not below the data directory.
+        generate: As of `write_samples`.
+        prompts: As of `write_samples`.
+        reporter: Who tells people.
+
+    Raises:
+        ConfigError, TrackingError: Nothing has that name.
+        StorageError: The page cannot be written.
+    """
+    found = find_asked(home, asked)
+    with reporter.working("report"):
+        shown = shown_of(home, found)
+        samples = write_samples(home, shown, generate, prompts, reporter.note)
+        page = write_page(home, found, shown, samples, output or page_file(home, found))
+    tell_page(page, reporter)
+    return page
+
+
+def tell_page(page: Page, reporter: Reporter) -> None:
+    """Where a page is, and what became of it in MLflow."""
+    reporter.entry("report", f"{page.file}  ({page.file.stat().st_size / 1e3:,.0f} kB)")
+    if page.problem:
+        reporter.note(f"the page is not with all of its runs: {page.problem}")
+
+
+def write_sweep_page(home: Path, folder: Path) -> Page:
+    """The page beside a sweep's table, of the runs that have just been made; no model writes."""
+    asked = find_asked(home, str(folder))
+    return write_page(home, asked, shown_of(home, asked), LEFT_OUT, folder / PAGE)
+
+
+def page_file(home: Path, asked: Asked) -> Path:
+    """Where a page goes unless somebody says: a folder of the report's name."""
+    return home.absolute() / "reports" / asked.name / PAGE
 
 
 def shown_of(home: Path, asked: Asked) -> list[Shown]:
@@ -60,7 +132,7 @@ def write_page(
         run_id = run.result.get("run_id")
         try:
             if run_id:
-                add_file(home, run_id, SWEEP_PAGE if asked.sweep else RUN_PAGE, file)
+                add_file(home, run_id, SWEEP_PAGE if asked.sweep else PAGE, file)
                 logged.append(run_id)
         except TrackingError as error:
             problem = str(error)

@@ -16,7 +16,7 @@ from compress_core.methods import build_method
 from compress_core.types import LayerRef
 from flows.report.shown import Floats, Prediction
 
-GRID = tuple(n / 20 for n in range(4, 20))  # shares at which something is predicted, 0.2 to 0.95
+GRID = tuple(n / 10 for n in range(2, 10))  # shares at which something is predicted
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def predict(
         known.divergence,
         config["samples"] * _length(config, result),
     )
-    return _curve(stacks, allocator, how, evidence, {*GRID, float(config["kept"])})
+    return _curve(stacks, allocator, how, evidence, GRID)
 
 
 def _allocator(method: Method, known: Known, names: Sequence[str]) -> tuple[Allocator, str]:
@@ -88,11 +88,11 @@ def _curve(
     allocator: Allocator,
     how: str,
     evidence: Evidence,
-    wanted: set[float],
+    wanted: Sequence[float],
 ) -> Prediction | str:
     shares, error, divergence = [], [], []
     whole = sum(layer.dense_cost for layer in layers)
-    for kept in sorted(wanted):
+    for kept in wanted:
         try:
             allocator.check(layers, kept)
             given = allocator.allocate(layers, kept, evidence)
