@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any
+from urllib.parse import quote
 from uuid import UUID
 
 from compress_core.secrets import hide, hide_all
@@ -118,5 +119,6 @@ def _link(home: Path, result: Mapping[str, Any]) -> str:
     """The version's page where a tracking server has one, else the model folder."""
     uri, registered = tracking_uri(home), result["registered"]
     if is_server(uri):
-        return f"{hide(uri).rstrip('/')}/#/models/{registered['name']}/versions/{registered['version']}"
+        place = f"#/models/{quote(registered['name'])}/versions/{registered['version']}"
+        return f"{hide(uri).rstrip('/')}/{place}"
     return Path(result["model_dir"]).absolute().as_uri()

@@ -53,17 +53,26 @@ def find_asked(home: Path, asked: str | None) -> Asked:
         if not records:
             raise ConfigError(f"there is no run on record in {home}; choose another with --home")
         return _of_record(home, records, records[-1])
-    place = Path(asked).expanduser()
-    if place.exists():
+    place = _existing(asked)
+    if place is not None:
         return _of_path(home, records, place)
     if asked.startswith((".", "~", os.sep)):
         raise ConfigError(f"there is no {asked}; name a model folder or a sweep's report")
     if (found := _by_name(home, records, asked)) is not None:
         return found
-    folder = home / "reports" / asked
-    if (folder / RESULTS).is_file():
+    folder = _existing(str(home / "reports" / asked / RESULTS)) if asked else None
+    if folder is not None:
         return _of_path(home, records, folder)
     return _of_version(home, records, asked)
+
+
+def _existing(asked: str) -> Path | None:
+    """The file or folder of that path; None where there is none or it can be none."""
+    try:
+        place = Path(asked).expanduser()
+        return place if asked and place.exists() else None
+    except (OSError, RuntimeError, ValueError):  # too long a name, no such user, a zero byte
+        return None
 
 
 def _skip(error: Exception) -> None:
