@@ -1,6 +1,5 @@
 """What `run`, `sweep` and `demo` do between the command line and the flow."""
 
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +7,8 @@ from flows.report.console import Reporter
 from flows.report.files import PAGE, check_report, write_report
 from flows.runs.opened import open_command
 from flows.server import runtime
+from flows.settings.command import report_command
 from flows.settings.config import Settings, SweepConfig
-from flows.settings.home import default_home
 from flows.settings.output import check_place
 from tasks.tracking.check import check_tracking
 
@@ -31,7 +30,8 @@ def run_command(settings: Settings, as_json: bool) -> Any:
         if isinstance(settings, SweepConfig):
             return tell_sweep(reporter, settings.home.expanduser(), report, result)
         reporter.summary(result)
-        reporter.entry("report", report_command(settings.home, result["registered"]))
+        version = "{name}/{version}".format(**result["registered"])
+        reporter.entry("report", report_command(version, settings.home))
         return result
 
 
@@ -53,12 +53,6 @@ def demo_command(home: Path, as_json: bool) -> Any:
 def report_folder(settings: SweepConfig, model: str) -> Path:
     """--report, or a folder named after the model under the data directory."""
     return (settings.report or settings.home / "reports" / model).expanduser().absolute()
-
-
-def report_command(home: Path, registered: dict[str, Any]) -> str:
-    """What writes the page of a run."""
-    words = ["eigenpress", "report", f"{registered['name']}/{registered['version']}"]
-    return shlex.join([*words, *(["--home", str(home)] if home != default_home() else [])])
 
 
 def tell_sweep(reporter: Reporter, home: Path, folder: Path, results: list[dict[str, Any]]) -> Any:

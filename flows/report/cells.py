@@ -58,20 +58,27 @@ def results_table(shown: Sequence[Shown]) -> Table:
         which = f"text {place}" if len(labels) > 1 else label
         heads += [Head("perplexity", which), Head("KL", f"nats/token, {which}")]
     heads += [Head({"parameters": "parameters"}.get(name, "size"), unit) for name, unit in sizes]
-    texts = "; ".join(
-        f"{f'text {place} is ' if len(labels) > 1 else ''}{label}, {text['windows']} windows of "
-        f"{text['length']} tokens"
-        for place, (label, text) in enumerate(first["metrics"]["dense"]["texts"].items(), 1)
-    )
     best = _best(shown, labels)
     rows = [Row("dense", [Cell("1", 1.0), *_measures(first, "dense", labels, sizes, best)], True)]
     for run in shown:
         kept = Cell(f"{run.result['kept']:g}", run.result["kept"])
-        cells = [kept, *_measures(run.result, "compressed", labels, sizes, best)]
-        rows.append(Row(run.method, cells))
+        for which in [name for name in run.result["metrics"] if name != "dense"]:
+            name = run.method if which == "compressed" else f"{run.method} before recovery"
+            rows.append(Row(name, [kept, *_measures(run.result, which, labels, sizes, best)]))
+    return Table(_caption(first, bool(best)), heads, rows)
+
+
+def _caption(first: Mapping[str, Any], best: bool) -> str:
+    texts = first["metrics"]["dense"]["texts"]
+    said = [
+        f"{f'text {place} is' if len(texts) > 1 else 'measured on'} {label}, {text['windows']} "
+        f"windows of {text['length']} tokens"
+        for place, (label, text) in enumerate(texts.items(), 1)
+    ]
+    told = "; ".join(said or ["nothing was measured on text"])
     what = "share of the whole model" if first["of"] == "model" else "share of the layers"
-    caption = f"{texts}. Kept is the {what} that stays; bold is the best of its budget."
-    return Table(caption[:1].upper() + caption[1:], heads, rows)
+    bold = "; bold is the best of its budget" if best else ""
+    return f"{told[0].upper()}{told[1:]}. Kept is the {what} that stays{bold}."
 
 
 def _best(shown: Sequence[Shown], labels: Sequence[str]) -> set[tuple[float, str, float]]:
@@ -99,7 +106,8 @@ def _measures(
         yield Cell(number(found), found, marked)
         yield Cell(f"{kl:.4f}", kl)
     for name, _ in sizes:
-        yield Cell(f"{result[name][which] / 1e6:,.2f}", result[name][which])
+        stored = result[name]["dense" if which == "dense" else "compressed"]
+        yield Cell(f"{stored / 1e6:,.2f}", stored)
 
 
 def scores_table(shown: Sequence[Shown]) -> Table | None:

@@ -155,7 +155,7 @@ def _prediction(shown: Sequence[Shown]) -> list[Part]:
         caption = (
             "Predicted from the decompositions in the store, without a model: what the cut leaves "
             "of all squared error, each method in the metric it decomposes in. "
-            + " ".join(f"{method}: {found.how}." for method, found in known.items())
+            + " ".join(_grouped({method: f"{found.how}." for method, found in known.items()}))
         )
         made.append((pictures.predicted(shown, colours), caption))
     if runs:
@@ -171,9 +171,14 @@ def _prediction(shown: Sequence[Shown]) -> list[Part]:
 
 def _why(reasons: Mapping[str, str]) -> list[Part]:
     """A line per reason, with the methods that it holds for."""
+    return [_text(line) for line in _grouped(reasons)]
+
+
+def _grouped(words: Mapping[str, str]) -> list[str]:
+    """What is said, each once, with the names of those it is said of."""
     return [
-        _text(f"{', '.join(name for name, why in reasons.items() if why == reason)}: {reason}")
-        for reason in dict.fromkeys(reasons.values())
+        f"{', '.join(name for name, own in words.items() if own == said)}: {said}"
+        for said in dict.fromkeys(words.values())
     ]
 
 
@@ -205,8 +210,8 @@ def _spectra(shown: Sequence[Shown]) -> list[Part]:
         runs = [run for run in shown if run.method == method and pictures.has_kinds(run)]
         if runs and len(parts) < MOST_FOLDED:
             caption = (
-                "Singular values in the metric that the method decomposes in. Dots: how many "
-                f"components {_listed(runs)} kept; a layer without a dot stays dense."
+                "Singular values in the metric that the method decomposes in. Dots: where "
+                f"{_listed(runs)} cuts; a layer without a dot stays dense."
             )
             if "learn" in runs[0].curves:
                 caption += " Which components those are was learned, not the first ones."

@@ -20,6 +20,7 @@ from tasks.tracking.plots import SIZES, draw_allocation, draw_quality, log_scale
 FAINT = "0.7"  # of what has no colour of its own left
 POINTS = 60  # of one curve: more are not seen at this size
 EXPLODED = 4  # times the median
+ROOM = 1.05  # times the largest value, at the top of a picture
 END = 9  # letters of a name's end: " kept 0.6"
 LINE, SMALL = 0.19, {"frameon": False, "fontsize": FONT - 1}  # inches of a legend's line
 
@@ -59,7 +60,9 @@ def quality(results: Sequence[Mapping[str, Any]], size: str) -> Markup:
 
 def highest(results: Sequence[Mapping[str, Any]]) -> float:
     """The largest perplexity that is drawn: one that exploded would press all others together."""
-    return EXPLODED * median(run["metrics"]["compressed"]["perplexity"] for run in results)
+    found = [run["metrics"]["compressed"]["perplexity"] for run in results]
+    limit = EXPLODED * median(found)
+    return ROOM * max(value for value in found if value <= limit)
 
 
 def predicted(shown: Sequence[Shown], colours: Mapping[str, str]) -> Markup:
@@ -115,11 +118,12 @@ def measured(shown: Sequence[Shown], colours: Mapping[str, str]) -> Markup:
 
 
 def _plain(value: float, _: float | None = None) -> str:
-    return f"{value:g}"
+    return f"{value:g}" if value == 0 or value >= 0.01 else f"{value:.0e}".replace("e-0", "e-")
 
 
 def _share_axis(axes: Axes) -> None:
     axes.set_xlabel("kept share of the compressible parameters")
+    axes.set_xlim(0.15, 1.0)
     axes.grid(alpha=0.6)
 
 

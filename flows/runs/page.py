@@ -13,7 +13,7 @@ from flows.report.shown import Sample, Shown
 from flows.runs.asked import Asked, find_asked
 from flows.runs.findings import Findings
 from flows.runs.samples import LEFT_OUT, write_samples
-from flows.settings.command import run_command, sweep_command
+from flows.settings.command import report_command, run_command, sweep_command
 from storage.disk import make_folder, replace_file
 from tasks.tracking.artifacts import add_file
 from tasks.tracking.speaking import TrackingError
@@ -144,4 +144,4 @@ def _commands(asked: Asked, shown: Sequence[Shown]) -> list[str]:
     if len(configs) < len(shown):
         return []
     runs = sweep_command(configs) if asked.sweep else [run_command(configs[0])]
-    return [*runs, f"eigenpress report {asked.name}"]
+    return [*runs, report_command(asked.name, Path(str(configs[0]["home"])))]

@@ -2,9 +2,11 @@
 
 import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from flows.settings.config import RunConfig, Settings, SweepConfig
+from flows.settings.home import default_home
 
 NOT_AGAIN = ("refresh",)  # what was computed again then need not be now
 
@@ -32,6 +34,12 @@ def sweep_command(configs: Sequence[Mapping[str, Any]]) -> list[str]:
         return [run_command(config) for config in configs]
     settings = {"model": common[0]["model"], "methods": methods, "kept": kept, **common[0]}
     return [_command("sweep", SweepConfig, settings)]
+
+
+def report_command(name: str, home: Path) -> str:
+    """``eigenpress report`` of what has that name in a data directory."""
+    elsewhere = home.expanduser() != default_home()
+    return shlex.join(["eigenpress", "report", name, *(["--home", str(home)] if elsewhere else [])])
 
 
 def _command(word: str, kind: type[Settings], config: Mapping[str, Any]) -> str:
