@@ -105,7 +105,7 @@ def _by_name(home: Path, records: Sequence[RunRecord], asked: str) -> Asked | No
 
 
 def _begins(name: str, asked: str) -> bool:
-    return name == asked or (len(asked) >= SHORTEST and name.startswith(asked))
+    return bool(asked) and (name == asked or (len(asked) >= SHORTEST and name.startswith(asked)))
 
 
 def _of_path(home: Path, records: Sequence[RunRecord], place: Path) -> Asked:
