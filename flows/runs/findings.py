@@ -18,7 +18,7 @@ from storage.store import Store
 from tasks.stages.learn import CURVES
 from tasks.stages.recover import TENSOR
 from tasks.tracking.artifacts import read_file
-from tasks.tracking.speaking import TrackingError
+from tasks.tracking.speaking import NoAnswerError, TrackingError
 
 T = TypeVar("T")
 NO_RECORD = "The record of this run is not in the data directory, so what it used is not known."
@@ -38,6 +38,7 @@ class Findings:
         self.home = home
         self._store = Store(home / "store") if (home / "store").is_dir() else None
         self._losses: dict[str, Floats | None] = {}
+        self._silent = ""  # why MLflow is not asked again
         self._predictions: dict[str, Prediction | str] = {}
 
     def of(self, fields: Mapping[str, Any]) -> Shown:
@@ -78,8 +79,13 @@ class Findings:
         return self._predictions[same]
 
     def _allocation(self, run_id: str) -> Allocation | str:
+        if self._silent:
+            return self._silent
         try:
             text = read_file(self.home, run_id, "allocation.csv")
+        except NoAnswerError as error:
+            self._silent = f"What every layer stores is in MLflow, and {error}."
+            return self._silent
         except TrackingError as error:
             return f"MLflow no longer has the run's allocation.csv: {error}."
         layers, stored = [], {}

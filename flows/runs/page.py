@@ -16,7 +16,7 @@ from flows.runs.samples import LEFT_OUT, write_samples
 from flows.settings.command import report_command, run_command, sweep_command
 from storage.disk import make_folder, replace_file
 from tasks.tracking.artifacts import add_file
-from tasks.tracking.speaking import TrackingError
+from tasks.tracking.speaking import NoAnswerError, TrackingError
 
 SWEEP_PAGE = "sweep.html"  # among the artifacts of its runs in MLflow; a run's own is PAGE
 
@@ -136,6 +136,8 @@ def write_page(
                 logged.append(run_id)
         except TrackingError as error:
             problem = str(error)
+            if isinstance(error, NoAnswerError):
+                break  # each further run would wait as long
     return Page(file, logged, problem)
 
 

@@ -44,6 +44,10 @@ class TrackingError(RuntimeError):
     """MLflow cannot be reached or refuses what it was given."""
 
 
+class NoAnswerError(TrackingError):
+    """Nobody answers at MLflow's address: what is asked next would wait as long."""
+
+
 def tracking_uri(home: Path) -> str:
     """The address in `MLFLOW_TRACKING_URI`, or else a SQLite file in the data directory."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home.resolve() / 'mlflow.db'}"
@@ -78,7 +82,7 @@ def speaking(home: Path, to: str) -> Iterator["MlflowClient"]:
     except TrackingError:
         raise
     except Exception as error:  # MLflow lets through what its libraries raise, each their own
-        raise TrackingError(_refusal(uri, to, error)) from error
+        raise _refusal(uri, to, error) from error
 
 
 @contextmanager
@@ -131,7 +135,7 @@ def _open_database(uri: str) -> None:
     engine.dispose()
 
 
-def _refusal(uri: str, to: str, error: Exception) -> str:
+def _refusal(uri: str, to: str, error: Exception) -> TrackingError:
     """One line: what was refused, where and why, with the reason from below MLflow's wrapping."""
     from requests.exceptions import ConnectionError as NoConnection
     from requests.exceptions import RequestException, Timeout
@@ -144,8 +148,8 @@ def _refusal(uri: str, to: str, error: Exception) -> str:
     reason = hide(lines[0])[:LONGEST] if lines else type(error).__name__
     silent = (NoConnection, Timeout, ConnectionError, TimeoutError, socket.gaierror)
     if any(isinstance(one, silent) for one in chain):
-        return (
+        return NoAnswerError(
             f"no MLflow server answers at {hide(uri)} ({reason}); start it, or unset "
             "MLFLOW_TRACKING_URI to track in the data directory"
         )
-    return f"MLflow at {hide(uri)} refused {to}: {reason}"
+    return TrackingError(f"MLflow at {hide(uri)} refused {to}: {reason}")
