@@ -137,18 +137,21 @@ def _quality(shown: Sequence[Shown]) -> list[Part]:
     above = sum(run["metrics"]["compressed"]["perplexity"] > top for run in results)
     if above:
         note += f" {above} of {len(results)} runs lie above the picture."
+    colours = pictures.colours_of(results)
+    if grey := sum(colour == pictures.FAINT for colour in colours.values()):
+        note += f" {grey} more methods are grey."
     on_disk = f"{note} Bytes on disk count the places of sparse entries as well."
     return [
         _pictures(
-            (pictures.quality(results, "bytes"), on_disk),
-            (pictures.quality(results, "parameters"), note),
+            (pictures.quality(results, "bytes", colours), on_disk),
+            (pictures.quality(results, "parameters", colours), note),
         )
     ]
 
 
 def _prediction(shown: Sequence[Shown]) -> list[Part]:
     runs = _measured(shown)
-    colours = pictures.colours_of([run.method for run in shown])
+    colours = pictures.colours_of([run.result for run in shown])
     known = {run.method: run.prediction for run in shown if isinstance(run.prediction, Prediction)}
     parts, made = [], []
     if known:

@@ -12,10 +12,11 @@ from matplotlib.ticker import NullFormatter
 
 from compress_core.allocate.by_type import type_of
 from compress_core.types import LayerRef
+from flows.report.series import sweep_series
 from flows.report.shown import Allocation, Floats, Prediction, Shown, Spectra
 from flows.report.svg import FONT, SERIES, WIDTH, drawing, inline
 from tasks.tracking.limits import thin
-from tasks.tracking.plots import SIZES, draw_allocation, draw_quality, log_scale
+from tasks.tracking.plots import COLOURS, SIZES, draw_allocation, draw_quality, log_scale
 
 FAINT = "0.7"  # of what has no colour of its own left
 POINTS = 60  # of one curve: more are not seen at this size
@@ -25,32 +26,45 @@ END = 9  # letters of a name's end: " kept 0.6"
 LINE, SMALL = 0.19, {"frameon": False, "fontsize": FONT - 1}  # inches of a legend's line
 
 
-def colours_of(methods: Sequence[str]) -> dict[str, str]:
-    """Method to its colour, the same in all pictures of a page; grey from the ninth on."""
-    names = list(dict.fromkeys(methods))
-    return {name: SERIES[n] if n < len(SERIES) else FAINT for n, name in enumerate(names)}
+def colours_of(results: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Method to its colour, the same in all pictures of a page.
+
+    Where there are more methods than a picture has colours, the baselines and the best have them,
+    and others are grey.
+    """
+    methods = list(dict.fromkeys(str(run["method"]) for run in results))
+    chosen = methods
+    if len(methods) > len(COLOURS):
+        measured = [run for run in results if "perplexity" in run["metrics"]["compressed"]]
+        chosen = sweep_series(measured) if measured else methods[: len(COLOURS)]
+    coloured = [name for name in methods if name in chosen]
+    return dict.fromkeys(methods, FAINT) | dict(zip(coloured, SERIES, strict=False))
+
+
+def _coloured(colours: Mapping[str, str]) -> list[str]:
+    return [method for method, colour in colours.items() if colour != FAINT]
 
 
 def _figure(height: float, legend: int = 0) -> Figure:
     return Figure(figsize=(WIDTH, height + LINE * legend), layout="constrained")
 
 
-def quality(results: Sequence[Mapping[str, Any]], size: str) -> Markup:
+def quality(results: Sequence[Mapping[str, Any]], size: str, colours: Mapping[str, str]) -> Markup:
     """Perplexity against one kind of size, every method, with the dense point.
 
     Args:
         results: With a perplexity.
         size: "bytes" or "parameters".
+        colours: As of :func:`colours_of`.
     """
-    methods = list(dict.fromkeys(str(run["method"]) for run in results))
+    lines = [method for method in _coloured(colours) if any(r["method"] == method for r in results)]
     with drawing():
-        figure = _figure(2.9, len(methods[: len(SERIES)]) + 1)
+        figure = _figure(2.9, len(lines) + 1)
         axes = figure.subplots()
-        first, rest = methods[: len(SERIES)], methods[len(SERIES) :]
-        for run in (run for run in results if run["method"] in rest):
+        for run in (run for run in results if run["method"] not in lines):
             found = run["metrics"]["compressed"]["perplexity"]
             axes.plot(run[size]["compressed"] / 1e6, found, ".", color=FAINT)
-        draw_quality(axes, results, dict.fromkeys(first), size, highest(results))
+        draw_quality(axes, results, dict.fromkeys(lines), size, highest(results))
         dense = results[0]
         point = dense[size]["dense"] / 1e6, dense["metrics"]["dense"]["perplexity"]
         axes.plot(*point, marker="*", markersize=10, color="black", linestyle="")
@@ -69,12 +83,12 @@ def predicted(shown: Sequence[Shown], colours: Mapping[str, str]) -> Markup:
     """Error that cut decompositions leave at any share, a line per method; what ran, as dots."""
     with drawing():
         known = _one_per_method(shown, lambda run: isinstance(run.prediction, Prediction))
-        figure = _figure(2.7, len(known))
+        figure = _figure(2.7, len(_coloured(colours)))
         axes = figure.subplots()
         for run in known:
             assert isinstance(run.prediction, Prediction)
             shares, error = run.prediction.shares, run.prediction.error
-            axes.plot(shares, error, color=colours[run.method], label=_short(run.method))
+            axes.plot(shares, error, color=colours[run.method], label=_name(run.method, colours))
         axes.set_yscale("symlog", linthresh=1e-3)
         axes.set_ylim(bottom=0)
         axes.yaxis.set_major_formatter(_plain)
@@ -88,7 +102,7 @@ def measured(shown: Sequence[Shown], colours: Mapping[str, str]) -> Markup:
     """KL to the dense model that was measured, and where sensitivities are known, predicted."""
     with drawing():
         methods = list(dict.fromkeys(run.method for run in shown))
-        figure = _figure(2.7, len(methods))
+        figure = _figure(2.7, len(_coloured(colours)))
         axes = figure.subplots()
         values = []
         for method in methods:
@@ -98,7 +112,8 @@ def measured(shown: Sequence[Shown], colours: Mapping[str, str]) -> Markup:
                 if run.method == method
             )
             values += [value for _, value in points]
-            axes.plot(*zip(*points, strict=True), "o-", color=colours[method], label=_short(method))
+            label = _name(method, colours)
+            axes.plot(*zip(*points, strict=True), "o-", color=colours[method], label=label)
         foretold = _one_per_method(
             shown,
             lambda run: isinstance(run.prediction, Prediction) and bool(run.prediction.divergence),
@@ -125,6 +140,11 @@ def _share_axis(axes: Axes) -> None:
     axes.set_xlabel("kept share of the compressible parameters")
     axes.set_xlim(0.15, 1.0)
     axes.grid(alpha=0.6)
+
+
+def _name(method: str, colours: Mapping[str, str]) -> str | None:
+    """Of a line in the legend; those without a colour of their own have none."""
+    return None if colours[method] == FAINT else _short(method)
 
 
 def _one_per_method(shown: Sequence[Shown], known: Callable[[Shown], bool]) -> list[Shown]:

@@ -1,6 +1,7 @@
 """A report's page: rendered from what a run left, by itself, whatever the names and texts are."""
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,15 @@ def test_what_is_gone_is_said_in_its_place() -> None:
         assert f"gone {number}" in page.sections[section]
     assert page.rows["results"][1][1] == [0.5, 9.0, 0.25, 900, 2000]
     assert page.sections["training"].count("Nothing was trained") == 1
+
+
+def test_there_may_be_more_methods_than_colours() -> None:
+    runs = [shown(result(f"method{n}", 0.5, 9.0 + n)) for n in range(12)]
+    bare = [replace(run, allocation="x", spectra="y", curves={}) for run in runs]
+    page = assert_alone(render_page("t", bare, "", []))
+    assert "5 more methods are grey" in page.sections["quality"]
+    assert "method6" in page.sections["quality"] and "method7" not in page.sections["quality"]
+    assert len(page.rows["results"]) == 13
 
 
 def test_the_same_run_makes_the_same_page() -> None:
