@@ -133,7 +133,7 @@ def measured(shown: Sequence[Shown], colours: Mapping[str, str]) -> Markup:
 
 
 def _plain(value: float, _: float | None = None) -> str:
-    return f"{value:g}" if value == 0 or value >= 0.01 else f"{value:.0e}".replace("e-0", "e-")
+    return f"{value:g}" if value == 0 or value >= 0.001 else f"{value:.0e}".replace("e-0", "e-")
 
 
 def _share_axis(axes: Axes) -> None:

@@ -12,6 +12,7 @@ from compress_core.types import LayerRef
 from flows.commands import cli
 from flows.report.page import render_page
 from flows.report.shown import Allocation, Prediction, Sample, Shown, Spectra
+from flows.runs.artifacts import Progress
 from flows.settings.command import run_command, sweep_command
 from flows.settings.config import RunConfig, SweepConfig, build_config
 from tests.report_pages import assert_alone
@@ -160,3 +161,16 @@ def test_one_command_makes_a_whole_sweep_again(monkeypatch: pytest.MonkeyPatch) 
     assert given_by(monkeypatch, line, SweepConfig).model_dump() == sweep.model_dump()
     lines = sweep_command(configs[1:])  # no sweep makes three of them
     assert [line.split()[1] for line in lines] == ["run"] * 3
+
+
+def test_a_prefect_that_takes_no_artifact_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("no room\nfor more")
+
+    monkeypatch.setattr("prefect.artifacts.create_progress_artifact", refuse)
+    monkeypatch.setattr("flows.runs.artifacts.EVERY", 0.0)
+    notes: list[str] = []
+    progress = Progress(3, notes.append)
+    for _ in range(3):
+        progress.advance("decompose", 1)
+    assert notes == ["Prefect does not show this run's numbers (no room); the run goes on"]
