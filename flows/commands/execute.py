@@ -62,7 +62,7 @@ def tell_sweep(reporter: Reporter, home: Path, folder: Path, results: list[dict[
     reporter.table(results)
     with reporter.working("report"):
         write_report(folder, results)
-        page = write_sweep_page(home, folder)
+        page = write_sweep_page(home, folder, reporter.note)
     reporter.say(f"report       {folder}  (report.html, table.md, results.json, pictures)")
     if page.problem:
         reporter.note(f"the page is not with all of its runs: {page.problem}")

@@ -34,15 +34,19 @@ def write_report(folder: Path, results: Sequence[Mapping[str, Any]]) -> None:
         raise cannot_write(folder, error) from error
 
 
-def check_report(folder: Path) -> None:
+def check_report(folder: Path, flag: str = "--report") -> None:
     """Refuses a report's folder before the work it would report on.
+
+    Args:
+        folder: The folder.
+        flag: What names it.
 
     Raises:
         ConfigError: There is a file in the way, or no permission to write.
     """
     above = next(place for place in (folder, *folder.parents) if place.exists())
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        raise ConfigError(f"--report {folder} cannot be written: {above} is in the way")
+        raise ConfigError(f"{flag} {folder} cannot be written: {above} is in the way")
 
 
 def _write(folder: Path, results: Sequence[Mapping[str, Any]]) -> None:

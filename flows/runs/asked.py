@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ class Asked:
     sweep: bool
 
 
-def find_asked(home: Path, asked: str | None) -> Asked:
+def find_asked(home: Path, asked: str | None, tell: Callable[[str], None]) -> Asked:
     """The runs that a word names: the newest run or sweep where there is none.
 
     Args:
@@ -43,12 +43,14 @@ def find_asked(home: Path, asked: str | None) -> Asked:
         asked: A run's or a sweep's name, the id of a run in MLflow, or the beginning of one; a
             registered model, NAME, NAME/VERSION or NAME@ALIAS; a model folder; the folder of a
             sweep's report, by its path or its name in the data directory, or its results.json.
+        tell: Told of records that are damaged, which are none of those that can be asked for.
 
     Raises:
         ConfigError: Nothing has that name; it names the nearest.
         StorageError: A record that is asked for cannot be read.
     """
-    records = [record for record in read_run_records(home, _skip) if record.model]
+    every = read_run_records(home, lambda error: tell(str(error)))
+    records = [record for record in every if record.model]
     if asked is None:
         if not records:
             raise ConfigError(f"there is no run on record in {home}; choose another with --home")
@@ -60,10 +62,13 @@ def find_asked(home: Path, asked: str | None) -> Asked:
         raise ConfigError(f"there is no {asked}; name a model folder or a sweep's report")
     if (found := _by_name(home, records, asked)) is not None:
         return found
+    models = list(dict.fromkeys(version.name for version in registered_versions(home)))
+    if re.split("[@/]", asked)[0] in models:
+        return _of_version(home, records, asked)
     folder = _existing(str(home / "reports" / asked / RESULTS)) if asked else None
     if folder is not None:
         return _of_path(home, records, folder)
-    return _of_version(home, records, asked)
+    raise ConfigError(_unknown(home, records, models, asked))
 
 
 def _existing(asked: str) -> Path | None:
@@ -73,10 +78,6 @@ def _existing(asked: str) -> Path | None:
         return place if asked and place.exists() else None
     except (OSError, RuntimeError, ValueError):  # too long a name, no such user, a zero byte
         return None
-
-
-def _skip(error: Exception) -> None:
-    """A damaged record is none of those that can be asked for; `store gc` says which it is."""
 
 
 def _of_record(home: Path, records: Sequence[RunRecord], record: RunRecord) -> Asked:
@@ -153,12 +154,9 @@ def _of_version(home: Path, records: Sequence[RunRecord], asked: str) -> Asked:
     """The run that made a registered version.
 
     Raises:
-        ConfigError: There is no such model, or no record of its run.
+        ConfigError: There is no record of its run.
         TrackingError: The model has no such version or alias, or MLflow cannot be reached.
     """
-    models = list(dict.fromkeys(version.name for version in registered_versions(home)))
-    if re.split("[@/]", asked)[0] not in models:
-        raise ConfigError(_unknown(home, records, models, asked))
     version = find_version(home, asked)
     for record in reversed(records):
         if record.run_id == version.run_id:

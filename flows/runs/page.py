@@ -1,13 +1,13 @@
 """The page of a run or a sweep: what is found of it, rendered, written and kept with the runs."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from compress_core.errors import ConfigError
 from flows.report.console import Reporter
-from flows.report.files import PAGE
+from flows.report.files import PAGE, check_report
 from flows.report.page import render_page
 from flows.report.shown import Sample, Shown
 from flows.runs.asked import Asked, find_asked
@@ -44,13 +44,14 @@ def check_page(output: Path | None) -> Path | None:
     """The file that is asked for, as an absolute path.
 
     Raises:
-        ConfigError: It is a folder.
+        ConfigError: It is a folder, or its own folder cannot be written.
     """
     if output is None:
         return None
     file = output.expanduser().absolute()
     if file.is_dir():
         raise ConfigError(f"--output {output} is a folder; name the file of the page")
+    check_report(file.parent, "--output")
     return file
 
 
@@ -76,7 +77,7 @@ def make_page(
         ConfigError, TrackingError: Nothing has that name.
         StorageError: The page cannot be written.
     """
-    found = find_asked(home, asked)
+    found = find_asked(home, asked, reporter.note)
     with reporter.working("report"):
         shown = shown_of(home, found)
         samples = write_samples(home, shown, generate, prompts, reporter.note)
@@ -92,9 +93,9 @@ def tell_page(page: Page, reporter: Reporter) -> None:
         reporter.note(f"the page is not with all of its runs: {page.problem}")
 
 
-def write_sweep_page(home: Path, folder: Path) -> Page:
+def write_sweep_page(home: Path, folder: Path, tell: Callable[[str], None]) -> Page:
     """The page beside a sweep's table, of the runs that have just been made; no model writes."""
-    asked = find_asked(home, str(folder))
+    asked = find_asked(home, str(folder), tell)
     return write_page(home, asked, shown_of(home, asked), LEFT_OUT, folder / PAGE)
 
 

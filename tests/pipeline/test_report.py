@@ -52,7 +52,7 @@ def test_a_run_has_a_page_with_its_numbers(
 
 
 def test_the_picture_of_the_cut_is_that_of_the_run(cold: dict[str, Any], cold_home: Path) -> None:
-    (run,) = shown_of(cold_home, find_asked(cold_home, cold["model_dir"]))
+    (run,) = shown_of(cold_home, find_asked(cold_home, cold["model_dir"], print))
     assert not isinstance(run.allocation, str) and not isinstance(run.spectra, str)
     stored = sum(own["numbers"] for own in run.allocation.stored.values())
     assert stored == cold["parameters"]["compressible_compressed"]
@@ -74,10 +74,21 @@ def test_a_run_is_found_by_everything_that_it_is_called(
     words = [name, name[:-2], cold["run_id"], cold["run_id"][:9], cold["model_dir"]]
     words.append(f"{version['name']}/{version['version']}")
     for word in words:
-        asked = find_asked(cold_home, word)
+        asked = find_asked(cold_home, word, print)
         assert (asked.name, asked.sweep) == (name, False), word
         assert asked.runs[0]["result"]["run_id"] == cold["run_id"]
-    assert find_asked(cold_home, None).runs
+    assert find_asked(cold_home, None, print).runs
+
+
+def test_a_damaged_record_is_told_and_the_others_are_found(
+    cold: dict[str, Any], cold_home: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(cold_home / "runs", tmp_path / "runs")
+    (tmp_path / "runs" / "00000000T000000-00000000.json").write_text("{}")
+    told: list[str] = []
+    found = find_asked(tmp_path, cold["run_id"], told.append)
+    assert found.runs[0]["result"]["run_id"] == cold["run_id"]
+    assert len(told) == 1 and "is damaged" in told[0]
 
 
 @pytest.mark.parametrize(
@@ -95,7 +106,7 @@ def test_what_is_not_there_is_refused_with_the_nearest(
     word: str, says: str, cold_home: Path
 ) -> None:
     with pytest.raises((ConfigError, TrackingError), match=says.replace("?", r"\?")):
-        find_asked(cold_home, word)
+        find_asked(cold_home, word, print)
 
 
 def test_what_the_store_has_lost_is_said_on_the_page(
@@ -115,7 +126,7 @@ def test_what_the_store_has_lost_is_said_on_the_page(
 def test_a_folder_that_is_another_runs_now_does_not_write(
     cold: dict[str, Any], cold_home: Path
 ) -> None:
-    asked = find_asked(cold_home, cold["run_id"])
+    asked = find_asked(cold_home, cold["run_id"], print)
     shown = shown_of(cold_home, asked)
     assert write_samples(cold_home, shown, 0, [], print) == LEFT_OUT
     (fields,) = asked.runs
