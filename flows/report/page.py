@@ -1,5 +1,6 @@
 """A report as one HTML page: no scripts, nothing fetched, light and dark, on a phone as well."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -124,7 +125,12 @@ def _fact(name: str, text: str, note: str) -> dict[str, str]:
 
 
 def _measured(shown: Sequence[Shown]) -> list[Shown]:
-    return [run for run in shown if "perplexity" in run.result["metrics"]["compressed"]]
+    """Those with measures that can be drawn: an exponential may have overflowed."""
+    return [
+        run
+        for run in shown
+        if math.isfinite(run.result["metrics"]["compressed"].get("perplexity", math.inf))
+    ]
 
 
 def _quality(shown: Sequence[Shown]) -> list[Part]:

@@ -147,9 +147,10 @@ def draw_quality(
             label=_wrapped(method),
         )
     axes.axhline(dense, color="black", linestyle=":", label="dense")
-    log_scale(axes, min(drawn), min(top, max(drawn)))
-    if top < max(drawn):
-        axes.set_ylim(top=top)
+    low = min(drawn)
+    log_scale(axes, low, min(top, max(drawn)))
+    if top < max(drawn):  # what is above it must not decide where the axis begins
+        axes.set_ylim(low / (top / low) ** 0.06, top)
     axes.set_xlabel(SIZES[size])
     axes.set_ylabel("perplexity")
     axes.grid(alpha=0.3, which="both")

@@ -1,5 +1,6 @@
 """A report's page: rendered from what a run left, by itself, whatever the names and texts are."""
 
+import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -102,6 +103,17 @@ def test_there_may_be_more_methods_than_colours() -> None:
     assert "5 more methods are grey" in page.sections["quality"]
     assert "method6" in page.sections["quality"] and "method7" not in page.sections["quality"]
     assert len(page.rows["results"]) == 13
+
+
+def test_a_run_that_exploded_does_not_flatten_the_others() -> None:
+    found = {0.9: 9.0, 0.8: 10.0, 0.7: 11.0, 0.6: 9000.0}
+    runs = [shown(result("svd", kept, perplexity)) for kept, perplexity in found.items()]
+    bare = [replace(run, allocation="x", spectra="y", curves={}) for run in runs]
+    words = assert_alone(render_page("t", bare, "", [])).sections["quality"]
+    assert "1 of 4 runs lie above the picture" in words
+    numbers = [float(word.replace("−", "-")) for word in re.findall(r"^[−\d.]+$", words, re.M)]
+    assert {8.0, 9.0, 10.0, 11.0} <= set(numbers)  # marks of perplexity; the dense model has 7.1
+    assert min(numbers) >= 0 and max(numbers) < 20
 
 
 def test_the_same_run_makes_the_same_page() -> None:
