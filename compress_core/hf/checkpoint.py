@@ -226,6 +226,17 @@ def resolve_model(source: str, cache_dir: Path | None = None, revision: str | No
     return Path(found)
 
 
+def local_model(source: str) -> Path | None:
+    """As :func:`resolve_model`, of what is on this machine already; None where that is nothing."""
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return path.resolve()
+    try:
+        return Path(snapshot_download(source, local_files_only=True))
+    except (OSError, ValueError):  # not fetched yet, or no id at all
+        return None
+
+
 def _open(file: Path) -> Any:
     try:
         return safe_open(file, framework="pt", device="cpu")

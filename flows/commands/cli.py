@@ -18,6 +18,7 @@ from compress_core.secrets import hide_all
 from flows.commands.export import FORMS
 from flows.commands.look import App, Home, Json, UsageError, path_argument, path_option
 from flows.commands.mishaps import say, say_in_thread, say_mishap, say_mistake
+from flows.commands.report import report
 from flows.commands.store import store_app
 from flows.settings.config import RunConfig, Settings, SweepConfig, build_config
 from flows.settings.flags import method_names, offering, with_flags
@@ -25,6 +26,7 @@ from flows.settings.home import default_home
 from flows.settings.threads import prepare_threads
 
 app = App(name="eigenpress")
+app.command("report")(report)
 app.add_typer(store_app, no_args_is_help=False)  # or its help would be the error's one line
 
 INTERRUPTED = 130

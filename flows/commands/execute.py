@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from flows.report.console import Reporter
-from flows.report.files import check_report, write_report
+from flows.report.files import PAGE, check_report, write_report
 from flows.runs.opened import open_command
 from flows.server import runtime
+from flows.settings.command import report_command
 from flows.settings.config import Settings, SweepConfig
 from flows.settings.output import check_place
 from tasks.tracking.check import check_tracking
@@ -20,14 +21,17 @@ def run_command(settings: Settings, as_json: bool) -> Any:
         report = report_folder(settings, opened.workspace.model.name)
         check_place("--report", report, opened.workspace.model.folder, settings.home)
         check_report(report)
+        opened.page = report / PAGE
     opened.prepare()
     from flows.runs.execute import execute_in_flow
 
     with runtime.flow_settings(reporter.working):
         result = execute_in_flow(opened)
         if isinstance(settings, SweepConfig):
-            return tell_sweep(reporter, report, result)
+            return tell_sweep(reporter, settings.home.expanduser(), report, result)
         reporter.summary(result)
+        version = "{name}/{version}".format(**result["registered"])
+        reporter.entry("report", report_command(version, settings.home))
         return result
 
 
@@ -41,7 +45,7 @@ def demo_command(home: Path, as_json: bool) -> Any:
     with runtime.flow_settings(reporter.working):
         results = run_demo(home, PretrainSettings(), reporter)
         folder = home / "reports" / "demo"
-        tell_sweep(reporter, folder, results)
+        tell_sweep(reporter, home, folder, results)
         reporter.demonstration(PROMPT, demo_words(home, results), folder, results)
         return results
 
@@ -51,9 +55,15 @@ def report_folder(settings: SweepConfig, model: str) -> Path:
     return (settings.report or settings.home / "reports" / model).expanduser().absolute()
 
 
-def tell_sweep(reporter: Reporter, folder: Path, results: list[dict[str, Any]]) -> Any:
+def tell_sweep(reporter: Reporter, home: Path, folder: Path, results: list[dict[str, Any]]) -> Any:
     """The table of a sweep, and where its report is."""
+    from flows.runs.page import write_sweep_page
+
     reporter.table(results)
-    write_report(folder, results)
-    reporter.say(f"report       {folder}  (table.md, results.json, pictures)")
+    with reporter.working("report"):
+        write_report(folder, results)
+        page = write_sweep_page(home, folder, reporter.note)
+    reporter.say(f"report       {folder}  (report.html, table.md, results.json, pictures)")
+    if page.problem:
+        reporter.note(f"the page is not with all of its runs: {page.problem}")
     return results

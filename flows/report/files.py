@@ -11,6 +11,8 @@ from flows.report.series import baseline, sweep_series, training_series
 from tasks.stages.materialise import cannot_write
 from tasks.tracking.plots import plot_sweep, plot_training
 
+PAGE = "report.html"
+
 
 def write_report(folder: Path, results: Sequence[Mapping[str, Any]]) -> None:
     """Writes ``results.json``, ``table.md`` and pictures.
@@ -32,19 +34,23 @@ def write_report(folder: Path, results: Sequence[Mapping[str, Any]]) -> None:
         raise cannot_write(folder, error) from error
 
 
-def check_report(folder: Path) -> None:
+def check_report(folder: Path, flag: str = "--report") -> None:
     """Refuses a report's folder before the work it would report on.
+
+    Args:
+        folder: The folder.
+        flag: What names it.
 
     Raises:
         ConfigError: There is a file in the way, or no permission to write.
     """
     above = next(place for place in (folder, *folder.parents) if place.exists())
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        raise ConfigError(f"--report {folder} cannot be written: {above} is in the way")
+        raise ConfigError(f"{flag} {folder} cannot be written: {above} is in the way")
 
 
 def _write(folder: Path, results: Sequence[Mapping[str, Any]]) -> None:
-    lines = ",\n".join(json.dumps(_portable(run), ensure_ascii=False) for run in results)
+    lines = ",\n".join(json.dumps(portable(run), ensure_ascii=False) for run in results)
     (folder / "results.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
     (folder / "table.md").write_text(markdown_table(results), encoding="utf-8")
     draw_sweep(results, folder / "perplexity.png")
@@ -131,7 +137,7 @@ def _sizes(run: Mapping[str, Any], which: str) -> str:
     return f"{run['parameters'][which]:,} ({disk:,.2f}, {memory:,.2f})"
 
 
-def _portable(result: Mapping[str, Any]) -> dict[str, Any]:
+def portable(result: Mapping[str, Any]) -> dict[str, Any]:
     """The result without what is true of one machine or one moment only."""
     local = ("curves", "model_dir", "stages", "seconds", "registered", "run_id")
     return {name: value for name, value in result.items() if name not in local}

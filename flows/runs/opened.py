@@ -4,16 +4,18 @@
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from compress_core.errors import ConfigError
 from compress_core.versions import library_versions
 from flows.report.console import Reporter
 from flows.runs.budget import MOST, at_kept, resolve_budget
 from flows.runs.pipeline import Pipeline, build_pipeline
+from flows.runs.records import new_name
 from flows.runs.results import registered_name
 from flows.runs.workspace import Workspace, open_workspace, read_texts
 from flows.settings.checks import check_methods
-from flows.settings.config import RunConfig, Settings
+from flows.settings.config import RunConfig, Settings, SweepConfig
 from flows.settings.heap import share_one_heap
 from flows.settings.idle import idle_notes
 from tasks.engine.session import Session
@@ -29,12 +31,16 @@ class Opened:
         workspace: What all its runs share.
         reporter: Who tells people.
         pipelines: One per run, in order; of a search for a perplexity that at the mildest kept.
+        sweep: What a sweep is called, so that its runs can be found together; "" of one run.
+        page: Where the page of a sweep will be; None where none is written.
     """
 
     settings: Settings
     workspace: Workspace
     reporter: Reporter
     pipelines: list[Pipeline]
+    sweep: str = ""
+    page: Path | None = None
 
     @property
     def searched(self) -> bool:
@@ -91,7 +97,8 @@ def open_command(settings: Settings, reporter: Reporter) -> Opened:
         runs = [settings if settings.kept is not None else at_kept(settings, MOST)]
     pipelines = [build_pipeline(workspace, run) for run in runs]
     _check_refreshed(settings, pipelines)
-    return Opened(settings, workspace, reporter, pipelines)
+    sweep = new_name() if isinstance(settings, SweepConfig) else ""
+    return Opened(settings, workspace, reporter, pipelines, sweep)
 
 
 def _check_refreshed(settings: Settings, pipelines: list[Pipeline]) -> None:

@@ -16,19 +16,32 @@ from storage.records import NoRecordError, read_record, write_record
 FORMAT = 1
 
 
-def save_run_record(home: Path, config: BaseModel | None, result: dict[str, Any]) -> Path:
+def new_name() -> str:
+    """A name for a run's record or for a sweep: when, and eight digits that no other has."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid4().hex[:8]}"
+
+
+def save_run_record(
+    home: Path, config: BaseModel | None, result: dict[str, Any], sweep: str = ""
+) -> Path:
     """Writes what a run made, so that garbage collection knows what recent runs reach.
+
+    Args:
+        home: Data directory.
+        config: What was asked for, if anything was.
+        result: The run's.
+        sweep: Name of the sweep that it is part of.
 
     Raises:
         StorageError: It cannot be written.
     """
-    now = datetime.now(UTC)
-    file = home.expanduser() / RUNS / f"{now:%Y%m%dT%H%M%S}-{uuid4().hex[:8]}.json"
+    file = home.expanduser() / RUNS / f"{new_name()}.json"
     record = {
         "format": FORMAT,
-        "created": now.isoformat(),
+        "created": datetime.now(UTC).isoformat(),
         "config": config and hide_all(config.model_dump(mode="json")),
         "result": result,
+        **({"sweep": sweep} if sweep else {}),
     }
     write_record(file, record, indent=1)
     return file
@@ -39,9 +52,14 @@ class RunRecord:
 
     Args:
         fields: What is in the file.
+        name: The file's, without its ending.
 
     Attributes:
+        name: What people call it by.
         created: When it ended.
+        sweep: Name of the sweep that it is part of; "" of a run by itself.
+        run_id: Of the run in MLflow; "" where it has none.
+        model_dir: Its model folder; "" where it has none.
         keys: Key to whether the run computed it, of all artifacts it used.
         model: Name of the dense model; "" of a demonstration's training.
         what: Method and budget.
@@ -50,8 +68,12 @@ class RunRecord:
         KeyError, TypeError, ValueError, AttributeError: It is no record of a run.
     """
 
-    def __init__(self, fields: dict[str, Any]) -> None:
+    def __init__(self, fields: dict[str, Any], name: str = "") -> None:
         result = fields["result"]
+        self.name = name
+        self.sweep = str(fields.get("sweep", ""))
+        self.run_id = str(result.get("run_id", ""))
+        self.model_dir = str(result.get("model_dir", ""))
         self.created = datetime.fromisoformat(fields["created"])
         if self.created.tzinfo is None:
             raise ValueError("its time has no zone")
@@ -74,10 +96,7 @@ def read_run_records(home: Path, on_damage: Callable[[StorageError], None]) -> I
     """
     for file in sorted((home / RUNS).glob("*.json")):
         try:
-            fields = read_record(file, unsealed=True)
-            if fields.get("format", FORMAT) != FORMAT:
-                raise NoRecordError(f"it has format {fields['format']}, known is {FORMAT}")
-            yield RunRecord(fields)
+            yield RunRecord(_fields(file), file.stem)
         except FileNotFoundError:
             continue
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -88,3 +107,23 @@ def read_run_records(home: Path, on_damage: Callable[[StorageError], None]) -> I
                     "not known; delete it if it needs nothing any more"
                 )
             )
+
+
+def read_run(home: Path, name: str) -> dict[str, Any]:
+    """Everything in the record of a run: "created", "config", "result" and perhaps "sweep".
+
+    Raises:
+        StorageError: It was removed or is damaged.
+    """
+    file = home / RUNS / f"{name}.json"
+    try:
+        return _fields(file)
+    except (FileNotFoundError, NoRecordError) as error:
+        raise StorageError(f"the record of a run {file} cannot be read: {error}") from error
+
+
+def _fields(file: Path) -> dict[str, Any]:
+    fields = read_record(file, unsealed=True)
+    if fields.get("format", FORMAT) != FORMAT:
+        raise NoRecordError(f"it has format {fields['format']}, known is {FORMAT}")
+    return fields

@@ -12,6 +12,7 @@ from prefect import flow
 from compress_core.hf.loading import check_loads
 from compress_core.secrets import hide, hide_all
 from flows.report.console import Reporter
+from flows.runs.artifacts import Progress, show_run
 from flows.runs.opened import Opened
 from flows.runs.pipeline import Pipeline
 from flows.runs.records import save_run_record
@@ -73,6 +74,7 @@ def run_pipeline(opened: Opened, pipeline: Pipeline) -> dict[str, Any]:
 def run_groups(groups: Sequence[Group], session: Session, reporter: Reporter) -> list[Outcome]:
     """Runs groups in order, each as one Prefect task; a line per stage for the user."""
     outcomes: list[Outcome] = []
+    progress = Progress(sum(len(group.units) for group in groups), reporter.note)
     for line, members in groupby(groups, key=lambda group: group.line):
         of_line = list(members)
         with (
@@ -84,6 +86,7 @@ def run_groups(groups: Sequence[Group], session: Session, reporter: Reporter) ->
                 future = run_group.submit(group.stage, group.label, session, group)
                 done = cast(list[Outcome], future.result())  # what the state holds, not the state
                 reporter.advance(done)
+                progress.advance(line, len(done))
                 outcomes += done
     return outcomes
 
@@ -149,5 +152,6 @@ def finish(
     result["run_id"] = registered.pop("run_id")
     result["registered"] = registered
     result["seconds"] = round(perf_counter() - started, 3)
-    save_run_record(config.home, config, result)
+    save_run_record(config.home, config, result, opened.sweep)
+    show_run(config.home.expanduser(), result, reporter.note)
     return result

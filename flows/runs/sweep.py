@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from flows.runs.artifacts import show_sweep
 from flows.runs.opened import Opened
 from flows.runs.run import run_in_flow
 
@@ -18,4 +19,5 @@ def run_sweep(opened: Opened) -> list[dict[str, Any]]:
         place = f"(run {number} of {len(opened.pipelines)})"
         opened.reporter.say(f"── {config.label} kept {config.kept:g}  {place}")
         results.append(run_in_flow(opened, pipeline))
+    show_sweep(results, opened.page, opened.reporter.note)
     return results

@@ -25,6 +25,7 @@ QUIET = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # what goes wrong is raised, and said once
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 ANSWER_SECONDS = 5  # how long a server may take to say anything at all
 # Defaults for as long as somebody waits for an answer; MLflow's own are minutes of retries, which
@@ -41,6 +42,10 @@ LONGEST = 300  # characters of what a server answers
 
 class TrackingError(RuntimeError):
     """MLflow cannot be reached or refuses what it was given."""
+
+
+class NoAnswerError(TrackingError):
+    """Nobody answers at MLflow's address: what is asked next would wait as long."""
 
 
 def tracking_uri(home: Path) -> str:
@@ -82,7 +87,7 @@ def speaking(home: Path, to: str) -> Iterator["MlflowClient"]:
     except TrackingError:
         raise
     except Exception as error:  # MLflow lets through what its libraries raise, each their own
-        raise TrackingError(_refusal(uri, to, error)) from error
+        raise _refusal(uri, to, error) from error
 
 
 @contextmanager
@@ -135,7 +140,7 @@ def _open_database(uri: str) -> None:
     engine.dispose()
 
 
-def _refusal(uri: str, to: str, error: Exception) -> str:
+def _refusal(uri: str, to: str, error: Exception) -> TrackingError:
     """One line: what was refused, where and why, with the reason from below MLflow's wrapping."""
     from requests.exceptions import ConnectionError as NoConnection
     from requests.exceptions import RequestException, Timeout
@@ -148,8 +153,8 @@ def _refusal(uri: str, to: str, error: Exception) -> str:
     reason = hide(lines[0])[:LONGEST] if lines else type(error).__name__
     silent = (NoConnection, Timeout, ConnectionError, TimeoutError, socket.gaierror)
     if any(isinstance(one, silent) for one in chain):
-        return (
+        return NoAnswerError(
             f"no MLflow server answers at {hide(uri)} ({reason}); start it, or unset "
             "MLFLOW_TRACKING_URI to track in the data directory"
         )
-    return f"MLflow at {hide(uri)} refused {to}: {reason}"
+    return TrackingError(f"MLflow at {hide(uri)} refused {to}: {reason}")

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from flows.commands.plan import plan_as_run_or_sweep
 from tests.pipeline import pico
 from tests.pipeline.conftest import Run
+from tests.report_pages import assert_alone
 
 METHODS = ["ada_svd", "duo_svd", "svd_llm"]
 KEPT = [0.8, 0.5]
@@ -94,6 +95,30 @@ def test_the_plan_says_so_to_people(
     rows = [line for line in lines[:-1] if not line.startswith(" ")]  # those go on with the names
     assert rows and all(line.split()[1] == "cached" for line in rows)
     assert re.fullmatch(r"0 of \d+ units to run", lines[-1])
+
+
+def test_the_page_beside_the_table_shows_every_run(
+    settings: dict[str, Any], results: list[dict[str, Any]]
+) -> None:
+    folder = settings["home"] / "reports" / "pico"
+    page = assert_alone((folder / "report.html").read_text(encoding="utf-8"))
+    saved = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    rows = page.rows["results"][1:]
+    assert [name for name, _ in rows] == [run["method"] for run in saved]
+    for (_, values), run in zip(rows, saved, strict=True):
+        found = run["metrics"]["compressed"]
+        sizes = [run[size]["compressed"] for size in ("parameters", "bytes", "memory")]
+        assert values == [run["kept"], found["perplexity"], found["kl"], *sizes]
+    states = [s["state"] for run in results for s in run["stages"]]
+    assert dict(page.rows["time"])["all"][:3] == [
+        len(states),
+        states.count("computed"),
+        states.count("cached"),
+    ]
+    assert "eigenpress sweep --model" in page.sections["again"]
+    for run in results:
+        logged = settings["home"] / "mlartifacts" / run["run_id"] / "artifacts" / "sweep.html"
+        assert logged.read_bytes() == (folder / "report.html").read_bytes()
 
 
 def test_budget_and_accounting_of_every_run(results: list[dict[str, Any]]) -> None:

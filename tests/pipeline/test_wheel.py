@@ -59,8 +59,9 @@ def test_a_compression_runs_from_the_wheel_in_another_folder(
     assert Path(json.loads(done.stdout)["model_dir"]).is_dir()
 
 
-def test_every_module_is_in_it(installed: Path) -> None:
+def test_every_module_and_template_is_in_it(installed: Path) -> None:
     (packages,) = installed.parents[1].glob("lib/python*/site-packages")
     for package in PACKAGES:
-        modules = [file.relative_to(REPOSITORY) for file in (REPOSITORY / package).rglob("*.py")]
-        assert [name for name in modules if not (packages / name).is_file()] == []
+        files = [f for f in (REPOSITORY / package).rglob("*.*") if f.suffix not in ("", ".pyc")]
+        names = [file.relative_to(REPOSITORY) for file in files]
+        assert [name for name in names if not (packages / name).is_file()] == []

@@ -1,0 +1,54 @@
+"""What an allocation is predicted to cost, from losses and tables alone: no model is run."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from compress_core.allocate.hull import sensitivity
+from compress_core.types import Allocation, LayerRef
+
+
+def predicted_error(
+    layers: Sequence[LayerRef], losses: Mapping[str, Tensor], shares: Allocation
+) -> float:
+    """The part of all squared error there could be that an allocation leaves, in [0, 1].
+
+    A cut to rank r leaves exactly loss(r) in the metric that the layer was decomposed in
+    (Eckart-Young), and loss(0) is all of it: Σ loss(r) / Σ loss(0). A dense layer leaves none.
+
+    Args:
+        layers: What is cut.
+        losses: Layer to its squared error left at every rank, (ranks + 1,).
+        shares: Layer to what it keeps.
+    """
+    whole = math.fsum(float(losses[layer.name][0]) for layer in layers)
+    left = math.fsum(_left(losses[layer.name], shares[layer.name].rank) for layer in layers)
+    return left / whole if whole > 0 else 0.0
+
+
+def predicted_divergence(
+    layers: Sequence[LayerRef],
+    losses: Mapping[str, Tensor],
+    divergence: Mapping[str, Sequence[float]],
+    probed: float,
+    shares: Allocation,
+) -> float:
+    """KL to the dense model, nats per token, as ``hull`` predicts it: Σ sensitivity · loss(rank).
+
+    Args:
+        layers: What is cut.
+        losses: Layer to its squared error left at every rank, (ranks + 1,).
+        divergence: Layer to the KL of the model with that layer alone cut to ``probed``.
+        probed: That share, in (0, 1).
+        shares: Layer to what it keeps.
+    """
+    return math.fsum(
+        sensitivity(layer, losses[layer.name], divergence[layer.name][0], probed)
+        * _left(losses[layer.name], shares[layer.name].rank)
+        for layer in layers
+    )
+
+
+def _left(loss: Tensor, rank: int | None) -> float:
+    return 0.0 if rank is None else float(loss[rank])

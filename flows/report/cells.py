@@ -1,0 +1,175 @@
+"""Tables of a report's page: sizes and measures, scores, where time went; exact values beside."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from flows.report.shown import Shown
+from flows.report.tables import number
+from tasks.engine.stages import STAGES
+
+STDERR = "_stderr"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What people read, and the exact value behind it; the best of its budget is marked."""
+
+    text: str
+    value: float | int | None = None
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Head:
+    """Heading of a column, and the unit of what is below it."""
+
+    text: str
+    unit: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row by its name; that of the dense model looks quieter."""
+
+    name: str
+    cells: Sequence[Cell]
+    dense: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table; the first heading is that of the rows' names."""
+
+    caption: str
+    heads: Sequence[Head]
+    rows: Sequence[Row]
+
+
+def results_table(shown: Sequence[Shown]) -> Table:
+    """A row per run and one of the dense model: measures on every text, and sizes."""
+    first = shown[0].result
+    labels = list(first["metrics"]["dense"]["texts"])
+    sizes = [("parameters", "millions"), ("bytes", "MB on disk"), ("memory", "MB in memory")]
+    sizes = [(name, unit) for name, unit in sizes if name in first]
+    heads = [Head("method"), Head("kept")]
+    for place, label in enumerate(labels, 1):
+        which = f"text {place}" if len(labels) > 1 else label
+        heads += [Head("perplexity", which), Head("KL", f"nats/token, {which}")]
+    heads += [Head({"parameters": "parameters"}.get(name, "size"), unit) for name, unit in sizes]
+    best = _best(shown, labels)
+    rows = [Row("dense", [Cell("1", 1.0), *_measures(first, "dense", labels, sizes, best)], True)]
+    for run in shown:
+        kept = Cell(f"{run.result['kept']:g}", run.result["kept"])
+        for which in [name for name in run.result["metrics"] if name != "dense"]:
+            name = run.method if which == "compressed" else f"{run.method} before recovery"
+            rows.append(Row(name, [kept, *_measures(run.result, which, labels, sizes, best)]))
+    return Table(_caption(first, bool(best)), heads, rows)
+
+
+def _caption(first: Mapping[str, Any], best: bool) -> str:
+    texts = first["metrics"]["dense"]["texts"]
+    said = [
+        f"{f'text {place} is' if len(texts) > 1 else 'measured on'} {label}, {text['windows']} "
+        f"windows of {text['length']} tokens"
+        for place, (label, text) in enumerate(texts.items(), 1)
+    ]
+    told = "; ".join(said or ["nothing was measured on text"])
+    what = "share of the whole model" if first["of"] == "model" else "share of the layers"
+    bold = "; bold is the best of its budget" if best else ""
+    return f"{told[0].upper()}{told[1:]}. Kept is the {what} that stays{bold}."
+
+
+def _best(shown: Sequence[Shown], labels: Sequence[str]) -> set[tuple[float, str, float]]:
+    """Budget, text and perplexity of the best run, where a budget has several."""
+    found = set()
+    for kept in {run.result["kept"] for run in shown}:
+        of_budget = [run.result for run in shown if run.result["kept"] == kept]
+        for label in labels if len(of_budget) > 1 else ():
+            texts = (run["metrics"]["compressed"]["texts"][label] for run in of_budget)
+            found.add((kept, label, min(text["perplexity"] for text in texts)))
+    return found
+
+
+def _measures(
+    result: Mapping[str, Any],
+    which: str,
+    labels: Sequence[str],
+    sizes: Sequence[tuple[str, str]],
+    best: set[tuple[float, str, float]],
+) -> Iterable[Cell]:
+    for label in labels:
+        text = result["metrics"][which]["texts"][label]
+        found, kl = text["perplexity"], text.get("kl", 0.0)
+        marked = which != "dense" and (result["kept"], label, found) in best
+        yield Cell(number(found), found, marked)
+        yield Cell(f"{kl:.4f}", kl)
+    for name, _ in sizes:
+        stored = result[name]["dense" if which == "dense" else "compressed"]
+        yield Cell(f"{stored / 1e6:,.2f}", stored)
+
+
+def scores_table(shown: Sequence[Shown]) -> Table | None:
+    """A row per run, a column per task and measure, with standard errors; None without tasks."""
+    tasks = shown[0].result["metrics"]["dense"]["tasks"]
+    columns = [
+        (task, measure)
+        for task, scores in tasks.items()
+        for measure in scores
+        if not measure.endswith(STDERR)
+    ]
+    if not columns:
+        return None
+    dense = shown[0].result["metrics"]["dense"]
+    rows = [Row("dense", [_score(dense["tasks"][task], name) for task, name in columns], True)]
+    for run in shown:
+        scores = run.result["metrics"]["compressed"]["tasks"]
+        rows.append(Row(run.label, [_score(scores[task], name) for task, name in columns]))
+    asked = shown[0].result.get("asked", {})
+    how = [f"{asked['task_limit']} documents per task"] if asked.get("task_limit") else []
+    how += [f"{asked['num_fewshot']} examples"] if asked.get("num_fewshot") is not None else []
+    how += ["through the chat template"] if asked.get("apply_chat_template") else []
+    caption = "Scores of lm-eval tasks ± their standard error" + "".join(f"; {h}" for h in how)
+    heads = [Head("model"), *(Head(name, task) for task, name in columns)]
+    return Table(f"{caption}.", heads, rows)
+
+
+def _score(scores: Mapping[str, float], name: str) -> Cell:
+    value = scores[name]
+    error = scores.get(f"{name}{STDERR}")
+    beside = f" ± {error:.3f}" if error is not None and math.isfinite(error) else ""
+    return Cell(f"{number(value) if abs(value) >= 10 else f'{value:.3f}'}{beside}", value)
+
+
+def seconds_of(run: Shown) -> dict[str, float]:
+    """Stage to the seconds that a run spent in it."""
+    found: dict[str, float] = {}
+    for stage in run.result.get("stages", ()):
+        found[stage["name"]] = found.get(stage["name"], 0.0) + stage["seconds"]
+    return found
+
+
+def times_table(shown: Sequence[Shown]) -> Table | None:
+    """A row per stage: units, how many were computed and found, seconds; None without records."""
+    stages = [stage for run in shown for stage in run.result.get("stages", ())]
+    if not stages:
+        return None
+    rows = []
+    there = {stage["name"] for stage in stages}
+    for name in [*(stage for stage in STAGES if stage in there), *sorted(there - set(STAGES))]:
+        rows.append(Row(name, _counted([stage for stage in stages if stage["name"] == name])))
+    rows.append(Row("all", _counted(stages)))
+    of = f"all {len(shown)} runs together" if len(shown) > 1 else "this run"
+    return Table(
+        f"Units of {of}. What one run has computed the next one finds.",
+        [Head("stage"), Head("units"), Head("computed"), Head("cached"), Head("time", "s")],
+        rows,
+    )
+
+
+def _counted(stages: Sequence[Mapping[str, Any]]) -> list[Cell]:
+    cached = sum(stage["state"] == "cached" for stage in stages)
+    seconds = math.fsum(stage["seconds"] for stage in stages)
+    counts = [len(stages), len(stages) - cached, cached]
+    return [*(Cell(f"{count:,}", count) for count in counts), Cell(f"{seconds:,.1f}", seconds)]

@@ -1,0 +1,110 @@
+"""The curve that cached decompositions predict for budgets at which nothing was run."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from compress_core.allocate.base import Allocator, Evidence
+from compress_core.allocate.hull import Hull
+from compress_core.allocate.predict import predicted_divergence, predicted_error
+from compress_core.allocate.uniform import Uniform
+from compress_core.errors import BudgetError, ConfigError
+from compress_core.method import Method
+from compress_core.methods import build_method
+from compress_core.types import LayerRef
+from flows.report.shown import Floats, Prediction
+
+GRID = tuple(n / 10 for n in range(2, 10))  # shares at which something is predicted
+
+
+@dataclass(frozen=True)
+class Known:
+    """What was measured.
+
+    Attributes:
+        losses: Layer or stack to its squared error left at every rank.
+        similarity: Block to the cosine of its input and output, of what is there of it.
+        divergence: Layer or stack to its row of the probe's table, of what is there of it.
+    """
+
+    losses: Mapping[str, Floats]
+    similarity: Mapping[int, float]
+    divergence: Mapping[str, Sequence[float]]
+
+
+def predict(
+    config: Mapping[str, Any], result: Mapping[str, Any], layers: Sequence[LayerRef], known: Known
+) -> Prediction | str:
+    """What every budget is predicted to cost, or why that cannot be said.
+
+    Args:
+        config: The run's.
+        result: The run's.
+        layers: Every compressible layer.
+        known: What the store has.
+    """
+    try:
+        method = build_method(config["method"], config["options"], config["allocate"])
+        stacks = [stack.as_layer for stack in method.stacks(layers)]
+    except (ConfigError, KeyError) as error:
+        return f"This version of Eigenpress does not know the run's method: {error}."
+    if method.eight_bits:
+        return "Components in 8 bits cost other than those that are predicted."
+    if method.stores_entries:
+        return "It stores sparse entries beside components; what they save is not predicted."
+    if any(layer.name not in known.losses for layer in stacks):
+        return "The decompositions on record are not those of the method as it is now."
+    allocator, how = _allocator(method, known, [layer.name for layer in stacks])
+    evidence = Evidence(
+        {name: torch.from_numpy(loss) for name, loss in known.losses.items()},
+        known.similarity,
+        known.divergence,
+        config["samples"] * _length(config, result),
+    )
+    return _curve(stacks, allocator, how, evidence, GRID)
+
+
+def _allocator(method: Method, known: Known, names: Sequence[str]) -> tuple[Allocator, str]:
+    """The run's own allocator where what it reads is there for any budget, else uniform shares."""
+    own = method.allocate
+    if method.learn is not None:
+        return Uniform(), "uniform shares; the run itself learned which components stay"
+    there = "similarity" not in own.reads or bool(known.similarity)
+    if "divergence" in own.reads:
+        there = own.probe(0.5) == own.probe(0.6) and set(names) <= set(known.divergence)
+    if not there:
+        return Uniform(), "uniform shares; what the run's allocator reads holds for its budget only"
+    return own, f"the run's own allocation ({type(own).__name__.lower()})"
+
+
+def _length(config: Mapping[str, Any], result: Mapping[str, Any]) -> int:
+    """Tokens in a window, clipped to the context as the evaluation texts were."""
+    texts = result["metrics"]["dense"]["texts"].values()
+    return min([config["length"], *(text["length"] for text in texts)])
+
+
+def _curve(
+    layers: Sequence[LayerRef],
+    allocator: Allocator,
+    how: str,
+    evidence: Evidence,
+    wanted: Sequence[float],
+) -> Prediction | str:
+    shares, error, divergence = [], [], []
+    whole = sum(layer.dense_cost for layer in layers)
+    for kept in wanted:
+        try:
+            allocator.check(layers, kept)
+            given = allocator.allocate(layers, kept, evidence)
+        except (BudgetError, ConfigError):
+            continue  # too little for this model
+        shares.append(sum(given[layer.name].cost(layer) for layer in layers) / whole)
+        error.append(predicted_error(layers, evidence.losses, given))
+        if isinstance(allocator, Hull):
+            tables = evidence.losses, evidence.divergence
+            divergence.append(predicted_divergence(layers, *tables, allocator.probe_share, given))
+    if not shares:
+        return "No budget that is looked at holds one component of every layer."
+    return Prediction(shares, error, divergence or None, how)
