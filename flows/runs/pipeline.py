@@ -103,7 +103,7 @@ def build_pipeline(workspace: Workspace, config: RunConfig) -> Pipeline:
         recovered, new = recover_groups(job, models, config.recovery, tokens, folder)
         written += recovered
         folders = {"unrecovered": folder, "compressed": new}
-    evaluated, evaluations = _evaluation_groups(workspace, config, texts, folders)
+    evaluated, evaluations = evaluation_groups(workspace, config, texts, folders)
     groups = [*first, *texts.values(), *collected, *fisher, *weighed, *decomposed, *chosen]
     groups += [*realised, *written, *evaluated]
     return Pipeline(config, job, groups, allocation, factors, folders["compressed"], evaluations)
@@ -180,9 +180,17 @@ def _by_name(groups: list[Group]) -> dict[str, Unit]:
     return {unit.name: unit for group in groups for unit in group.units}
 
 
-def _evaluation_groups(
+def evaluation_groups(
     workspace: Workspace, config: RunConfig, texts: dict[str, Group], folders: dict[str, Unit]
 ) -> tuple[list[Group], list[Evaluation]]:
+    """Every text and task on the dense model and on compressed folders, in order.
+
+    Args:
+        workspace: What all runs share.
+        config: How tasks are asked.
+        texts: Label to the group that cuts a text into windows.
+        folders: What people call a compressed model, to the unit that holds its folder.
+    """
     groups, evaluations = [], []
     for which, compressed in {"dense": None, **folders}.items():
         for label, text in texts.items():

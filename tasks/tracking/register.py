@@ -132,6 +132,7 @@ def _tags(result: Mapping[str, Any]) -> dict[str, str]:
         "code_version": result["code_version"],
         "parameters": json.dumps(result["parameters"]),
         "bytes": json.dumps(result["bytes"]),
+        "measured": json.dumps(result["measured"]),
     }
     for which, values in result["metrics"].items():
         for label, numbers in [*values["texts"].items(), *values["tasks"].items()]:

@@ -93,10 +93,10 @@ def impatient() -> Iterator[None]:
 
 
 @contextmanager
-def alone(home: Path) -> Iterator[None]:
-    """Only one process of a data directory at a time."""
+def alone(home: Path, at: str = "mlflow") -> Iterator[None]:
+    """Only one process of a data directory at a time, at what has that name."""
     home.mkdir(parents=True, exist_ok=True)
-    with open(home / "mlflow.lock", "w") as lock:
+    with open(home / f"{at}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
