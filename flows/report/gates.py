@@ -16,7 +16,7 @@ def print_gates(gates: Sequence[Mapping[str, Any]]) -> None:
         Column("gate", [gate["rule"] for gate in gates], name=True),
         Column("value", [_number(gate["value"]) for gate in gates]),
         Column("limit", [_number(gate["limit"]) for gate in gates]),
-        Column("", ["kept" if gate["passed"] else "FAILED" for gate in gates]),
+        Column("result", ["kept" if gate["passed"] else "FAILED" for gate in gates]),
     ]
     for table in fitted_tables(keys, columns, console.width):
         console.print(table)
@@ -47,7 +47,9 @@ def print_history(moves: Sequence[Recorded]) -> None:
 
 
 def _number(value: float | None) -> str:
-    return "–" if value is None else number(value)
+    if value is None:
+        return "–"
+    return f"{value:.0f}" if value.is_integer() and abs(value) < 1000 else number(value)
 
 
 def _version(version: int | None) -> str:

@@ -195,9 +195,7 @@ def check_alias(alias: str) -> None:
         raise ConfigError(f"--to {PREVIOUS}: it goes along with {CHAMPION} and is not moved alone")
 
 
-def choose_version(
-    asked: Asked, versions: Sequence[Version], champion: Version | None
-) -> Version:
+def choose_version(asked: Asked, versions: Sequence[Version], champion: Version | None) -> Version:
     """The version that is meant.
 
     Raises:

@@ -135,7 +135,9 @@ def _gate(name: str, limits: Limits) -> Gate:
     if gate.max is not None and gate.min is not None and gate.min > gate.max:
         raise ConfigError(f"gates: {name}: nothing is over {gate.min:g} and under {gate.max:g}")
     if gate.worse_than_dense is not None and metric.dense is None:
-        raise ConfigError(f"gates: {name} has no worse_than_dense: of the dense model it is not known")
+        raise ConfigError(
+            f"gates: {name} has no worse_than_dense: of the dense model it is not known"
+        )
     return gate
 
 
@@ -160,7 +162,9 @@ def _number(name: str, limit: str, given: float | str | None) -> float | None:
 def _allowance(name: str, limit: str, given: float | str | None) -> Allowance | None:
     if given is None:
         return None
-    number = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*%\s*", given) if isinstance(given, str) else None
+    number = (
+        re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*%\s*", given) if isinstance(given, str) else None
+    )
     if number:
         return Allowance(float(number[1]) / 100, relative=True)
     if isinstance(given, str) and name in BYTES:

@@ -93,30 +93,31 @@ def evaluate_gates(
     return [verdict for gate in gates for verdict in _of_gate(gate, version, champion)]
 
 
-def _of_gate(
-    gate: Gate, version: Measurements, champion: Measurements | None
-) -> Iterator[Verdict]:
+def _of_gate(gate: Gate, version: Measurements, champion: Measurements | None) -> Iterator[Verdict]:
     metric = gate.metric
     value = version.metrics.get(metric.logged)
     for rule, limit, better in (("max", gate.max, LOWER), ("min", gate.min, HIGHER)):
         if limit is not None:
-            yield _held(metric, f"{rule} {limit:.6g}", value, limit, better)
+            yield _held(metric, f"{rule} {_said(limit)}", value, limit, better)
     if gate.worse_than_dense is not None:
+        rule = f"{gate.worse_than_dense} worse than dense"
         reference = version.metrics.get(metric.dense) if metric.dense else None
-        if reference is None:
+        if value is None:
+            yield _held(metric, rule, value, math.nan, metric.better)
+        elif reference is None:
             raise ConfigError(
                 f"gates: version {version.version} has no {metric.name} of the dense model, so "
                 "worse_than_dense has nothing to compare with: leave it out, or promote a version "
                 "whose run measured it"
             )
-        error = metric.dense and _dense_error(gate, metric, version)
-        rule = f"{gate.worse_than_dense} worse than dense"
-        yield _relative(gate, rule, gate.worse_than_dense, version, reference, error or None)
+        else:
+            error = _dense_error(metric, version)
+            yield _relative(gate, rule, gate.worse_than_dense, version, reference, error)
     if gate.worse_than_champion is not None:
         yield _against_champion(gate, gate.worse_than_champion, version, champion)
 
 
-def _dense_error(gate: Gate, metric: Metric, version: Measurements) -> float | None:
+def _dense_error(metric: Metric, version: Measurements) -> float | None:
     name = metric.standard_error
     return version.metrics.get(name.replace("compressed/", "dense/", 1)) if name else None
 
@@ -170,9 +171,11 @@ def _relative(
     return verdict if verdict.why else Verdict(**{**vars(verdict), "why": why})
 
 
-def _held(
-    metric: Metric, rule: str, value: float | None, limit: float, better: str
-) -> Verdict:
+def _said(limit: float) -> str:
+    return f"{limit:,.0f}" if abs(limit) >= 1e5 else f"{limit:.6g}"
+
+
+def _held(metric: Metric, rule: str, value: float | None, limit: float, better: str) -> Verdict:
     if (broken := _number(metric, rule, value, limit)) is not None:
         return broken
     assert value is not None
@@ -186,6 +189,7 @@ def _number(
     metric: Metric, rule: str, value: float | None, limit: float | None = None
 ) -> Verdict | None:
     """The verdict on what is missing or no number; None on a number."""
+    limit = limit if limit is not None and math.isfinite(limit) else None
     if value is None:
         how = "; `eigenpress bench` measures it" if metric.speed else ""
         return Verdict(metric.name, rule, None, limit, False, f"not measured{how}")

@@ -82,12 +82,14 @@ class Surroundings:
         sleep: Waits for some seconds.
         running: Whether a process of this host is there.
         host: This host.
+        pid: This process.
     """
 
     clock: Callable[[], float] = time.time
     sleep: Callable[[float], None] = time.sleep
     running: Callable[[int], bool] = runs
     host: str = field(default_factory=this_host)
+    pid: int = field(default_factory=os.getpid)
 
 
 class Lease:
@@ -132,7 +134,7 @@ def leased(model: RegistryModel, who: str, around: Surroundings | None = None) -
     """
     around = around or Surroundings()
     ends = around.clock() + SECONDS
-    claim = Claim(uuid4().hex[:16], 0, who, around.host, os.getpid(), ends)
+    claim = Claim(uuid4().hex[:16], 0, who, around.host, around.pid, ends)
     _write(model, claim)
     try:
         number = 1 + max((one.number for one in _claims(model, around).values()), default=0)
@@ -156,7 +158,7 @@ def _wait_for_turn(model: RegistryModel, claim: Claim, around: Surroundings) -> 
         if claims.get(claim.token, claim).number != claim.number or claim.token not in claims:
             raise HeldError(f"the lease on {model.name!r} was taken away; nothing was moved")
         others = [other for token, other in claims.items() if token != claim.token]
-        first = [o for o in others if 0 < o.number and (o.number, o.token) < _place(claim)]
+        first = [o for o in others if o.number > 0 and (o.number, o.token) < _place(claim)]
         if first:
             raise HeldError(_held_by(model, min(first, key=_place), around))
         choosing = [other for other in others if other.number == 0]

@@ -145,7 +145,7 @@ def rollback_of(
     if champion is None or target is None or target == champion:
         return None
     _cut(stack, target)
-    before = {CHAMPION: champion, PREVIOUS: target}
+    before: dict[str, int | None] = {CHAMPION: champion, PREVIOUS: target}
     return before, {CHAMPION: target, PREVIOUS: stack[-2] if len(stack) > 1 else None}
 
 

@@ -25,6 +25,7 @@ QUIET = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # what goes wrong is raised, and said once
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # on stderr, of every file
 }
 ANSWER_SECONDS = 5  # how long a server may take to say anything at all
 # Defaults for as long as somebody waits for an answer; MLflow's own are minutes of retries, which
