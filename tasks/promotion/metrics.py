@@ -204,4 +204,5 @@ def _same_text(metric: Metric, one: Measured, other: Measured) -> tuple[str, str
     same = next((name for name, digest in other.texts.items() if digest == one.texts[label]), None)
     if same is None:
         return "", f"the other was not measured on these windows of {label}"
-    return fit_name(f"compressed/{same}/{kind}"), ""
+    first_of_both = metric.name == kind and same == next(iter(other.texts))
+    return metric.logged if first_of_both else fit_name(f"compressed/{same}/{kind}"), ""
