@@ -1,22 +1,26 @@
 """Two processes that promote different versions of one model at the same moment, again and again.
 
 `python -m tests.pipeline.racing 100` races a hundred times in each of three settings: on one data
-directory, on two that share a database, and (with `--server`) through a tracking server.
+directory, on two that share a database, and (with `--server PORT`) through a tracking server, and
+kills a promotion with SIGKILL before every one of its writes.
 """
 
 import argparse
+import importlib
 import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +29,7 @@ NAME = "raced"
 
 
 def register_versions(home: Path, count: int = VERSIONS, **measured: Any) -> None:
-    """Versions of a folder without weights, each of a run with a perplexity that is a bit better."""
+    """Versions of a folder without weights, each with a perplexity that is a bit better."""
     from tasks.tracking.client import record_run, register_model
 
     folder = home / "models" / "raced"
@@ -156,20 +160,107 @@ def server(folder: Path, port: int) -> Any:
         process.wait()
 
 
+DEAR = (  # imported once: children are forks
+    "mlflow.store.model_registry.sqlalchemy_store",
+    "mlflow.store.tracking.sqlalchemy_store",
+    "flows.runs.promotion",
+)
+WRITES = 7  # of one promotion: its claim twice, the record, two aliases, the ending, the lease away
+
+
+def kill_between_steps(home: Path) -> list[str]:
+    """Promotions that are killed before each of their writes, each followed by one that is not.
+
+    Returns:
+        How the record of each ended, or that of the promotion behind it.
+    """
+
+    found: list[str] = []
+    champion = None
+    for number in range(WRITES):
+        new = 1 if champion == 2 else 2
+        code = _in_child(lambda new=new, number=number: _promote(home, new, number))  # type: ignore[misc]
+        assert code == -signal.SIGKILL, (number, code)
+        left, healed, endings = _asked(lambda new=new: _look_heal_look(home, new))  # type: ignore[misc]
+        assert left.get("champion") in (champion, new), number
+        wanted = {"champion": new, "previous": champion}
+        assert healed == {alias: v for alias, v in wanted.items() if v is not None}, number
+        assert all(endings), (number, endings)
+        found.append(endings[-2] if endings[-2:-1] == ["withdrawn"] else endings[-1])
+        champion = new
+    return found
+
+
+def _look_heal_look(home: Path, version: int) -> tuple[dict[str, int], dict[str, int], list[str]]:
+    """Aliases as a killed promotion left them and as the next leaves them, and all endings."""
+    from flows.runs.promotion import history
+    from tasks.tracking.registered_model import RegisteredModel
+
+    model = RegisteredModel(home, NAME)
+    left = model.aliases()
+    _promote(home, version)
+    return left, model.aliases(), [one.ending for one in history(home, NAME)]
+
+
+def _promote(home: Path, version: int, killed_at: int | None = None) -> None:
+    from flows.runs import promotion
+    from flows.settings.gates import build_gates
+    from tasks.tracking.registered_model import RegisteredModel
+
+    writes = count()
+
+    def dying(write: Any) -> Any:
+        def written(*given: Any) -> None:
+            if next(writes) == killed_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            write(*given)
+
+        return written
+
+    for name in ("set_tag", "delete_tag", "set_alias"):
+        setattr(RegisteredModel, name, dying(getattr(RegisteredModel, name)))
+    gates = build_gates({"perplexity": {"max": 20}}, "of the test")
+    promotion.promote(promotion.Asked(home, NAME, gates, str(version)))
+
+
+def _in_child(work: Callable[[], Any]) -> int | None:
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    process.join()
+    return process.exitcode
+
+
+def _asked(work: Callable[[], Any]) -> Any:
+    """What a child finds: this process opens no database, which its children would inherit."""
+    answers = multiprocessing.get_context("fork").SimpleQueue()
+    assert _in_child(lambda: answers.put(work())) == 0
+    return answers.get()
+
+
 def main() -> None:
     """As the module says."""
     parser = argparse.ArgumentParser()
     parser.add_argument("rounds", type=int, nargs="?", default=100)
     parser.add_argument("--server", type=int, metavar="PORT")
+    parser.add_argument("--blank", type=Path, metavar="DIR", help="a data directory to begin with")
+    parser.add_argument("--one", action="store_true", help="only on one data directory")
     given = parser.parse_args()
+    for module in DEAR:
+        importlib.import_module(module)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         settings: list[tuple[str, list[str], str | None]] = [
             ("one data directory", ["a", "a"], None),
             ("two that share a database", ["b", "c"], f"sqlite:///{folder / 'shared.db'}"),
         ]
-        for what, names, uri in settings:
+        if given.blank:
+            for name in "ak":
+                shutil.copytree(given.blank, folder / name)
+        for what, names, uri in settings[: 1 if given.one else None]:
             _run(what, [folder / name for name in names], uri, given.rounds)
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
+        assert _in_child(lambda: register_versions(folder / "k")) == 0
+        print(f"killed before each of {WRITES} writes: {kill_between_steps(folder / 'k')}")
         if given.server:
             with server(folder, given.server) as uri:
                 _run("a tracking server", [folder / "d", folder / "e"], uri, given.rounds)
@@ -179,27 +270,18 @@ def _run(what: str, homes: list[Path], uri: str | None, rounds: int) -> None:
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     if uri:
         os.environ["MLFLOW_TRACKING_URI"] = uri
-    child = multiprocessing.get_context("fork").Process(target=_one, args=(what, homes, rounds))
-    child.start()
-    child.join()
-    if child.exitcode:
+    if _in_child(lambda: _one(what, homes, rounds)):
         raise SystemExit(f"{what}: failed")
 
 
 def _one(what: str, homes: list[Path], rounds: int) -> None:
-    prepared = multiprocessing.get_context("fork").Process(
-        target=register_versions, args=(homes[0],)
-    )
-    prepared.start()
-    prepared.join()
+    assert _in_child(lambda: register_versions(homes[0])) == 0
     begun = time.perf_counter()
     found = race(homes, rounds)
     seconds = time.perf_counter() - begun
     check(homes[0], found)
     words = Counter(text.partition(":")[0][:60] for one in found for text in one.words if text)
     print(f"{what}: {rounds} races, {rounds} winners, {seconds:.0f} s; losers say {dict(words)}")
-    for home in homes:
-        shutil.rmtree(home, ignore_errors=True)
 
 
 if __name__ == "__main__":
