@@ -28,8 +28,9 @@ def home(blank_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             tracking.register_model(home, name="m", model_dir=folder, run_id=run_id, tags={})
         with speaking(home, "to prepare") as client:
             client.set_registered_model_alias("m", "champion", "1")
-            client.create_registered_model("old")
-            client.create_model_version("old", folder.as_uri(), runs[0], await_creation_for=0)
+            for name in ("old", "odd@name"):
+                client.create_registered_model(name)
+                client.create_model_version(name, folder.as_uri(), runs[0], await_creation_for=0)
     return home
 
 
@@ -56,13 +57,14 @@ def test_a_version_by_each_of_its_names(home: Path, asked: str, number: int) -> 
     assert (version.name, version.version) == ("m", number)
     assert versions.model_folder(home, version) == home / "a model"
     assert folder_or_version(asked, home) == (home / "a model", version)
+    assert versions.find_version(home, "odd@name").name == "odd@name"
     assert versions.read_aliases(home, "m") == {"champion": 1}
 
 
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ("none", "no registered model is called 'none'; there are m, old"),
+        ("none", "no registered model is called 'none'; there are m, odd@name, old"),
         ("m@best", "'m' has no alias 'best'; its aliases are champion"),
         ("old@best", "'old' has no alias 'best'; it has no alias"),
         ("m/7", "'m' has no version 7; it has 2, 1"),
@@ -75,10 +77,10 @@ def test_what_is_not_there_is_one_line_that_says_what_is(home: Path, asked: str,
     with pytest.raises(TrackingError) as caught:
         versions.find_version(home, asked)
     assert said in str(caught.value)
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError) as refused:
         folder_or_version(asked, home)
-    assert said in str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert said in str(refused.value)
+    assert "\n" not in str(refused.value)
 
 
 def test_a_folder_comes_before_a_name(
@@ -101,6 +103,7 @@ def test_every_file_is_what_was_registered(home: Path, tmp_path: Path) -> None:
     (folder / "registered_model_meta").write_text("of MLflow")  # it writes this when it loads
     (folder / "code" / "__pycache__").mkdir()
     (folder / "code" / "__pycache__" / "a.pyc").write_bytes(b"of Python")
+    (folder / "eigenpress.yaml").write_text("of another run that made the same model")
     assert versions.check_files(folder, version)
     (folder / "weights").write_bytes(b"1244")
     (folder / "code" / "a.py").unlink()
