@@ -148,6 +148,43 @@ def demo(home: Home = None, as_json: Json = False) -> None:
         print_json(results)
 
 
+@app.command()
+def up(
+    prefect_port: Annotated[
+        int,
+        typer.Option(
+            help="port of Prefect's server and page; 0 is any that is free (default: 4200)",
+            min=0,
+            max=65535,
+            metavar="PORT",
+            show_default=False,
+        ),
+    ] = 4200,
+    mlflow_port: Annotated[
+        int,
+        typer.Option(
+            help="port of MLflow's page; 0 is any that is free (default: 5000)",
+            min=0,
+            max=65535,
+            metavar="PORT",
+            show_default=False,
+        ),
+    ] = 5000,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Start what schedules need, and end it again: Prefect, a worker, MLflow.
+
+    All on the loopback. With PREFECT_API_URL set, the worker is that server's.
+    """
+    from flows.commands.up import run_together
+    from flows.settings.home import open_home
+
+    where = (home or default_home()).expanduser().absolute()
+    open_home(where)
+    run_together(where, prefect_port, mlflow_port, as_json, print_json)
+
+
 def execute(settings: Settings, as_json: bool) -> Any:
     """Runs a configuration as a Prefect flow; every refusal comes before the flow starts."""
     start_runtime(settings.home.expanduser())

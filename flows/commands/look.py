@@ -30,6 +30,7 @@ EXAMPLES = {
     "methods": "eigenpress methods svd_llm",
     "export": "eigenpress export ./my-llama-small --to dense --output ./my-llama-again",
     "demo": "eigenpress demo --home /tmp/eigenpress",
+    "up": "eigenpress up --home /data/eigenpress",
     "store": "eigenpress store ls",
     "store ls": "eigenpress store ls --stage collect",
     "store show": "eigenpress store show 7d3f09ab",
