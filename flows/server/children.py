@@ -88,7 +88,7 @@ def start_child(
     words: list[str],
     log: Path,
     environment: dict[str, str],
-    socket_of: int | None = None,
+    listener: int | None = None,
 ) -> Child:
     """Starts a script of this package, or below `LEASHED` a module, that ends with this process.
 
@@ -97,10 +97,10 @@ def start_child(
         words: The script, and its arguments behind the parent's process id.
         log: Gets what it prints.
         environment: Its environment.
-        socket_of: A file descriptor that it inherits; it is the argument before the parent's id.
+        listener: A file descriptor that it inherits; it is the argument before the parent's id.
     """
     script, *rest = words
-    inherited = [] if socket_of is None else [socket_of]
+    inherited = [] if listener is None else [listener]
     with log.open("ab") as output:
         process = subprocess.Popen(
             # -P: a folder named `tasks` or `flows` where the user stands must not shadow anything.

@@ -9,6 +9,7 @@ something that automations see.
 import os
 import re
 import socket
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -37,12 +38,9 @@ def make_pool(client: "SyncPrefectClient") -> None:
         client.read_work_pool(POOL)
     except ObjectNotFound:
         template = ProcessWorker.get_default_base_job_template()
-        try:
-            client.create_work_pool(
-                WorkPoolCreate(name=POOL, type=KIND, base_job_template=template)
-            )
-        except ObjectAlreadyExists:
-            pass  # another process made it meanwhile
+        new = WorkPoolCreate(name=POOL, type=KIND, base_job_template=template)
+        with suppress(ObjectAlreadyExists):  # another process made it meanwhile
+            client.create_work_pool(new)
 
 
 def is_online(client: "SyncPrefectClient", worker: str) -> bool:
@@ -95,10 +93,10 @@ def _why_dead(run: "FlowRun", online: set[str], ended: str | None) -> str | None
         return f"the worker {worker} ended before this run did; {again}"
     assert run.state is not None
     waiting = datetime.now(UTC) - run.state.timestamp
-    if run.state.is_pending() and worker not in online:
-        if waiting > timedelta(minutes=PENDING_MINUTES):
-            minutes = int(waiting.total_seconds() // 60)
-            return f"no process began within {minutes} minutes and its worker is gone; {again}"
+    left = run.state.is_pending() and worker not in online
+    if left and waiting > timedelta(minutes=PENDING_MINUTES):
+        minutes = int(waiting.total_seconds() // 60)
+        return f"no process began within {minutes} minutes and its worker is gone; {again}"
     return None
 
 

@@ -45,11 +45,12 @@ EPHEMERAL = {
     # The command keeps its own console quiet; this one's is the log, which says why it failed.
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "ERROR",
 }
+LEASES = "prefect.server.concurrency.lease_storage"
 # Of a lasting one, besides.
 LASTING = {
     # In memory, the default, they are gone with the server, and the slots that they stand for are
     # held for ever: a deployment with a limit of one never runs again.
-    "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+    "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": f"{LEASES}.filesystem",
     "PREFECT_LOGGING_SERVER_LEVEL": "WARNING",
 }
 LAST_ANSWERS_SECONDS = 3  # for requests in the air and web pages that listen, when a server ends

@@ -1,4 +1,4 @@
-"""Which servers `eigenpress up` runs for a data directory: a file, believed while its lock is held."""
+"""Where the servers of `eigenpress up` are: a file, believed while the lock beside it is held."""
 
 import fcntl
 import json

@@ -15,7 +15,8 @@ def pages_command(home: Path) -> tuple[list[str], dict[str, str]] | None:
 
     Returns:
         The module with its arguments, and its environment, since a database's address may hold a
-        password and arguments are seen by everybody. None where `MLFLOW_TRACKING_URI` names a server, which has pages of its own.
+        password and arguments are seen by everybody. None where `MLFLOW_TRACKING_URI` names a
+        server, which has pages of its own.
 
     Raises:
         TrackingError: The database cannot be opened.
