@@ -31,6 +31,7 @@ EXAMPLES = {
     "export": "eigenpress export ./my-llama-small --to dense --output ./my-llama-again",
     "demo": "eigenpress demo --home /tmp/eigenpress",
     "up": "eigenpress up --home /data/eigenpress",
+    "deploy": 'eigenpress deploy nightly.yaml --cron "0 2 * * *" --timezone Europe/Berlin',
     "store": "eigenpress store ls",
     "store ls": "eigenpress store ls --stage collect",
     "store show": "eigenpress store show 7d3f09ab",

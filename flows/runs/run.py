@@ -132,8 +132,8 @@ def finish(
     with placed(lambda: "stage register"), reporter.stage("register", 1), _kept(target):
         same = None if opened.register_unchanged else same_version(home, name, result)
         if same is not None:
-            registered = {"name": name, "version": same.version, "run_id": same.run_id}
-            registered["unchanged"] = True
+            found = {"name": name, "version": same.version, "run_id": same.run_id}
+            registered: dict[str, Any] = found | {"unchanged": True}
         else:
             registered = register.submit(
                 name=name,

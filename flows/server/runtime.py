@@ -107,7 +107,7 @@ def start_early() -> None:
     global _server, _foreign
     if _server is not None or _foreign is not None:
         return
-    _foreign = _named_server()
+    _foreign = named_server()
     if _foreign is not None:
         return
     directory = Path(os.environ["PREFECT_HOME"])
@@ -277,7 +277,7 @@ def stop() -> None:
         server.process.wait()
 
 
-def _named_server() -> str | None:
+def named_server() -> str | None:
     """The address in the user's environment, profile or project files, where there is one."""
     if "PREFECT_API_URL" in os.environ:
         return os.environ["PREFECT_API_URL"] or None
