@@ -51,6 +51,7 @@ LASTING = {
     # In memory, the default, they are gone with the server, and the slots that they stand for are
     # held for ever: a deployment with a limit of one never runs again.
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": f"{LEASES}.filesystem",
+    "PREFECT_SERVER_EVENTS_CAUSAL_ORDERING": "flows.server.ordering",
     "PREFECT_LOGGING_SERVER_LEVEL": "WARNING",
 }
 LAST_ANSWERS_SECONDS = 3  # for requests in the air and web pages that listen, when a server ends
