@@ -33,6 +33,8 @@ EXAMPLES = {
     "promote": "eigenpress promote my-llama --version 3 --gates gates.yaml",
     "rollback": "eigenpress rollback my-llama --why 'loops in the chat'",
     "history": "eigenpress history my-llama",
+    "up": "eigenpress up --home /data/eigenpress",
+    "deploy": 'eigenpress deploy nightly.yaml --cron "0 2 * * *" --timezone Europe/Berlin',
     "store": "eigenpress store ls",
     "store ls": "eigenpress store ls --stage collect",
     "store show": "eigenpress store show 7d3f09ab",

@@ -29,12 +29,14 @@ class Opened:
         workspace: What all its runs share.
         reporter: Who tells people.
         pipelines: One per run, in order; of a search for a perplexity that at the mildest kept.
+        register_unchanged: Whether a model that is registered already becomes another version.
     """
 
     settings: Settings
     workspace: Workspace
     reporter: Reporter
     pipelines: list[Pipeline]
+    register_unchanged: bool = True
 
     @property
     def searched(self) -> bool:

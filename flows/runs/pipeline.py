@@ -6,11 +6,12 @@ What method, options and budget make impossible on this model is refused here, b
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from compress_core.hf.lm_eval_find import is_path
 from compress_core.types import Budget
 from flows.runs.workspace import Workspace
-from flows.settings.config import RunConfig
+from flows.settings.config import RunConfig, Settings
 from flows.settings.output import check_output
 from tasks.engine.job import Job
 from tasks.engine.session import Group
@@ -32,6 +33,9 @@ EIGHT_BITS = (
     "{method} is mixed quantisation: it stores factors in 8 bits, and two such numbers count as "
     "one parameter; compare its rows only with those of methods that store 8-bit numbers"
 )
+
+
+Asked = TypeVar("Asked", bound=Settings)
 
 
 @dataclass(frozen=True)
@@ -154,8 +158,8 @@ def make_job(workspace: Workspace, config: RunConfig) -> Job:
     return job
 
 
-def with_absolute_paths(config: RunConfig) -> RunConfig:
-    """The same run, so described that it can be repeated from any folder."""
+def with_absolute_paths(config: Asked) -> Asked:
+    """The same command, so described that it can be repeated from any folder."""
 
     def local(source: str) -> str:  # a hub id stays what it is, and what cannot be looked at
         with suppress(OSError, RuntimeError):
@@ -163,15 +167,20 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
             return str(path.resolve()) if path.exists() else source
         return source
 
+    folders = {
+        name: folder.expanduser().resolve()
+        for name in ("output", "report")
+        if (folder := getattr(config, name, None)) is not None
+    }
     return config.model_copy(
         update={
+            **folders,
             "model": local(config.model),
             "calibration": config.calibration and local(config.calibration),
             "eval_text": [local(text) for text in config.eval_text],
             "tasks": [local(task) if is_path(task) else task for task in config.tasks],
             "task_path": config.task_path and config.task_path.expanduser().resolve(),
             "home": config.home.expanduser().resolve(),
-            "output": config.output and config.output.expanduser().resolve(),
         }
     )
 
