@@ -15,6 +15,7 @@ import typer
 
 from compress_core.errors import ConfigError
 from compress_core.secrets import hide_all
+from flows.commands.bench import bench
 from flows.commands.export import FORMS
 from flows.commands.look import App, Home, Json, UsageError, path_argument, path_option
 from flows.commands.mishaps import say, say_in_thread, say_mishap, say_mistake
@@ -133,6 +134,9 @@ def export(
         print_json({to: str(target)})
     else:
         typer.echo(f"{to:<12} {target}  (same size as the original model)")
+
+
+app.command()(bench)
 
 
 @app.command()

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from compress_core.hf.lm_eval_find import is_path
 from compress_core.types import Budget
+from flows.runs.layer_speed import on_device
 from flows.runs.workspace import Workspace
 from flows.settings.config import RunConfig, Settings
 from flows.settings.output import check_output
@@ -136,7 +137,7 @@ def make_job(workspace: Workspace, config: RunConfig) -> Job:
         ConfigError, BudgetError: Method, options or budget do not fit the model.
     """
     model = workspace.model
-    method = workspace.method(config)
+    method = on_device(workspace.method(config), workspace)
     kept = Budget(config.known_kept, config.of).of_compressible(
         model.layout.layers, model.parameters
     )
