@@ -57,6 +57,7 @@ def bench(
     Of a registered version the metrics go to its run, as speed/...
     """
     import json
+import platform
 
     where = use_home(home or default_home())
     asked = Asked(
@@ -96,10 +97,12 @@ def measure(asked: Asked, tell: Tell) -> dict[str, Any]:
     device = choose_device(asked.device)
     result = _measure(folders, loads, replace(asked, device=device), tell)
     if version is not None:
+        from tasks.tracking.registered_model import tag_version
         from tasks.tracking.versions import log_metrics
 
         metrics = metrics_of(result)
         log_metrics(asked.home, version, metrics)
+        tag_version(asked.home, version, "speed", conditions_of(result))
         result |= {"version": f"{version.name}/{version.version}", "metrics": metrics}
     return result
 
@@ -150,6 +153,13 @@ def _measure(
         "ideal_speedup": products[DENSE] / products[COMPRESSED],
         "loads": rows,
     }
+
+
+def conditions_of(result: Mapping[str, Any]) -> str:
+    """What speed under plain names was measured on, as JSON: only like is compared with like."""
+    load = {name: result["loads"][0][name] for name in ("batch", "prompt_tokens", "new_tokens")}
+    where = {name: result[name] for name in ("device", "threads", "dtype")}
+    return json.dumps({"machine": platform.node(), **where, **load})
 
 
 def metrics_of(result: Mapping[str, Any]) -> dict[str, float]:

@@ -5,6 +5,7 @@ when it was made. Windows come from the store; what is measured is the folders.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,18 @@ from compress_core.hf.loading import load_model
 from flows.runs.pipeline import Evaluation, evaluation_groups
 from flows.runs.results import measured_of
 from flows.runs.workspace import Workspace, open_workspace
+from flows.settings.checks import choose_device
 from flows.settings.config import RunConfig, build_config
 from flows.settings.output import CONFIG_FILE
 from tasks.engine.session import Session
-from tasks.promotion.metrics import Measurements
+from tasks.promotion.metrics import SPEED, Measurements
 from tasks.stages.arrays import get_tensor
 from tasks.stages.evaluate import scores_of
 from tasks.tracking.client import Version
 from tasks.tracking.limits import fit_name
 from tasks.tracking.versions import model_folder, run_metrics
 
+REPEATS = 3
 OF_MODEL = "compressed/"  # what a run's metrics of the model's quality begin with
 
 
@@ -125,3 +128,44 @@ def _measure(
             scores = scores_of(label, results)
         found |= {fit_name(f"{OF_MODEL}{label}/{name}"): v for name, v in scores.items()}
     return found
+
+
+def speed_of_both(
+    folder: Path, own: Measurements, there: Path, champion: Measurements, compute: str, trust: bool
+) -> tuple[Measurements, Measurements]:
+    """Both versions with the speed that they have here and now, measured in turns.
+
+    One prompt of 128 tokens and 32 new ones, the median of three repeats.
+
+    Args:
+        folder: Of the version that asks.
+        own: What is known of it.
+        there: The champion's folder.
+        champion: What is known of it.
+        compute: The dtype that both run in; "auto" for their own.
+        trust: Whether the folders' own Python may run.
+
+    Raises:
+        ModelError: A model does not load, or its context is shorter than that.
+    """
+    from compress_core.hf.speed import Load, check_load, in_turns, peak_bytes
+
+    load, device = Load(1, 128, 32), choose_device("auto")
+    folders = {own.version: folder, champion.version: there}
+    for one in folders.values():
+        check_load(one, load)
+    models = {
+        number: load_model(one, device, trust_remote_code=trust, dtype=compute)
+        for number, one in folders.items()
+    }
+    speeds = in_turns(models, [load], REPEATS)
+    del models
+    found = []
+    for known in (own, champion):
+        numbers = speeds[known.version][0].metrics()
+        peak = peak_bytes(folders[known.version], load, device, compute, trust)
+        numbers["peak_bytes"] = float(peak)
+        fresh = {f"{SPEED}{name}": float(value) for name, value in numbers.items()}
+        slow = {n: v for n, v in known.metrics.items() if not n.startswith(SPEED)}
+        found.append(replace(known, metrics=slow | fresh, speed="here and now"))
+    return found[0], found[1]

@@ -17,7 +17,7 @@ from typing import Any
 from compress_core.errors import ConfigError
 from compress_core.options import nearest
 from flows.settings.gates import Gates
-from tasks.promotion.gates import INCOMPARABLE, Verdict, evaluate_gates
+from tasks.promotion.gates import INCOMPARABLE, UNMEASURED, Verdict, evaluate_gates
 from tasks.promotion.lease import HeldError, Lease, leased
 from tasks.promotion.metrics import Measured, Measurements, counterpart, find_metric
 from tasks.promotion.moves import (
@@ -265,10 +265,8 @@ def _verdicts(
     own = measurements(asked.home, version)
     other = None if champion is None else measurements(asked.home, champion)
     verdicts = evaluate_gates(asked.gates.limits, own, other)
-    if asked.measure and champion is not None and _incomparable(verdicts):
-        from flows.runs.measure import measure_both
-
-        own, other = measure_both(asked.home, folder, own, champion, asked.trust_remote_code, tell)
+    if asked.measure and champion is not None and other is not None:
+        own, other = _measured_again(asked, folder, own, champion, other, verdicts, tell)
         verdicts = evaluate_gates(asked.gates.limits, own, other)
     if asked.gates.generation is not None:
         from flows.runs.smoke import generation_verdicts
@@ -280,8 +278,28 @@ def _verdicts(
     return verdicts
 
 
-def _incomparable(verdicts: Sequence[Verdict]) -> bool:
-    return any(verdict.why.startswith(INCOMPARABLE) for verdict in verdicts)
+def _measured_again(
+    asked: Asked,
+    folder: Path,
+    own: Measurements,
+    champion: Version,
+    other: Measurements,
+    verdicts: Sequence[Verdict],
+    tell: Tell,
+) -> tuple[Measurements, Measurements]:
+    """Both, where something of them could not be compared, measured on the same."""
+    from flows.runs.measure import measure_both, speed_of_both
+
+    fast = {gate.metric.name for gate in asked.gates.limits if gate.metric.speed}
+    lacking = {v.metric for v in verdicts if v.why.startswith((INCOMPARABLE, UNMEASURED))}
+    if any(v.why.startswith(INCOMPARABLE) and v.metric not in fast for v in verdicts):
+        own, other = measure_both(asked.home, folder, own, champion, asked.trust_remote_code, tell)
+    if lacking & fast and own.version != other.version:
+        tell(f"measuring the speed of versions {own.version} and {other.version} in turns")
+        there = model_folder(asked.home, champion)
+        compute = own.measured.compute if own.measured else "auto"
+        own, other = speed_of_both(folder, own, there, other, compute, asked.trust_remote_code)
+    return own, other
 
 
 def brief(verdict: Verdict) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from compress_core.errors import ConfigError
 from tasks.promotion.metrics import HIGHER, LOWER, Measurements, Metric, counterpart
 
-INCOMPARABLE = "not comparable"
+INCOMPARABLE, UNMEASURED = "not comparable", "not measured"
 MEASURE = "--measure measures both on the same"
 
 
@@ -134,7 +134,7 @@ def _against_champion(
         return broken
     name, why = counterpart(metric, version, champion)
     if not name:
-        how = "`eigenpress bench` both alike" if metric.speed else MEASURE
+        how = f"`eigenpress bench` both alike, or {MEASURE}" if metric.speed else MEASURE
         return Verdict(metric.name, rule, value, None, False, f"{INCOMPARABLE}: {why}; {how}")
     reference = champion.metrics.get(name)
     if reference is None or not math.isfinite(reference):
@@ -192,7 +192,7 @@ def _number(
     limit = limit if limit is not None and math.isfinite(limit) else None
     if value is None:
         how = "; `eigenpress bench` measures it" if metric.speed else ""
-        return Verdict(metric.name, rule, None, limit, False, f"not measured{how}")
+        return Verdict(metric.name, rule, None, limit, False, f"{UNMEASURED}{how}")
     if not math.isfinite(value):
         return Verdict(metric.name, rule, None, limit, False, f"it is {value}")
     return None

@@ -10,7 +10,7 @@ from compress_core.options import nearest
 from tasks.tracking.limits import fit_name
 
 LOWER, HIGHER = "lower", "higher"
-TEXTS, TASKS = "texts/", "tasks/"
+TEXTS, TASKS, SPEED = "texts/", "tasks/", "speed/"
 BYTES = ("bytes", "memory", "peak_bytes")  # whose limits may be sizes like 250MB
 OF_TEXTS = ("perplexity", "kl", "nll")
 
@@ -24,6 +24,8 @@ PLAIN: dict[str, tuple[str, str | None, str]] = {
     "prefill_tokens_per_second": ("speed/prefill_tokens_per_second", None, HIGHER),
     "first_token_seconds": ("speed/first_token_seconds", None, LOWER),
     "peak_bytes": ("speed/peak_bytes", None, LOWER),
+    "decode_speedup": ("speed/decode_speedup", None, HIGHER),
+    "prefill_speedup": ("speed/prefill_speedup", None, HIGHER),
 }
 """Name in a gates file: name in the run, the dense model's there if it is measured, the better."""
 
@@ -64,7 +66,7 @@ class Metric:
     @property
     def speed(self) -> bool:
         """Whether `eigenpress bench` measures it."""
-        return self.logged.startswith("speed/")
+        return self.logged.startswith(SPEED)
 
 
 def find_metric(name: str, better: str | None = None) -> Metric:

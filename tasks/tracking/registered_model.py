@@ -69,6 +69,16 @@ def versions_of(home: Path, name: str) -> list[Version]:
     return [version for version in registered_versions(home) if version.name == name]
 
 
+def tag_version(home: Path, version: Version, name: str, value: str) -> None:
+    """Sets a tag of a version, shorter than MLflow's longest.
+
+    Raises:
+        TrackingError: MLflow cannot be reached or refuses.
+    """
+    with speaking(home, f"to tag {version.name!r}") as client:
+        client.set_model_version_tag(version.name, str(version.version), name, clip(value))
+
+
 def log_gates(home: Path, version: Version, summary: str, report: str) -> None:
     """Records on a version, and among its run's artifacts, what its gates came to.
 
@@ -78,9 +88,8 @@ def log_gates(home: Path, version: Version, summary: str, report: str) -> None:
         summary: JSON for the version's tag ``gates``; the newest one stays.
         report: JSON for a file of the run; each promotion has its own.
     """
-    with speaking(home, f"to record the gates of {version.name!r}") as client:
-        number = str(version.version)
-        client.set_model_version_tag(version.name, number, "gates", clip(summary))
-        if version.run_id:
-            when = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
+    tag_version(home, version, "gates", summary)
+    if version.run_id:
+        when = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
+        with speaking(home, f"to record the gates of {version.name!r}") as client:
             client.log_text(version.run_id, hide(report), f"gates/{when}.json")

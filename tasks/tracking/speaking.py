@@ -49,6 +49,13 @@ def tracking_uri(home: Path) -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home.resolve() / 'mlflow.db'}"
 
 
+def registry_of(home: Path) -> str:
+    """Where models are registered, without secrets; "" for the data directory's own database."""
+    uri = os.environ.get("MLFLOW_REGISTRY_URI") or os.environ.get("MLFLOW_TRACKING_URI")
+    own = f"sqlite:///{home.resolve() / 'mlflow.db'}"
+    return "" if uri in (None, "", own) else hide(str(uri))
+
+
 def is_server(uri: str) -> bool:
     """Whether an address is that of a tracking server, to which files are uploaded."""
     return urlsplit(uri).scheme in ("http", "https")

@@ -106,7 +106,7 @@ def _work(home: Path, barrier: Any, orders: Any, answers: Any) -> None:
         barrier.wait()
         return found
 
-    promotion._verdicts = meet
+    promotion._verdicts = meet  # type: ignore[assignment]
     while number := orders.get():
         try:
             asked = promotion.Asked(home, NAME, gates, str(number), why=f"pid {os.getpid()}")

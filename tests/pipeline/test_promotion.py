@@ -64,6 +64,7 @@ def test_a_real_model_is_held_against_its_gates_and_measured_like_the_champion(
         smoke = ["not_finite", "empty", "repetition"]
         assert names == ["perplexity", *(f"generation/{name}" for name in smoke)]
 
+        against: dict[str, Any]
         against = {name: {"worse_than_champion": "0%"} for name in ("perplexity", "kl", "memory")}
         second = promote(asked(promoted, against), told.append)
         verdicts = {gate["metric"]: gate for gate in second["gates"]}
@@ -152,3 +153,18 @@ def test_the_same_as_prefect_flows(promoted: Path, server_environment: dict[str,
         ("promote", "nightly", DONE),
         ("rollback", "", DONE),
     ]
+
+
+def test_store_gc_keeps_what_a_champion_holds_whichever_registry_it_asks(
+    promoted: Path, blank_home: Path, server_environment: dict[str, str]
+) -> None:
+    from flows.runs.free import free_store
+    from storage.store import Store
+
+    other = f"sqlite:///{blank_home / 'mlflow.db'}"
+    for more in ({}, {"MLFLOW_TRACKING_URI": other}):
+        with pico.environment(server_environment | more):
+            store = Store(promoted / "store", on_problem=pytest.fail)
+            before = len(list(store.layout.artifacts()))
+            report = free_store(promoted, store, 0, dry_run=True)
+        assert (report.removed, report.kept) == ([], before), more
