@@ -1,5 +1,7 @@
 """`eigenpress bench`: how fast a compressed model answers beside the dense one, and its memory."""
 
+import json
+import platform
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -56,9 +58,6 @@ def bench(
 
     Of a registered version the metrics go to its run, as speed/...
     """
-    import json
-import platform
-
     where = use_home(home or default_home())
     asked = Asked(
         *(model, where, against, batch, prompt_tokens, new_tokens, repeats, device, compute),

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from compress_core.errors import ConfigError
-from compress_core.options import nearest
+from flows.runs.candidates import check_alias, check_name, choose_version, measurements
 from flows.settings.gates import Gates
 from tasks.promotion.gates import INCOMPARABLE, UNMEASURED, Verdict, evaluate_gates
 from tasks.promotion.lease import HeldError, Lease, leased
-from tasks.promotion.metrics import Measured, Measurements, counterpart, find_metric
+from tasks.promotion.metrics import Measurements
 from tasks.promotion.moves import (
     PROMOTE,
     ROLLBACK,
@@ -35,11 +35,10 @@ from tasks.promotion.registry import CHAMPION, PREVIOUS
 from tasks.tracking.client import Version
 from tasks.tracking.registered_model import RegisteredModel, log_gates, versions_of
 from tasks.tracking.speaking import alone
-from tasks.tracking.versions import check_files, find_version, model_folder, run_metrics
+from tasks.tracking.versions import check_files, find_version, model_folder
 
 Tell = Callable[[str], None]
 LOCK = "promotion"
-BEST = "best:"
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ def promote(asked: Asked, tell: Tell = lambda line: None) -> dict[str, Any]:
     _put_right(model, tell)
     aliases = model.aliases()
     champion = next((v for v in versions if v.version == aliases.get(CHAMPION)), None)
-    version = choose_version(asked, versions, champion)
+    version = choose_version(asked.home, asked.version, versions, champion)
     folder = _checked_folder(asked.home, version, tell)
     verdicts = _verdicts(asked, version, folder, champion, tell)
     passed = all(verdict.passed for verdict in verdicts)
@@ -163,89 +162,6 @@ def history(home: Path, name: str) -> list[Recorded]:
     check_name(name)
     versions_of(home, name)
     return read_history(RegisteredModel(home, name).tags())
-
-
-def check_name(name: str) -> None:
-    """Refuses what no registered model can be called.
-
-    Raises:
-        ConfigError: It is empty, or holds a sign that names a version.
-    """
-    sign = next((sign for sign in "/:@" if sign in name), None)
-    if not name.strip() or sign:
-        said = f"holds {sign!r}" if sign else "is empty"
-        raise ConfigError(
-            f"{name!r} is no name of a registered model: it {said}; the version goes into --version"
-        )
-
-
-def check_alias(alias: str) -> None:
-    """Refuses what no promotion moves.
-
-    Raises:
-        ConfigError: MLflow takes no alias like that, or it is `previous`.
-    """
-    plain = alias.replace("-", "").replace("_", "")
-    version = alias.lower().startswith("v") and alias[1:].isdecimal()
-    if not (plain.isascii() and plain.isalnum()) or version or alias.lower() == "latest":
-        raise ConfigError(
-            f"--to {alias!r} is no alias: letters, digits, - and _, and neither latest nor v1"
-        )
-    if alias == PREVIOUS:
-        raise ConfigError(f"--to {PREVIOUS}: it goes along with {CHAMPION} and is not moved alone")
-
-
-def choose_version(asked: Asked, versions: Sequence[Version], champion: Version | None) -> Version:
-    """The version that is meant.
-
-    Raises:
-        ConfigError: ``best:`` of something that is no metric, or that no version has.
-        TrackingError: There is no such version or alias.
-    """
-    wanted = asked.version
-    if wanted == "latest":
-        return versions[-1]
-    if wanted.startswith(BEST):
-        return _best(asked.home, wanted.removeprefix(BEST), versions, champion)
-    if wanted.isdecimal():
-        return find_version(asked.home, f"{asked.name}/{wanted}")
-    aliases = RegisteredModel(asked.home, asked.name).aliases()
-    if wanted not in aliases:
-        words = ["latest", "best:METRIC", *aliases]
-        raise ConfigError(
-            f"--version {wanted!r} is neither a number nor one of {', '.join(words)}"
-            f"{nearest(wanted, words)}"
-        )
-    return find_version(asked.home, f"{asked.name}@{wanted}")
-
-
-def _best(home: Path, name: str, versions: Sequence[Version], champion: Version | None) -> Version:
-    """The best of those that were measured like the champion, or else like the newest version."""
-    metric = find_metric(name)
-    found = {version.version: measurements(home, version) for version in versions}
-    like = found[(champion or versions[-1]).version]
-    values: dict[int, float] = {}
-    for number, one in found.items():
-        logged, _ = (metric.logged, "") if one is like else counterpart(metric, like, one)
-        value = one.metrics.get(logged) if logged else None
-        if value is not None and value == value:  # not-a-number is nobody's best
-            values[number] = value
-    if not values:
-        raise ConfigError(
-            f"--version {BEST}{name}: no version has a {name} that can be compared with that of "
-            f"version {like.version}"
-        )
-    pick = min if metric.better == "lower" else max
-    best = pick(values.values())
-    number = max(number for number, value in values.items() if value == best)
-    return next(version for version in versions if version.version == number)
-
-
-def measurements(home: Path, version: Version) -> Measurements:
-    """What is known of a version."""
-    tags = version.tags
-    measured = Measured.from_json(tags.get("measured"))
-    return Measurements(version.version, run_metrics(home, version), measured, tags.get("speed"))
 
 
 def _checked_folder(home: Path, version: Version, tell: Tell) -> Path:
