@@ -4,6 +4,7 @@ Its configuration lies beside its model, so the dense model and the texts have t
 when it was made. Windows come from the store; what is measured is the folders.
 """
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -116,6 +117,7 @@ def _measure(
             for name in ("perplexity", "kl"):  # the first text's have no label
                 found.setdefault(f"{OF_MODEL}{name}", scores[name])
         else:
+            logging.getLogger("lm_eval").setLevel(logging.ERROR)  # warns of a loaded model
             results = run_tasks(
                 model,
                 dense.tokenizer,

@@ -62,7 +62,7 @@ class Verdict:
 
     Attributes:
         metric: Its name.
-        rule: The limit in words: "max 20", "2% worse than the champion".
+        rule: The limit in words: "max 20", "max champion + 2%".
         value: The version's number; None where there is none.
         limit: The number that it was held against; None where there is none.
         passed: Whether it is kept.
@@ -100,7 +100,7 @@ def _of_gate(gate: Gate, version: Measurements, champion: Measurements | None) -
         if limit is not None:
             yield _held(metric, f"{rule} {_said(limit)}", value, limit, better)
     if gate.worse_than_dense is not None:
-        rule = f"{gate.worse_than_dense} worse than dense"
+        rule = _rule(metric, "dense", gate.worse_than_dense)
         reference = version.metrics.get(metric.dense) if metric.dense else None
         if value is None:
             yield _held(metric, rule, value, math.nan, metric.better)
@@ -125,7 +125,7 @@ def _dense_error(metric: Metric, version: Measurements) -> float | None:
 def _against_champion(
     gate: Gate, allowance: Allowance, version: Measurements, champion: Measurements | None
 ) -> Verdict:
-    metric, rule = gate.metric, f"{allowance} worse than champion"
+    metric, rule = gate.metric, _rule(gate.metric, "champion", allowance)
     value = version.metrics.get(metric.logged)
     if champion is None or champion.version == version.version:
         first = "no champion yet" if champion is None else "it is the champion"
@@ -163,12 +163,17 @@ def _relative(
         times = 1.0 if gate.standard_errors is None else gate.standard_errors
         noise = times * math.hypot(own_error, reference_error)
         if not noise <= slack:  # not-a-number is neither
-            slack, why = noise, f"{times:g} standard errors of the difference are {noise:.3g}"
+            slack = noise
+            why = f"the limit allows {times:g} × the standard error of the difference, {noise:.3g}"
     elif gate.standard_errors:
         return Verdict(metric.name, rule, value, None, False, "no standard error was recorded")
     limit = reference + slack if metric.better == LOWER else reference - slack
     verdict = _held(metric, rule, value, limit, metric.better)
     return verdict if verdict.why else Verdict(**{**vars(verdict), "why": why})
+
+
+def _rule(metric: Metric, than: str, allowance: Allowance) -> str:
+    return f"max {than} + {allowance}" if metric.better == LOWER else f"min {than} − {allowance}"
 
 
 def _said(limit: float) -> str:

@@ -79,10 +79,10 @@ def test_every_gate_is_evaluated_and_says_its_limit() -> None:
     )
     assert [(v.metric, v.rule, v.passed) for v in verdicts] == [
         ("perplexity", "max 11", False),
-        ("perplexity", "10% worse than dense", False),
-        ("perplexity", "2% worse than champion", True),
+        ("perplexity", "max dense + 10%", False),
+        ("perplexity", "max champion + 2%", True),
         ("bytes", "max 1500", True),
-        ("bytes", "100 worse than champion", False),
+        ("bytes", "max champion + 100", False),
         ("tasks/arc/acc", "min 0.45", True),
     ]
     assert [v.limit for v in verdicts] == pytest.approx([11, 11, 12.138, 1500, 999, 0.45])

@@ -1,7 +1,7 @@
 """Two processes that promote different versions of one model at the same moment, again and again.
 
-`python -m tests.pipeline.racing 100` races a hundred times in each of three settings: on one data
-directory, on two that share a database, and (with `--server PORT`) through a tracking server, and
+`python -m tests.pipeline.racing 100 PORT` races a hundred times in each of three settings: on one data
+directory, on two that share a database, and (where it is given a port) through a tracking server, and
 kills a promotion with SIGKILL before every one of its writes.
 """
 
@@ -241,7 +241,7 @@ def main() -> None:
     """As the module says."""
     parser = argparse.ArgumentParser()
     parser.add_argument("rounds", type=int, nargs="?", default=100)
-    parser.add_argument("--server", type=int, metavar="PORT")
+    parser.add_argument("port", type=int, nargs="?", help="of a tracking server to start")
     parser.add_argument("--blank", type=Path, metavar="DIR", help="a data directory to begin with")
     parser.add_argument("--one", action="store_true", help="only on one data directory")
     given = parser.parse_args()
@@ -261,8 +261,8 @@ def main() -> None:
         os.environ.pop("MLFLOW_TRACKING_URI", None)
         assert _in_child(lambda: register_versions(folder / "k")) == 0
         print(f"killed before each of {WRITES} writes: {kill_between_steps(folder / 'k')}")
-        if given.server:
-            with server(folder, given.server) as uri:
+        if given.port:
+            with server(folder, given.port) as uri:
                 _run("a tracking server", [folder / "d", folder / "e"], uri, given.rounds)
 
 
