@@ -1,5 +1,6 @@
 """Which version a promotion is about, and what is known of it."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -78,14 +79,16 @@ def choose_version(
 def _best(home: Path, name: str, versions: Sequence[Version], champion: Version | None) -> Version:
     """The best of those that were measured like the champion, or else like the newest version."""
     metric = find_metric(name)
-    found = {version.version: measurements(home, version) for version in versions}
-    like = found[(champion or versions[-1]).version]
+    like = measurements(home, champion or versions[-1])
     values: dict[int, float] = {}
-    for number, one in found.items():
-        logged, _ = (metric.logged, "") if one is like else counterpart(metric, like, one)
-        value = one.metrics.get(logged) if logged else None
-        if value is not None and value == value:  # not-a-number is nobody's best
-            values[number] = value
+    for version in versions:
+        if version.run_id:  # of one that no run made nothing is known
+            one = measurements(home, version)
+            same = one.version == like.version
+            logged = metric.logged if same else counterpart(metric, like, one)[0]
+            value = one.metrics.get(logged, math.nan) if logged else math.nan
+            if math.isfinite(value):
+                values[version.version] = value
     if not values:
         raise ConfigError(
             f"--version {BEST}{name}: no version has a {name} that can be compared with that of "

@@ -26,7 +26,7 @@ from tasks.stages.arrays import get_tensor
 from tasks.stages.evaluate import scores_of
 from tasks.tracking.client import Version
 from tasks.tracking.limits import fit_name
-from tasks.tracking.versions import model_folder, run_metrics
+from tasks.tracking.versions import check_files, model_folder, run_metrics
 
 REPEATS = 3
 OF_MODEL = "compressed/"  # what a run's metrics of the model's quality begin with
@@ -78,6 +78,7 @@ def measure_both(
         return Measurements(number, kept | fresh, measured)
 
     place = model_folder(home, champion)
+    check_files(place, champion)
     other = again(champion.version, place, run_metrics(home, champion))
     return own if own.measured == measured else again(own.version, folder, dict(own.metrics)), other
 

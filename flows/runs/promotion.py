@@ -82,7 +82,7 @@ def promote(asked: Asked, tell: Tell = lambda line: None) -> dict[str, Any]:
     check_alias(asked.alias)
     versions = versions_of(asked.home, asked.name)
     model = RegisteredModel(asked.home, asked.name)
-    _put_right(model, tell)
+    _put_right(model, tell, asked.dry_run)
     aliases = model.aliases()
     champion = next((v for v in versions if v.version == aliases.get(CHAMPION)), None)
     version = choose_version(asked.home, asked.version, versions, champion)
@@ -131,7 +131,7 @@ def roll_back(
     check_name(name)
     versions = versions_of(home, name)
     model = RegisteredModel(home, name)
-    _put_right(model, tell)
+    _put_right(model, tell, dry_run)
     aliases = model.aliases()
     ways = _way_back(model, versions)
     target = ways[1][CHAMPION]
@@ -254,9 +254,12 @@ def _at_it(model: RegisteredModel, tell: Tell) -> Iterator[Lease]:
         yield lease
 
 
-def _put_right(model: RegisteredModel, tell: Tell) -> None:
+def _put_right(model: RegisteredModel, tell: Tell, dry_run: bool) -> None:
     """Settles what a killed promotion left, before anything is read that it may have changed."""
-    if unsettled(model.tags()):
+    begun = unsettled(model.tags())
+    if begun and dry_run:
+        tell(f"{begun[0].kind} {begun[0].number} was cut short, or goes on: its aliases may change")
+    elif begun:
         with _at_it(model, tell):
             pass
 

@@ -115,6 +115,31 @@ def test_what_gates_came_to_is_logged_kept_or_not(
         assert json.loads(file.read_text())["gates"][0]["limit"] == 9.985
 
 
+def test_a_promotion_that_was_cut_short_is_put_right_but_not_by_a_dry_run(
+    home: Path, gates: Path, call: Call
+) -> None:
+    gates.write_text("perplexity: {max: 10}\n")
+    words = ("promote", NAME, "--home", home, "--gates", gates)
+    call(*words, "--version", 1)
+    call(*words, "--version", 2)
+    moves = json.loads(call("history", NAME, "--home", home, "--json")[1])
+    ending = f"eigenpress.moved.000002.{moves[1]['token']}"
+
+    def undo(client: Any) -> None:  # as if it had been killed behind the alias
+        client.delete_registered_model_tag(NAME, ending)
+        client.delete_registered_model_alias(NAME, "previous")
+
+    change(home, undo)
+    code, out, err = call(*words, "--dry-run")
+    assert (code, aliases(home)) == (0, {"champion": 2})
+    assert "promote 2 was cut short, or goes on" in err
+    assert "cut short, or going on" in call("history", NAME, "--home", home)[1]
+    code, out, err = call(*words, "--version", 2)
+    assert (code, aliases(home)) == (0, {"champion": 2, "previous": 1})
+    assert "had moved its alias: the rest is done now" in err
+    assert "champion is version 2 already" in out
+
+
 REFUSED = {
     "a name with a slash": (["promote", "a/b"], "'a/b' is no name of a registered model"),
     "a name with a version": (["rollback", "m@champion"], "the version goes into --version"),

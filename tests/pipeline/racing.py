@@ -1,8 +1,8 @@
 """Two processes that promote different versions of one model at the same moment, again and again.
 
-`python -m tests.pipeline.racing 100 PORT` races a hundred times in each of three settings: on one data
-directory, on two that share a database, and (where it is given a port) through a tracking server, and
-kills a promotion with SIGKILL before every one of its writes.
+`python -m tests.pipeline.racing 100 PORT` races a hundred times in each of three settings: on one
+data directory, on two that share a database, and (given a port) through a tracking server. It kills
+a promotion with SIGKILL before every one of its writes, too.
 """
 
 import argparse

@@ -84,6 +84,22 @@ def test_a_real_model_is_held_against_its_gates_and_measured_like_the_champion(
         assert roll_back(promoted, "pico")["version"] == 1
 
 
+def test_the_best_is_one_that_was_measured_like_the_champion(
+    promoted: Path, server_environment: dict[str, str]
+) -> None:
+    from flows.runs.candidates import choose_version
+    from tasks.tracking.registered_model import versions_of
+
+    with pico.environment(server_environment):
+        versions = versions_of(promoted, "pico")
+        for champion in versions:  # on other windows than the other one
+            best = choose_version(promoted, "best:perplexity", versions, champion)
+            assert best == champion
+        sizes = {v.version: json.loads(v.tags["bytes"])["compressed"] for v in versions}
+        best = choose_version(promoted, "best:bytes", versions, versions[1])
+        assert best.version == min(sizes, key=lambda number: sizes[number])
+
+
 def _windows_of(folder: Path, windows: int) -> float:
     """Perplexity of a folder on the first windows of its own evaluation text."""
     import yaml
