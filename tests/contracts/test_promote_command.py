@@ -192,3 +192,20 @@ def test_files_that_are_not_as_registered_move_nothing(
     shutil.rmtree(folder)
     assert "gone" in refuse(*words)
     assert aliases(home) == {}
+
+
+def test_a_long_record_is_read_back_whole_or_not_at_all(home: Path) -> None:
+    from tasks.promotion.moves import RECORD, read_history
+    from tasks.tracking.registered_model import RegisteredModel
+
+    gates = [{"metric": f"tasks/t{n}/acc", "rule": "min 0.5", "passed": True} for n in range(200)]
+    move = {"number": 1, "token": "t", "kind": "promote", "alias": "champion", "gates": gates}
+    move |= {"before": {"champion": None}, "after": {"champion": 1}, "who": "me", "when": "now"}
+    name = f"{RECORD}000001.t"
+    with pico.environment(pico.clean_environment()):
+        model = RegisteredModel(home, NAME)
+        model.set_tag(name, json.dumps(move))
+        (one,) = read_history(model.tags())
+        assert list(one.move.gates) == gates
+        model.delete_tag(f"{name}.parts")  # as if it had been killed before the last part
+        assert read_history(model.tags()) == []
