@@ -30,7 +30,14 @@ EXAMPLES = {
     "methods": "eigenpress methods svd_llm",
     "export": "eigenpress export ./my-llama-small --to dense --output ./my-llama-again",
     "report": "eigenpress report my-llama/3 --output report.html",
+    "bench": "eigenpress bench my-llama@champion --batch 1,8 --prompt-tokens 128",
+    "push": "eigenpress push ./my-llama-small --to me/my-llama-small --dry-run",
     "demo": "eigenpress demo --home /tmp/eigenpress",
+    "promote": "eigenpress promote my-llama --version 3 --gates gates.yaml",
+    "rollback": "eigenpress rollback my-llama --why 'loops in the chat'",
+    "history": "eigenpress history my-llama",
+    "up": "eigenpress up --home /data/eigenpress",
+    "deploy": 'eigenpress deploy nightly.yaml --cron "0 2 * * *" --timezone Europe/Berlin',
     "store": "eigenpress store ls",
     "store ls": "eigenpress store ls --stage collect",
     "store show": "eigenpress store show 7d3f09ab",
@@ -153,6 +160,12 @@ def path_option(name: str, text: str, word: str = "DIR", group: str = OUTPUT) ->
 def path_argument(text: str, word: str = "DIR") -> Any:
     """A path that a command cannot do without."""
     return typer.Argument(help=text, metavar=word, parser=_folder(word))
+
+
+def said(text: str, word: str | None, group: str = OTHERS, flag: str | None = None) -> Any:
+    """A flag of a command that has no settings; ``flag`` where its name alone does not say it."""
+    words = () if flag is None else (flag,)
+    return typer.Option(*words, help=text, metavar=word, rich_help_panel=group)
 
 
 Home = Annotated[

@@ -2,18 +2,15 @@
 
 import difflib
 import json
-import math
-from contextlib import nullcontext
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from compress_core.errors import ConfigError
 from flows.commands.look import App, Home, Json
 from flows.settings.home import check_places, default_home, use_home
-from storage.errors import ArtifactMissingError, StorageError
+from storage.errors import ArtifactMissingError
 
 if TYPE_CHECKING:
     from storage.manifest import Manifest
@@ -208,25 +205,13 @@ def free_artifacts(
 ) -> None:
     """Free what no registered model and no recent run reaches."""
     from flows.server import runtime
-    from storage.gc import collect_garbage
-    from storage.occupancy import alone
-    from tasks.tracking import client as tracking
 
-    if not (math.isfinite(recent_days) and recent_days >= 0):
-        raise ConfigError(f"--recent-days is a number of days, 0 or more, got {recent_days:g}")
-    store = _open(home)
     where = _home(home)
+    store = _open(home)
     runtime.prepare_environment(where)
-    with nullcontext() if dry_run else alone(store.root):
-        recent = recent_keys(where, recent_days)
-        registered = tracking.registered_keys(where)  # beginnings of keys
-        lengths = {len(beginning) for beginning in registered}
-        roots = recent | {
-            key
-            for _, key, _ in store.layout.artifacts()
-            if any(key[:length] in registered for length in lengths)
-        }
-        report = collect_garbage(store, roots, dry_run=dry_run)
+    from flows.runs.free import free_store, told
+
+    report = free_store(where, store, recent_days, dry_run=dry_run)
     if as_json:
         _print(
             {
@@ -238,28 +223,6 @@ def free_artifacts(
             }
         )
         return
-    word = "would free" if dry_run else "freed"
     for manifest in report.removed:
         typer.echo(f"{manifest.key[:12]}  {manifest.stage} · {manifest.unit}")
-    typer.echo(
-        f"{word} {report.freed_bytes / 1e6:,.1f} MB: {len(report.removed)} artifacts, "
-        f"{len(report.orphans)} leftovers of runs that ended early; {report.kept} artifacts stay"
-    )
-
-
-def recent_keys(home: Path, days: float) -> set[str]:
-    """Keys of everything that runs of the last ``days`` days used.
-
-    Raises:
-        StorageError: A record is damaged, so that nobody knows what its run used.
-    """
-    from flows.runs.records import read_run_records
-
-    def refuse(error: StorageError) -> NoReturn:
-        raise StorageError(f"nothing was freed: {error}")
-
-    now = datetime.now(UTC)
-    most = (now - datetime.min.replace(tzinfo=UTC)).days
-    since = now - timedelta(days=min(days, most))
-    records = read_run_records(home, refuse)
-    return {key for record in records if record.created >= since for key in record.keys}
+    typer.echo(told(report, dry_run=dry_run))

@@ -4,9 +4,12 @@ The flows of deployments open the command themselves; the command line has done 
 Prefect reads the annotations of flows at run time, so they are not postponed here.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prefect import flow
+from prefect import flow, get_run_logger
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
 
 from flows.report.console import Reporter
 from flows.runs.opened import Opened, open_command
@@ -44,11 +47,29 @@ def _run(opened: Opened) -> Any:
     return run_pipeline(opened, opened.pipelines[0])
 
 
-def _deployed(config: Settings) -> Any:
+def _deployed(config: Settings, register_unchanged: bool) -> State[Any]:
+    """The command's result, in a state whose message says what came of it."""
     opened = open_command(config, Reporter(stderr=True))
+    opened.register_unchanged = register_unchanged
     opened.prepare()
     with in_use(opened.workspace.store.root):
-        return _run(opened)
+        result = _run(opened)
+    message = outcome_of(result if isinstance(result, list) else [result])
+    get_run_logger().info(message)
+    return Completed(message=message, data=result)
+
+
+def outcome_of(results: Sequence[Mapping[str, Any]]) -> str:
+    """What a scheduled run came to, for people who look at the list of runs in the morning."""
+    units = [s["state"] for r in results for s in r["stages"] if s["name"] != "register"]
+    cached, computed = units.count("cached"), units.count("computed")
+    models = [result["registered"] for result in results]
+    new = [model for model in models if not model.get("unchanged")]
+    names = ", ".join(f"{model['name']} version {model['version']}" for model in new or models)
+    if new:
+        return f"{computed} units computed, {cached} cached; new: {names}"
+    work = f"{computed} units made again" if computed else f"all {cached} units cached"
+    return f"nothing changed: {work}, still {names}"
 
 
 @flow(
@@ -56,17 +77,18 @@ def _deployed(config: Settings) -> Any:
     flow_run_name="{config.label} kept {config.kept} · {config.model}",
     persist_result=False,
 )
-def run_flow(config: RunConfig) -> dict[str, Any]:
+def run_flow(config: RunConfig, register_unchanged: bool = False) -> State[dict[str, Any]]:
     """Compresses one model with one method at one budget, or looks for the budget.
 
     Args:
         config: What is asked for.
+        register_unchanged: Whether a model that is registered already, from the same artifacts,
+            becomes another version, as with ``eigenpress run``.
 
     Returns:
         The result, as ``eigenpress run --json`` prints it.
     """
-    result: dict[str, Any] = _deployed(config)
-    return result
+    return _deployed(config, register_unchanged)
 
 
 @flow(
@@ -74,14 +96,17 @@ def run_flow(config: RunConfig) -> dict[str, Any]:
     flow_run_name="{config.methods} kept {config.kept} · {config.model}",
     persist_result=False,
 )
-def sweep_flow(config: SweepConfig) -> list[dict[str, Any]]:
+def sweep_flow(
+    config: SweepConfig, register_unchanged: bool = False
+) -> State[list[dict[str, Any]]]:
     """Runs several methods at several budgets.
 
     Args:
         config: What is asked for.
+        register_unchanged: Whether models that are registered already, from the same artifacts,
+            become other versions, as with ``eigenpress sweep``.
 
     Returns:
         A result per run, methods outermost.
     """
-    results: list[dict[str, Any]] = _deployed(config)
-    return results
+    return _deployed(config, register_unchanged)

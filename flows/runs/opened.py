@@ -33,6 +33,7 @@ class Opened:
         pipelines: One per run, in order; of a search for a perplexity that at the mildest kept.
         sweep: What a sweep is called, so that its runs can be found together; "" of one run.
         page: Where the page of a sweep will be; None where none is written.
+        register_unchanged: Whether a model that is registered already becomes another version.
     """
 
     settings: Settings
@@ -41,6 +42,7 @@ class Opened:
     pipelines: list[Pipeline]
     sweep: str = ""
     page: Path | None = None
+    register_unchanged: bool = True
 
     @property
     def searched(self) -> bool:

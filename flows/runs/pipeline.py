@@ -6,11 +6,13 @@ What method, options and budget make impossible on this model is refused here, b
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from compress_core.hf.lm_eval_find import is_path
 from compress_core.types import Budget
+from flows.runs.layer_speed import on_device
 from flows.runs.workspace import Workspace
-from flows.settings.config import RunConfig
+from flows.settings.config import RunConfig, Settings
 from flows.settings.output import check_output
 from tasks.engine.job import Job
 from tasks.engine.session import Group
@@ -32,6 +34,9 @@ EIGHT_BITS = (
     "{method} is mixed quantisation: it stores factors in 8 bits, and two such numbers count as "
     "one parameter; compare its rows only with those of methods that store 8-bit numbers"
 )
+
+
+Asked = TypeVar("Asked", bound=Settings)
 
 
 @dataclass(frozen=True)
@@ -103,7 +108,7 @@ def build_pipeline(workspace: Workspace, config: RunConfig) -> Pipeline:
         recovered, new = recover_groups(job, models, config.recovery, tokens, folder)
         written += recovered
         folders = {"unrecovered": folder, "compressed": new}
-    evaluated, evaluations = _evaluation_groups(workspace, config, texts, folders)
+    evaluated, evaluations = evaluation_groups(workspace, config, texts, folders)
     groups = [*first, *texts.values(), *collected, *fisher, *weighed, *decomposed, *chosen]
     groups += [*realised, *written, *evaluated]
     return Pipeline(config, job, groups, allocation, factors, folders["compressed"], evaluations)
@@ -132,7 +137,7 @@ def make_job(workspace: Workspace, config: RunConfig) -> Job:
         ConfigError, BudgetError: Method, options or budget do not fit the model.
     """
     model = workspace.model
-    method = workspace.method(config)
+    method = on_device(workspace.method(config), workspace)
     kept = Budget(config.known_kept, config.of).of_compressible(
         model.layout.layers, model.parameters
     )
@@ -154,8 +159,8 @@ def make_job(workspace: Workspace, config: RunConfig) -> Job:
     return job
 
 
-def with_absolute_paths(config: RunConfig) -> RunConfig:
-    """The same run, so described that it can be repeated from any folder."""
+def with_absolute_paths(config: Asked) -> Asked:
+    """The same command, so described that it can be repeated from any folder."""
 
     def local(source: str) -> str:  # a hub id stays what it is, and what cannot be looked at
         with suppress(OSError, RuntimeError):
@@ -163,15 +168,20 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
             return str(path.resolve()) if path.exists() else source
         return source
 
+    folders = {
+        name: folder.expanduser().resolve()
+        for name in ("output", "report")
+        if (folder := getattr(config, name, None)) is not None
+    }
     return config.model_copy(
         update={
+            **folders,
             "model": local(config.model),
             "calibration": config.calibration and local(config.calibration),
             "eval_text": [local(text) for text in config.eval_text],
             "tasks": [local(task) if is_path(task) else task for task in config.tasks],
             "task_path": config.task_path and config.task_path.expanduser().resolve(),
             "home": config.home.expanduser().resolve(),
-            "output": config.output and config.output.expanduser().resolve(),
         }
     )
 
@@ -180,9 +190,17 @@ def _by_name(groups: list[Group]) -> dict[str, Unit]:
     return {unit.name: unit for group in groups for unit in group.units}
 
 
-def _evaluation_groups(
+def evaluation_groups(
     workspace: Workspace, config: RunConfig, texts: dict[str, Group], folders: dict[str, Unit]
 ) -> tuple[list[Group], list[Evaluation]]:
+    """Every text and task on the dense model and on compressed folders, in order.
+
+    Args:
+        workspace: What all runs share.
+        config: How tasks are asked.
+        texts: Label to the group that cuts a text into windows.
+        folders: What people call a compressed model, to the unit that holds its folder.
+    """
     groups, evaluations = [], []
     for which, compressed in {"dense": None, **folders}.items():
         for label, text in texts.items():

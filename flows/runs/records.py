@@ -12,6 +12,7 @@ from compress_core.secrets import hide_all
 from flows.settings.home import RUNS
 from storage.errors import StorageError
 from storage.records import NoRecordError, read_record, write_record
+from tasks.tracking.speaking import registry_of
 
 FORMAT = 1
 
@@ -39,6 +40,7 @@ def save_run_record(
     record = {
         "format": FORMAT,
         "created": datetime.now(UTC).isoformat(),
+        "registry": registry_of(home.expanduser()),
         "config": config and hide_all(config.model_dump(mode="json")),
         "result": result,
         **({"sweep": sweep} if sweep else {}),
@@ -61,6 +63,8 @@ class RunRecord:
         run_id: Of the run in MLflow; "" where it has none.
         model_dir: Its model folder; "" where it has none.
         keys: Key to whether the run computed it, of all artifacts it used.
+        registry: Where its model was registered, as `registry_of` has it; None of records from
+            before that was written.
         model: Name of the dense model; "" of a demonstration's training.
         what: Method and budget.
 
@@ -82,6 +86,7 @@ class RunRecord:
             for stage in result["stages"]
             if stage["name"] != "register"
         }
+        self.registry = fields.get("registry")
         self.model = str(result.get("model", ""))
         self.what = f"{result['method']} kept {result['kept']:g}" if self.model else "training"
 

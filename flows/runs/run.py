@@ -34,7 +34,7 @@ from tasks.engine.units import Outcome
 from tasks.stages.materialise import publishing
 from tasks.tracking.files import CONFIG_FILE
 from tasks.tracking.package import write_package
-from tasks.tracking.register import register
+from tasks.tracking.register import register, same_version
 from tasks.tracking.speaking import TrackingError
 
 
@@ -133,20 +133,27 @@ def finish(
         check_loads(staging, dense.tokenizer, trust_remote_code=dense.trust_remote_code)
         write_package(staging, target.name)
     result = collect_result(workspace, pipeline, session, outcomes)
+    name, home = registered_name(config, workspace.model.name), config.home.expanduser()
     begun = perf_counter()
     with placed(lambda: "stage register"), reporter.stage("register", 1), _kept(target):
-        registered = register.submit(
-            name=registered_name(config, workspace.model.name),
-            home=config.home.expanduser(),
-            model=workspace.model,
-            stored=stored_of(pipeline, session),
-            result=result,
-            config=config_text,
-            curves=curves_of(pipeline, session),
-        ).result()
+        same = None if opened.register_unchanged else same_version(home, name, result)
+        if same is not None:
+            found = {"name": name, "version": same.version, "run_id": same.run_id}
+            registered: dict[str, Any] = found | {"unchanged": True}
+        else:
+            registered = register.submit(
+                name=name,
+                home=home,
+                model=workspace.model,
+                stored=stored_of(pipeline, session),
+                result=result,
+                config=config_text,
+                curves=curves_of(pipeline, session),
+            ).result()
         seconds = perf_counter() - begun
-        label = f"{registered['name']} version {registered['version']}"
-        outcome = Outcome("register", label, registered["run_id"], "computed", seconds)
+        label = f"{name} version {registered['version']}"
+        state = "computed" if same is None else "cached"
+        outcome = Outcome("register", label, registered["run_id"], state, seconds)
         reporter.advance([outcome])
     result["stages"].append(as_stage(outcome))
     result["run_id"] = registered.pop("run_id")

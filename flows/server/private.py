@@ -1,22 +1,23 @@
-"""The private Prefect server: the child process that runtime.py starts, run as a script.
+"""The Prefect server as a child process, run as a script: runtime.py's private one, or `up`'s.
+
+    python -P private.py SOCKET PARENT [lasting]
 
 It is Prefect's own API server, on a socket inherited from the parent, with what the traps of
 Prefect's built-in ephemeral server call for: task runs written in batches, nothing lost at the end,
-one migration at a time, and no orphan when the parent is killed.
+one migration at a time, and no orphan when the parent is killed. A lasting one has the page, the
+services that schedule, and automations.
 """
 
 import fcntl
 import os
-import signal
 import socket
 import sys
-import threading
 import time
 from pathlib import Path
-from typing import IO, Any
 
-WATCH_SECONDS = 0.1  # between looks at the parent
-GRACE_SECONDS = 1.5  # from the parent's end: what is not written by then is lost, with the parent
+sys.path.append(str(Path(__file__).resolve().parents[2]))  # where this lies, wherever that is
+from flows.server.leash import Leash, WithoutSecrets
+
 DRAIN_SECONDS = 10  # for events that are still on their way into the database
 FLUSH_SECONDS = 1  # Prefect takes whole seconds
 BATCH = 500  # task runs in a statement: some 35 values each, and SQLite takes 32766
@@ -28,6 +29,9 @@ DEFAULTS = {
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": str(BATCH),
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": str(BATCH),
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": str(FLUSH_SECONDS),
+}
+# Of a private one, besides.
+BRIEF = {
     # Automations and the event feed have no reader here, and their writes compete for SQLite's lock
     # with the task runs': a flow of 300 tasks takes 4.3 s in all without them, 6.0 s with them.
     "PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": "false",
@@ -41,62 +45,29 @@ EPHEMERAL = {
     # The command keeps its own console quiet; this one's is the log, which says why it failed.
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "ERROR",
 }
+LEASES = "prefect.server.concurrency.lease_storage"
+# Of a lasting one, besides.
+LASTING = {
+    # In memory, the default, they are gone with the server, and the slots that they stand for are
+    # held for ever: a deployment with a limit of one never runs again.
+    "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": f"{LEASES}.filesystem",
+    "PREFECT_SERVER_EVENTS_CAUSAL_ORDERING": "flows.server.ordering",
+    "PREFECT_LOGGING_SERVER_LEVEL": "WARNING",
+}
+LAST_ANSWERS_SECONDS = 3  # for requests in the air and web pages that listen, when a server ends
 
 
-class Leash:
-    """Ends this process when its parent is gone, in good order if that is quick.
-
-    It holds from the first line on, through imports and migrations, which take long on a busy
-    machine. The last word is the kernel's: a timer that no thread of Python has to notice. A
-    migration that it cuts off is one transaction, which SQLite takes back.
-
-    Args:
-        parent: Process id of the parent. (A pipe from it would stay open in its forked children,
-            and PR_SET_PDEATHSIG would mean the thread that started this process.)
-    """
-
-    def __init__(self, parent: int) -> None:
-        self.server: Any = None
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        threading.Thread(target=self._watch, args=(parent,), daemon=True).start()
-
-    def _watch(self, parent: int) -> None:
-        while os.getppid() == parent:
-            time.sleep(WATCH_SECONDS)
-        signal.setitimer(signal.ITIMER_REAL, GRACE_SECONDS)
-        if self.server is None or not self.server.started:
-            os._exit(0)  # nothing was recorded yet
-        self.server.should_exit = True
-
-
-class WithoutSecrets:
-    """A stream for the log, with passwords hidden: libraries name addresses in their errors."""
-
-    def __init__(self, stream: IO[str]) -> None:
-        # The script runs alone; what it is part of lies here, wherever that is installed.
-        sys.path.append(str(Path(__file__).resolve().parents[2]))
-        from compress_core.secrets import hide
-
-        self._stream, self._hide = stream, hide
-
-    def write(self, text: str) -> int:
-        """As the stream's own."""
-        return self._stream.write(self._hide(text))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-
-def serve(listener: socket.socket, leash: Leash) -> None:
+def serve(listener: socket.socket, leash: Leash, lasting: bool = False) -> None:
     """Serve Prefect's API until told to stop or left alone.
 
     Args:
         listener: The bound socket to serve on.
         leash: Ends the server with its parent.
+        lasting: Whether it schedules and has a page, and is not for one command alone.
     """
-    for name, value in DEFAULTS.items():
+    for name, value in (DEFAULTS | (LASTING if lasting else BRIEF)).items():
         os.environ.setdefault(name, value)
-    os.environ.update(EPHEMERAL)
+    os.environ.update({"PREFECT__SERVER_FINAL": "1"} if lasting else EPHEMERAL)
     import uvicorn  # takes long, and what it needs must not come before the leash
 
     class Server(uvicorn.Server):
@@ -114,8 +85,23 @@ def serve(listener: socket.socket, leash: Leash) -> None:
             await super().shutdown(sockets)
 
     app = "prefect.server.api.server:create_app"
-    leash.server = Server(uvicorn.Config(app, factory=True, lifespan="on", log_level="error"))
-    leash.server.run(sockets=[listener])
+    server = Server(
+        uvicorn.Config(
+            app,
+            factory=True,
+            lifespan="on",
+            log_level="error",
+            timeout_graceful_shutdown=LAST_ANSWERS_SECONDS if lasting else None,
+        )
+    )
+
+    def end() -> None:
+        if not server.started:
+            os._exit(0)  # nothing was recorded yet
+        server.should_exit = True
+
+    leash.end = end
+    server.run(sockets=[listener])
 
 
 async def _events_taken() -> None:
@@ -142,4 +128,4 @@ async def _events_taken() -> None:
 if __name__ == "__main__":
     leash = Leash(int(sys.argv[2]))
     sys.stderr = WithoutSecrets(sys.stderr)
-    serve(socket.socket(fileno=int(sys.argv[1])), leash)
+    serve(socket.socket(fileno=int(sys.argv[1])), leash, lasting="lasting" in sys.argv[3:])

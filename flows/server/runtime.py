@@ -9,9 +9,7 @@ import atexit
 import logging
 import os
 import queue
-import re
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -22,6 +20,8 @@ from pathlib import Path
 from urllib.request import getproxies
 
 from compress_core.secrets import hide
+from flows.server.children import Child, bind, last_words, start_child
+from flows.server.running import running_server
 from storage.disk import make_folder
 
 START_SECONDS = 180  # of other clients' servers; a fresh database under load took 19 s
@@ -51,7 +51,6 @@ DEFAULTS = {
 }
 
 
-EXCEPTION = re.compile(r"[\w.]+(Error|Exception|Warning): ")
 Waiting = Callable[[str], AbstractContextManager[None]]  # says from time to time what it waits for
 
 
@@ -61,12 +60,14 @@ class ServerError(RuntimeError):
 
 @dataclass
 class _Server:
-    process: subprocess.Popen[bytes]
+    child: Child
     port: int
-    log: Path
-    log_start: int
     owner: int
     used: bool = False
+
+    @property
+    def process(self) -> subprocess.Popen[bytes]:
+        return self.child.process
 
     @property
     def url(self) -> str:
@@ -74,10 +75,7 @@ class _Server:
 
     def complaint(self) -> str:
         """The last line that the child wrote, of those that name an exception if there are any."""
-        text = self.log.read_bytes()[self.log_start :].decode(errors="replace")
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
-        named = [line for line in lines if EXCEPTION.match(line)]
-        return hide((named or lines or ["it said nothing"])[-1])
+        return last_words(self.child.log, self.child.log_start)
 
 
 _server: _Server | None = None
@@ -86,6 +84,9 @@ _foreign: str | None = None  # the address of the user's own server
 
 def prepare_environment(home: Path) -> None:
     """Set the environment that Prefect, MLflow and HuggingFace read when they are imported.
+
+    Where `eigenpress up` runs on this data directory, its server is the one; the user's own
+    PREFECT_API_URL goes before it (an empty one asks for a private server).
 
     Args:
         home: The data directory; Prefect's database goes to `<home>/prefect`.
@@ -96,6 +97,9 @@ def prepare_environment(home: Path) -> None:
     for name, value in {"PREFECT_HOME": str(home.resolve() / "prefect"), **DEFAULTS}.items():
         os.environ.setdefault(name, value)
     make_folder(Path(os.environ["PREFECT_HOME"]))
+    if "PREFECT_API_URL" not in os.environ and (server := running_server(home)):
+        os.environ["PREFECT_API_URL"] = server
+        go_around_proxies()
 
 
 def start_early() -> None:
@@ -106,34 +110,32 @@ def start_early() -> None:
     global _server, _foreign
     if _server is not None or _foreign is not None:
         return
-    _foreign = _named_server()
+    _foreign = named_server()
     if _foreign is not None:
         return
     directory = Path(os.environ["PREFECT_HOME"])
     log = directory / "server.log"
-    with socket.socket() as listener, log.open("ab") as output:
-        # Bound here and inherited: no race for a port, and an early request waits in the queue.
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(128)
-        process = subprocess.Popen(
-            # -P: a folder named `tasks` or `flows` where the user stands must not shadow anything.
-            [sys.executable, "-P", SERVER, str(listener.fileno()), str(os.getpid())],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            pass_fds=[listener.fileno()],
-            start_new_session=True,  # Ctrl-C is for the parent, which still has to record it
+    # Bound here and inherited: no race for a port, and an early request waits in the queue.
+    with bind(0, "port") as listener:
+        child = start_child(
+            "the private Prefect server", [SERVER], log, dict(os.environ), listener.fileno()
         )
-        port = listener.getsockname()[1]
-        _server = _Server(process, port, log, output.tell(), os.getpid())
+        _server = _Server(child, listener.getsockname()[1], os.getpid())
     os.environ["PREFECT_API_URL"] = _server.url
-    # A proxy, where there is one, cannot reach the child. Where both names are set the libraries
-    # read one of them only, so what the user has in either goes into both.
+    go_around_proxies()
+    _reload_settings()
+    atexit.register(stop)
+
+
+def go_around_proxies() -> None:
+    """Lets no proxy stand before servers of this machine: it cannot reach them.
+
+    Where both names are set the libraries read one of them only, so what the user has in either
+    goes into both.
+    """
     names = ("no_proxy", "NO_PROXY")
     around = [*filter(None, (os.environ.get(name) for name in names)), "127.0.0.1"]
     os.environ.update(dict.fromkeys(names, ",".join(dict.fromkeys(around))))
-    _reload_settings()
-    atexit.register(stop)
 
 
 def ready(waiting: Waiting | None = None) -> None:
@@ -168,12 +170,12 @@ def _wait_for(server: _Server) -> None:
     except (OSError, HTTPException) as error:
         raise ServerError(
             f"the private Prefect server ended before it answered: {server.complaint()} "
-            f"(all of it in {server.log})"
+            f"(all of it in {server.child.log})"
         ) from error
     finally:
         connection.close()
     if status != 200:
-        raise ServerError(f"the private Prefect server answers {status}; see {server.log}")
+        raise ServerError(f"the private Prefect server answers {status}; see {server.child.log}")
 
 
 def _ask(where: str, advice: str) -> None:
@@ -297,7 +299,7 @@ def stop() -> None:
         server.process.wait()
 
 
-def _named_server() -> str | None:
+def named_server() -> str | None:
     """The address in the user's environment, profile or project files, where there is one."""
     if "PREFECT_API_URL" in os.environ:
         return os.environ["PREFECT_API_URL"] or None

@@ -133,12 +133,40 @@ def _tags(result: Mapping[str, Any]) -> dict[str, str]:
         "code_version": result["code_version"],
         "parameters": json.dumps(result["parameters"]),
         "bytes": json.dumps(result["bytes"]),
+        "measured": json.dumps(result["measured"]),
     }
     for which, values in result["metrics"].items():
         for label, numbers in [*values["texts"].items(), *values["tasks"].items()]:
             tags[f"{which}.{label}"] = json.dumps(numbers)
         tags |= {f"{which}.{n}": f"{values[n]:.6g}" for n in ("perplexity", "kl") if n in values}
+    return tags | _key_tags(result)
+
+
+def _key_tags(result: Mapping[str, Any]) -> dict[str, str]:
+    """Which artifacts a version was made from, by stage."""
     keys: dict[str, list[str]] = {}
     for stage in result["stages"]:
         keys.setdefault(stage["name"], []).append(stage["key"][:KEY_LENGTH])
-    return tags | {f"keys.{stage}": " ".join(found) for stage, found in keys.items()}
+    return {f"{tracking.KEY_TAG}{stage}": " ".join(found) for stage, found in keys.items()}
+
+
+def same_version(home: Path, name: str, result: Mapping[str, Any]) -> tracking.Version | None:
+    """The newest version that was made from the same artifacts as a result, with the same numbers.
+
+    Args:
+        home: Data directory.
+        name: Name in the registry.
+        result: A run's result, before it is registered.
+
+    Raises:
+        TrackingError: MLflow cannot be reached.
+    """
+    wanted = _key_tags(result)
+    folder = Path(result["model_dir"]).resolve().as_uri()
+    same = None
+    for version in tracking.registered_versions(home):
+        places = (folder, f"runs:/{version.run_id}/model")
+        keys = {n: v for n, v in version.tags.items() if n.startswith(tracking.KEY_TAG)}
+        if version.name == name and version.source in places and keys == wanted:
+            same = version
+    return same

@@ -31,6 +31,10 @@ FLAGS = {
     "export": "--to --output --json --help",
     "report": "--generate --prompt --output --home --json --help",
     "demo": "--home --json --help",
+    "promote": "--version --to --gates --measure --why --dry-run --trust-remote-code --home --json "
+    "--help",
+    "rollback": "--why --dry-run --home --json --help",
+    "history": "--home --json --help",
     "store ls": "--stage --limit --all --home --json --help",
     "store show": "--home --json --help",
     "store why": "--home --json --help",

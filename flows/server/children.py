@@ -1,0 +1,124 @@
+"""Processes that a command starts and ends: on a leash, with a log, in sessions of their own."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from compress_core.errors import ConfigError
+from compress_core.secrets import hide
+
+if TYPE_CHECKING:
+    import psutil
+
+EXCEPTION = re.compile(r"[\w.]+(Error|Exception|Warning): ")
+SCRIPTS = Path(__file__).parent
+LEASHED = str(SCRIPTS / "leashed.py")
+
+
+def last_words(log: Path, start: int) -> str:
+    """The last line of a log from a place on, of those that name an exception if there are any."""
+    text = log.read_bytes()[start:].decode(errors="replace")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    named = [line for line in lines if EXCEPTION.match(line)]
+    return hide((named or lines or ["it said nothing"])[-1])
+
+
+def bind(port: int, flag: str) -> socket.socket:
+    """A socket on the loopback; 0 takes any port that is free.
+
+    Raises:
+        ConfigError: The port is taken, or this user may not have it.
+    """
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(("127.0.0.1", port))
+        listener.listen(128)
+    except OSError as error:
+        listener.close()
+        raise ConfigError(
+            f"{flag} {port}: {error.strerror}; end what is there, or give another ({flag} 0 takes "
+            "any that is free)"
+        ) from None
+    return listener
+
+
+@dataclass
+class Child:
+    """A process that was started, and where what it says goes."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    log: Path
+    log_start: int
+
+    @property
+    def complaint(self) -> str:
+        """Why it ended, as far as its log says."""
+        return (
+            f"{self.name} ended (exit code {self.process.returncode}): "
+            f"{last_words(self.log, self.log_start)} (all of it in {self.log})"
+        )
+
+    def end(self, seconds: float) -> None:
+        """Ends it and all that it started: in good order, or when the time is over anyhow."""
+        import psutil
+
+        family = _family(self.process.pid)
+        with suppress(ProcessLookupError):
+            self.process.send_signal(signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(seconds)
+        for member in {*family, *_family(self.process.pid)}:
+            with suppress(psutil.Error):
+                member.kill()
+        self.process.kill()
+        self.process.wait()
+
+
+def start_child(
+    name: str,
+    words: list[str],
+    log: Path,
+    environment: dict[str, str],
+    listener: int | None = None,
+) -> Child:
+    """Starts a script of this package, or below `LEASHED` a module, that ends with this process.
+
+    Args:
+        name: For people.
+        words: The script, and its arguments behind the parent's process id.
+        log: Gets what it prints.
+        environment: Its environment.
+        listener: A file descriptor that it inherits; it is the argument before the parent's id.
+    """
+    script, *rest = words
+    inherited = [] if listener is None else [listener]
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            # -P: a folder named `tasks` or `flows` where the user stands must not shadow anything.
+            [sys.executable, "-P", script, *map(str, inherited), str(os.getpid()), *rest],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            pass_fds=inherited,
+            env=environment,
+            start_new_session=True,  # Ctrl-C is for the parent, which still has to record it
+        )
+        return Child(name, process, log, output.tell())
+
+
+def _family(pid: int) -> "list[psutil.Process]":
+    """All that a process has started and that is still there."""
+    import psutil
+
+    with suppress(psutil.Error):
+        return psutil.Process(pid).children(recursive=True)
+    return []
