@@ -36,8 +36,8 @@ class Together:
         prefect_port: For Prefect's server; 0 takes any. With PREFECT_API_URL set none is started,
             and the worker is that server's.
         mlflow_port: For MLflow's pages; 0 takes any.
-        mlflow: What serves MLflow's pages, a module with arguments, and its environment; None
-            where nothing has to.
+        mlflow: Says what serves MLflow's pages, a module with arguments and its environment;
+            None where nothing has to.
         say: Tells people.
 
     Attributes:
@@ -49,7 +49,7 @@ class Together:
         home: Path,
         prefect_port: int,
         mlflow_port: int,
-        mlflow: tuple[list[str], dict[str, str]] | None,
+        mlflow: Callable[[], tuple[list[str], dict[str, str]] | None],
         say: Callable[[str], None],
     ) -> None:
         self.home, self.say = home, say
@@ -106,12 +106,12 @@ class Together:
             prefect = None
             if not foreign:
                 prefect = listening.enter_context(bind(self.ports[0], "--prefect-port"))
-            pages = listening.enter_context(bind(self.ports[1], "--mlflow-port"))
-            port = pages.getsockname()[1]
+            place = listening.enter_context(bind(self.ports[1], "--mlflow-port"))
+            port = place.getsockname()[1]  # MLflow binds it itself, and the place is given up
             if prefect is not None:
                 self._start_prefect(prefect.fileno(), prefect.getsockname()[1], environment)
-        if self.mlflow is not None:
-            words, own = self.mlflow
+        if (pages := self.mlflow()) is not None:
+            words, own = pages
             words = [LEASHED, *words, "--port", str(port)]
             self._child("MLflow", words, "mlflow.log", own | environment)
             self.addresses["mlflow"] = f"http://127.0.0.1:{port}"
@@ -125,7 +125,7 @@ class Together:
             make_pool(client)
             self._end_dead_runs()
             self._start_worker(environment)
-            if self.mlflow is not None:
+            if "mlflow" in self.addresses:
                 self._answers(self.addresses["mlflow"], "/health")
             while not is_online(client, self.worker):
                 self._all_live()

@@ -30,6 +30,8 @@ FLAGS = {
     "methods": "--json --help",
     "export": "--to --output --json --help",
     "demo": "--home --json --help",
+    "up": "--prefect-port --mlflow-port --home --json --help",
+    "deploy": "--cron --every --timezone --name --notify --home --json --help",
     "store ls": "--stage --limit --all --home --json --help",
     "store show": "--home --json --help",
     "store why": "--home --json --help",
