@@ -6,8 +6,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import typer
-
 from compress_core.secrets import hide
 from flows.report.lines import entry, make_console
 from flows.server.together import Together

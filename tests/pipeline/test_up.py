@@ -1,4 +1,4 @@
-"""`eigenpress up` as people run it: a schedule fires, dead runs free their place, nothing is left."""
+"""`eigenpress up` as people run it: a schedule fires, dead runs free their slot, all of it ends."""
 
 import http.server
 import json
@@ -8,7 +8,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ from flows.server.running import running_server
 from tests.pipeline import pico
 
 SECONDS = 180  # that anything may take on a very busy machine
-GONE = "up-{host}-{pid}-1"  # a worker of this machine whose process never was
 
 
 def wait_for(what: Callable[[], Any]) -> Any:
@@ -50,12 +49,13 @@ class Up:
     @contextmanager
     def environment(self) -> Iterator[None]:
         """This process's, as one in which PREFECT_API_URL names the server."""
-        from flows.server import runtime
+        from prefect.settings import PREFECT_API_URL, temporary_settings
 
-        words = pico.clean_environment(
-            PREFECT_API_URL=self.said["api"], PREFECT_HOME=str(self.home / "client")
-        )
-        with pico.environment(words), runtime.flow_settings():
+        url = self.said["api"]
+        with (
+            pico.environment(pico.clean_environment(PREFECT_API_URL=url)),
+            temporary_settings({PREFECT_API_URL: url}),
+        ):
             yield
 
     @contextmanager
@@ -169,8 +169,7 @@ def test_a_run_whose_worker_was_killed_before_it_ran_frees_its_slot_and_is_told_
         (line,) = end_dead_runs(client)
         assert f"the worker {gone} ended before this run did" in line
         assert client.read_flow_run(killed).state_name == "Crashed"
-        after, state = take(alive)
-        assert state == "Pending"
+        assert take(alive)[1] == "Pending"
         assert end_dead_runs(client) == []
         kind, told = wait_for(lambda: up.told)[0]
     assert kind == "application/json"
