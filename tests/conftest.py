@@ -1,12 +1,12 @@
 """Fixtures shared by all tests: the real models where there are some, and what is dear to make."""
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
 
+from tests.code_cache import code_cache_at
 from tests.pipeline import pico
 
 # An example that takes long is no mistake: no test asserts a time.
@@ -44,9 +44,5 @@ def blank_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def code_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keeps transformers from copying modelling files into the user's own cache."""
-    with pytest.MonkeyPatch.context() as patch:
-        cache = str(tmp_path_factory.mktemp("modules"))
-        patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", cache)
-        for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
-            patch.delitem(sys.modules, name)  # an earlier test's, which looks in another cache
+    with code_cache_at(tmp_path_factory.mktemp("modules")):
         yield

@@ -20,14 +20,21 @@ ALLOCATORS: dict[str, type[Allocator]] = {
     "knapsack": Knapsack,
 }
 
+DEVICE = "device"
+"""The option that every allocator has, read where a method is built."""
+DEVICE_ABOUT = (
+    "Leave dense what its factors would slow down: `here` measures this machine once, a file is "
+    "what another one measured."
+)
+
 
 def allocator_options(name: str) -> list[str]:
-    """Names of the options of an allocator.
+    """Names of the options of an allocator, its own and :data:`DEVICE`.
 
     Raises:
         ConfigError: There is no such allocator.
     """
-    return [field.name for field in _fields(name) if field.name != "candidates"]
+    return [*(field.name for field in _fields(name) if field.name != "candidates"), DEVICE]
 
 
 def build_allocator(name: str, options: Mapping[str, OptionValue] | None = None) -> Allocator:
@@ -35,15 +42,15 @@ def build_allocator(name: str, options: Mapping[str, OptionValue] | None = None)
 
     Args:
         name: A key of ``ALLOCATORS``.
-        options: Its fields; text is read as the default's type.
+        options: Its fields, without :data:`DEVICE`; text is read as the default's type.
 
     Raises:
         ConfigError: Unknown allocator or option, or a value of the wrong kind or range.
     """
-    known = {field.name: field.default for field in _fields(name)}
+    known = {field.name: field.default for field in _fields(name) if field.name != "candidates"}
     values = {}
     for option, given in (options or {}).items():
-        if option not in allocator_options(name):
+        if option not in known:
             raise ConfigError(
                 f"allocator {name!r} has no option {option!r}; its options: "
                 f"{', '.join(allocator_options(name)) or 'none'}"

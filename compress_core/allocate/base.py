@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
@@ -46,7 +46,10 @@ class Evidence:
 class Allocator(Protocol):
     """Divides a budget; never spends more than it was given."""
 
-    reads: ClassVar[frozenset[str]]  # fields of Evidence
+    @property
+    def reads(self) -> frozenset[str]:
+        """Fields of Evidence."""
+        ...
 
     def probe(self, kept: float) -> Probe | None:
         """The table it reads as "divergence", for ``kept`` of the compressible parameters."""

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from compress_core.allocate import allocator_options, build_allocator
+from compress_core.allocate import DEVICE, allocator_options, build_allocator
+from compress_core.allocate.stepped import Stepped
 from compress_core.errors import ConfigError
 from compress_core.method import Method
 from compress_core.methods.ada_svd import ada_svd
@@ -27,6 +28,7 @@ from compress_core.methods.svd_llm import svd_llm
 from compress_core.methods.svd_llm_v2 import svd_llm_v2
 from compress_core.methods.wanda import wanda
 from compress_core.options import OptionValue, nearest, read_option
+from compress_core.refine.columns import PreserveColumns
 
 METHODS: dict[str, Callable[..., Method]] = {
     "svd": svd,
@@ -89,6 +91,7 @@ def build_method(
     text: str,
     options: Mapping[str, OptionValue] | None = None,
     allocate: str | None = None,
+    multiple: int = 1,
 ) -> Method:
     """The method that ``text`` names, each option at the paper's default unless given.
 
@@ -97,6 +100,7 @@ def build_method(
         options: Keyword arguments of the method's function, or fields of the allocator where one
             is named; text is read as the default's type. What ``text`` itself says comes first.
         allocate: A key of ``ALLOCATORS``, in place of the method's own allocator.
+        multiple: What every rank is to be a multiple of.
 
     Raises:
         ConfigError: Unknown method, allocator or option, or a value of the wrong kind or range.
@@ -121,8 +125,9 @@ def build_method(
                 f"{', '.join(known) or 'none'}{nearest(option, known)}"
             )
     method = METHODS[name](**values)
+    device = str(of_allocator.pop(DEVICE, ""))
     if allocate is None:
-        return method
+        return _stepped(method, multiple, device)
     _check_divisible(method, allocate)
     allocator = build_allocator(allocate, of_allocator)
     for option, value in values.items():
@@ -131,7 +136,7 @@ def build_method(
             raise ConfigError(
                 f"option {option!r} is of the allocator of {name!r}, which {allocate!r} replaces"
             )
-    return replace(method, allocate=allocator)
+    return _stepped(replace(method, allocate=allocator), multiple, device)
 
 
 def option_defaults(name: str, allocate: str | None = None) -> dict[str, Any]:
@@ -140,8 +145,25 @@ def option_defaults(name: str, allocate: str | None = None) -> dict[str, Any]:
     own = {option: parameter.default for option, parameter in parameters.items()}
     allocator = build_allocator(allocate) if allocate else None
     return own | {
-        o: getattr(allocator, o) for o in (allocator_options(allocate) if allocate else [])
+        o: getattr(allocator, o, "") for o in (allocator_options(allocate) if allocate else [])
     }
+
+
+def _stepped(method: Method, multiple: int, device: str) -> Method:
+    """The method with ranks that a device likes.
+
+    Raises:
+        ConfigError: It chooses its ranks itself.
+    """
+    if multiple == 1 and not device:
+        return method
+    what = f"--rank-multiple {multiple}" if multiple != 1 else f"option device={device}"
+    how = "learns its ranks" if method.learn else "prunes" if method.prunes else ""
+    if isinstance(method.fit, PreserveColumns):
+        how = "trades ranks for columns"
+    if how:
+        raise ConfigError(f"method {method.name!r} {how}: leave out {what}")
+    return replace(method, allocate=Stepped(method.allocate, multiple, device))
 
 
 def _check_divisible(method: Method, allocate: str) -> None:

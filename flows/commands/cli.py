@@ -15,9 +15,11 @@ import typer
 
 from compress_core.errors import ConfigError
 from compress_core.secrets import hide_all
+from flows.commands.bench import bench
 from flows.commands.export import FORMS
 from flows.commands.look import App, Home, Json, UsageError, path_argument, path_option
 from flows.commands.mishaps import say, say_in_thread, say_mishap, say_mistake
+from flows.commands.promote import add_commands
 from flows.commands.store import store_app
 from flows.settings.config import RunConfig, Settings, SweepConfig, build_config
 from flows.settings.flags import method_names, offering, with_flags
@@ -132,6 +134,9 @@ def export(
         print_json({to: str(target)})
     else:
         typer.echo(f"{to:<12} {target}  (same size as the original model)")
+
+
+app.command()(bench)
 
 
 @app.command()
@@ -268,6 +273,9 @@ def start_runtime(home: Path) -> None:
 def print_json(value: Any) -> None:
     """One JSON value on stdout."""
     typer.echo(json.dumps(hide_all(value), indent=1, ensure_ascii=False))
+
+
+add_commands(app, print_json)
 
 
 def main() -> None:

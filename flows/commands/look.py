@@ -29,7 +29,12 @@ EXAMPLES = {
     "--calibration texts.jsonl",
     "methods": "eigenpress methods svd_llm",
     "export": "eigenpress export ./my-llama-small --to dense --output ./my-llama-again",
+    "bench": "eigenpress bench my-llama@champion --batch 1,8 --prompt-tokens 128",
+    "push": "eigenpress push ./my-llama-small --to me/my-llama-small --dry-run",
     "demo": "eigenpress demo --home /tmp/eigenpress",
+    "promote": "eigenpress promote my-llama --version 3 --gates gates.yaml",
+    "rollback": "eigenpress rollback my-llama --why 'loops in the chat'",
+    "history": "eigenpress history my-llama",
     "up": "eigenpress up --home /data/eigenpress",
     "deploy": 'eigenpress deploy nightly.yaml --cron "0 2 * * *" --timezone Europe/Berlin',
     "store": "eigenpress store ls",
@@ -154,6 +159,12 @@ def path_option(name: str, text: str, word: str = "DIR", group: str = OUTPUT) ->
 def path_argument(text: str, word: str = "DIR") -> Any:
     """A path that a command cannot do without."""
     return typer.Argument(help=text, metavar=word, parser=_folder(word))
+
+
+def said(text: str, word: str | None, group: str = OTHERS, flag: str | None = None) -> Any:
+    """A flag of a command that has no settings; ``flag`` where its name alone does not say it."""
+    words = () if flag is None else (flag,)
+    return typer.Option(*words, help=text, metavar=word, rich_help_panel=group)
 
 
 Home = Annotated[

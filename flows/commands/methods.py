@@ -9,7 +9,13 @@ import textwrap
 from collections.abc import Callable
 from typing import Any
 
-from compress_core.allocate import ALLOCATORS, allocator_options, build_allocator
+from compress_core.allocate import (
+    ALLOCATORS,
+    DEVICE,
+    DEVICE_ABOUT,
+    allocator_options,
+    build_allocator,
+)
 from compress_core.errors import ConfigError
 from compress_core.method import Method
 from compress_core.methods import METHODS, build_method, option_defaults
@@ -91,8 +97,8 @@ def _allocator_row(name: str) -> dict[str, Any]:
         "name": name,
         "family": ALLOCATED,
         "summary": (kind.__doc__ or "").partition("\n")[0].rstrip("."),
-        "options": {option: getattr(build_allocator(name), option) for option in options},
-        "about": _about(kind.__doc__),
+        "options": {option: getattr(build_allocator(name), option, "") for option in options},
+        "about": _about(kind.__doc__) | {DEVICE: DEVICE_ABOUT},
     }
 
 

@@ -11,12 +11,16 @@ from storage.errors import StorageError
 from storage.gc import GarbageReport, collect_garbage
 from storage.store import Store
 from tasks.tracking import client as tracking
+from tasks.tracking.speaking import registry_of
 
 RECENT_DAYS = 14.0
 
 
 def free_store(home: Path, store: Store, recent_days: float, *, dry_run: bool) -> GarbageReport:
     """Frees what no registered model and no recent run reaches.
+
+    Of runs that registered their model in another registry than the one that is asked everything
+    stays: nobody here knows whether it is a champion there.
 
     Args:
         home: The data directory.
@@ -31,7 +35,7 @@ def free_store(home: Path, store: Store, recent_days: float, *, dry_run: bool) -
     """
     if not (math.isfinite(recent_days) and recent_days >= 0):
         raise ConfigError(f"--recent-days is a number of days, 0 or more, got {recent_days:g}")
-    recent = recent_keys(home, recent_days)
+    recent = recent_keys(home, recent_days) | keys_registered_elsewhere(home)
     registered = tracking.registered_keys(home)  # beginnings of keys
     lengths = {len(beginning) for beginning in registered}
     roots = recent | {
@@ -57,6 +61,13 @@ def recent_keys(home: Path, days: float) -> set[str]:
     since = now - timedelta(days=min(days, most))
     records = read_run_records(home, refuse)
     return {key for record in records if record.created >= since for key in record.keys}
+
+
+def keys_registered_elsewhere(home: Path) -> set[str]:
+    """Keys of everything that runs used whose registry is not the one that is asked."""
+    here = registry_of(home)
+    records = read_run_records(home, lambda error: None)  # `recent_keys` has refused the damaged
+    return {key for r in records if r.registry not in (None, here) for key in r.keys}
 
 
 def told(report: GarbageReport, *, dry_run: bool) -> str:

@@ -88,16 +88,16 @@ def measure(device: str, dtypes: Sequence[str], folder: Path) -> Machine:
     products = {name: _product(device, name) for name in dtypes}
     half = torch.rand(EIGEN, EIGEN, dtype=torch.float64, device=device)
     gram = half @ half.T
-    eigen = EIGEN**3 / _best(lambda: float(torch.linalg.eigh(gram)[0][0]), int(here))
+    eigen = EIGEN**3 / best(lambda: float(torch.linalg.eigh(gram)[0][0]), int(here))
     row = torch.rand(LOGITS, device=device)
-    took = _best(lambda: float(row.double().log_softmax(-1).exp_()[0, 0]), int(here))
+    took = best(lambda: float(row.double().log_softmax(-1).exp_()[0, 0]), int(here))
     logits = row.numel() / took
     payload = os.urandom(BYTES)
     file = folder / f"{FILE}.{os.getpid()}"
     try:
         with writing(file, BYTES):
-            write = BYTES / _best(lambda: _write(file, payload), 0, 2)
-            read = BYTES / _best(lambda: file.read_bytes(), 0, 2)
+            write = BYTES / best(lambda: _write(file, payload), 0, 2)
+            read = BYTES / best(lambda: file.read_bytes(), 0, 2)
     finally:
         file.unlink(missing_ok=True)
     return Machine(products, eigen, logits, write, read, datetime.now(UTC).isoformat())
@@ -109,7 +109,7 @@ def _product(device: str, dtype: str) -> float:
     size = SIZE[kind]
     matrix = torch.rand(size, size, device=device).to(getattr(torch, dtype))
     threads = torch.get_num_threads() if kind == "cpu" else 0
-    return 2.0 * size**3 / _best(lambda: float((matrix @ matrix)[0, 0]), threads)
+    return 2.0 * size**3 / best(lambda: float((matrix @ matrix)[0, 0]), threads)
 
 
 def _write(file: Path, payload: bytes) -> None:
@@ -119,7 +119,7 @@ def _write(file: Path, payload: bytes) -> None:
         os.fsync(handle.fileno())
 
 
-def _best(work: Callable[[], object], threads: int = 1, repeats: int = REPEATS) -> float:
+def best(work: Callable[[], object], threads: int = 1, repeats: int = REPEATS) -> float:
     """Seconds of the fastest of a few repeats: other work on the machine only ever adds to it.
 
     On a busy machine no repeat is left alone. There CPU seconds tell what the clock cannot, where

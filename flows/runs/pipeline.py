@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from compress_core.hf.lm_eval_find import is_path
 from compress_core.types import Budget
+from flows.runs.layer_speed import on_device
 from flows.runs.workspace import Workspace
 from flows.settings.config import RunConfig, Settings
 from flows.settings.output import check_output
@@ -107,7 +108,7 @@ def build_pipeline(workspace: Workspace, config: RunConfig) -> Pipeline:
         recovered, new = recover_groups(job, models, config.recovery, tokens, folder)
         written += recovered
         folders = {"unrecovered": folder, "compressed": new}
-    evaluated, evaluations = _evaluation_groups(workspace, config, texts, folders)
+    evaluated, evaluations = evaluation_groups(workspace, config, texts, folders)
     groups = [*first, *texts.values(), *collected, *fisher, *weighed, *decomposed, *chosen]
     groups += [*realised, *written, *evaluated]
     return Pipeline(config, job, groups, allocation, factors, folders["compressed"], evaluations)
@@ -136,7 +137,7 @@ def make_job(workspace: Workspace, config: RunConfig) -> Job:
         ConfigError, BudgetError: Method, options or budget do not fit the model.
     """
     model = workspace.model
-    method = workspace.method(config)
+    method = on_device(workspace.method(config), workspace)
     kept = Budget(config.known_kept, config.of).of_compressible(
         model.layout.layers, model.parameters
     )
@@ -189,9 +190,17 @@ def _by_name(groups: list[Group]) -> dict[str, Unit]:
     return {unit.name: unit for group in groups for unit in group.units}
 
 
-def _evaluation_groups(
+def evaluation_groups(
     workspace: Workspace, config: RunConfig, texts: dict[str, Group], folders: dict[str, Unit]
 ) -> tuple[list[Group], list[Evaluation]]:
+    """Every text and task on the dense model and on compressed folders, in order.
+
+    Args:
+        workspace: What all runs share.
+        config: How tasks are asked.
+        texts: Label to the group that cuts a text into windows.
+        folders: What people call a compressed model, to the unit that holds its folder.
+    """
     groups, evaluations = [], []
     for which, compressed in {"dense": None, **folders}.items():
         for label, text in texts.items():

@@ -12,6 +12,7 @@ from compress_core.secrets import hide_all
 from flows.settings.home import RUNS
 from storage.errors import StorageError
 from storage.records import NoRecordError, read_record, write_record
+from tasks.tracking.speaking import registry_of
 
 FORMAT = 1
 
@@ -27,6 +28,7 @@ def save_run_record(home: Path, config: BaseModel | None, result: dict[str, Any]
     record = {
         "format": FORMAT,
         "created": now.isoformat(),
+        "registry": registry_of(home.expanduser()),
         "config": config and hide_all(config.model_dump(mode="json")),
         "result": result,
     }
@@ -43,6 +45,8 @@ class RunRecord:
     Attributes:
         created: When it ended.
         keys: Key to whether the run computed it, of all artifacts it used.
+        registry: Where its model was registered, as `registry_of` has it; None of records from
+            before that was written.
         model: Name of the dense model; "" of a demonstration's training.
         what: Method and budget.
 
@@ -60,6 +64,7 @@ class RunRecord:
             for stage in result["stages"]
             if stage["name"] != "register"
         }
+        self.registry = fields.get("registry")
         self.model = str(result.get("model", ""))
         self.what = f"{result['method']} kept {result['kept']:g}" if self.model else "training"
 

@@ -12,8 +12,10 @@ from flows.runs.pipeline import Evaluation, Pipeline
 from flows.runs.workspace import Workspace
 from flows.settings.config import RunConfig
 from storage.artifact import Artifact
+from storage.keys import recipe_key
 from tasks.engine.session import Session
 from tasks.engine.units import Outcome
+from tasks.promotion.metrics import Measured
 from tasks.stages.learn import CURVES
 from tasks.stages.recover import TENSOR
 
@@ -65,6 +67,7 @@ def collect_result(
         "bytes": {"dense": model.nbytes, "compressed": written["bytes"]},
         "memory": written["memory"],
         "metrics": collect_metrics(pipeline.evaluations, session),
+        "measured": vars(measured_of(workspace, pipeline.evaluations, session)),
         **asking_of(config),
         "stages": [as_stage(outcome) for outcome in outcomes],
         "notes": list(workspace.notes),
@@ -72,6 +75,21 @@ def collect_result(
         **learned_of(pipeline, session),
     }
     return cast(dict[str, Any], hide_all(result))
+
+
+def measured_of(
+    workspace: Workspace, evaluations: Sequence[Evaluation], session: Session
+) -> Measured:
+    """What the metrics were measured on, so that a promotion knows what it may compare."""
+    texts, tasks = {}, {}
+    for evaluation in evaluations:
+        unit = evaluation.unit
+        if evaluation.kind == "text":
+            texts[evaluation.label] = session.manifests[unit.inputs["evaluation tokens"]].digest
+        else:
+            asked = {name: value for name, value in unit.settings.items() if name != "dtype"}
+            tasks[evaluation.label] = recipe_key(asked)
+    return Measured(workspace.model.digest, workspace.model.compute_dtype, texts, tasks)
 
 
 def asking_of(config: RunConfig) -> dict[str, Any]:

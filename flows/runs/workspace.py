@@ -89,7 +89,9 @@ class Workspace:
     def method(self, config: RunConfig) -> Method:
         """The method of one of the command's runs, built once."""
         if config.method not in self.methods:
-            built = build_method(config.method, config.options, config.allocate)
+            built = build_method(
+                config.method, config.options, config.allocate, config.rank_multiple
+            )
             self.methods[config.method] = built
         return self.methods[config.method]
 

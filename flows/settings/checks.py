@@ -64,7 +64,10 @@ def check_methods(settings: Settings, methods: list[str], kepts: list[float]) ->
     """
     for kept in kepts:
         Budget(kept, settings.of)
-    built = {name: build_method(name, settings.options, settings.allocate) for name in methods}
+    built = {
+        name: build_method(name, settings.options, settings.allocate, settings.rank_multiple)
+        for name in methods
+    }
     for name, method in built.items():
         if method.needs_calibration and settings.calibration is None:
             raise ConfigError(f"method {name!r} needs calibration text: give --calibration FILE")

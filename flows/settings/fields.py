@@ -53,6 +53,9 @@ class Fields(BaseModel):
     options: Annotated[dict[str, Option], Belongs(METHOD, word="NAME=VALUE")] = Field(
         default_factory=dict, description="option of the method, or of --allocate"
     )
+    rank_multiple: Annotated[int, Belongs(METHOD)] = Field(
+        1, ge=1, le=MOST, description="what every rank is a multiple of: 8 or 64 for fast kernels"
+    )
     recover: Annotated[Literal["lora", "factors"] | None, Belongs(TRAINING)] = Field(
         None, description="how to train what is stored on, towards the dense model"
     )

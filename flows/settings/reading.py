@@ -54,8 +54,12 @@ def file_and_flags(given: dict[str, Any], file: Path | None) -> dict[str, Any]:
     return values | given
 
 
-def read_yaml(file: Path) -> dict[str, Any]:
+def read_yaml(file: Path, flag: str = "--config") -> dict[str, Any]:
     """The mapping in a YAML file.
+
+    Args:
+        file: The file.
+        flag: What names it, for the message.
 
     Raises:
         ConfigError: There is no such file or it does not hold a mapping of words to values.
@@ -64,22 +68,22 @@ def read_yaml(file: Path) -> dict[str, Any]:
         with file.open("rb") as opened:
             content = opened.read(MOST_BYTES + 1)
     except OSError as error:
-        raise ConfigError(f"cannot read --config {file}: {error.strerror}") from None
+        raise ConfigError(f"cannot read {flag} {file}: {error.strerror}") from None
     if len(content) > MOST_BYTES:
-        raise ConfigError(f"--config {file} has over {MOST_BYTES:,} bytes, too many for settings")
+        raise ConfigError(f"{flag} {file} has over {MOST_BYTES:,} bytes, too many for settings")
     try:
         values = yaml.load(content.decode(), _Loader)
     except RecursionError:
-        raise ConfigError(f"--config {file} is not YAML for settings: nested too deep") from None
+        raise ConfigError(f"{flag} {file} is not YAML for settings: nested too deep") from None
     except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError) as error:
         # Beside its own errors the parser lets through those of int(), float() and dates.
         line = " ".join(str(error).replace('in "<unicode string>", ', "").split())
-        raise ConfigError(f"--config {file} is not YAML: {line}") from None
+        raise ConfigError(f"{flag} {file} is not YAML: {line}") from None
     if not isinstance(values, dict):
-        raise ConfigError(f"--config {file} must hold a mapping of settings to values")
+        raise ConfigError(f"{flag} {file} must hold a mapping of settings to values")
     odd = next((key for key in values if not isinstance(key, str)), None)
     if odd is not None or None in values:
-        raise ConfigError(f"--config {file}: {odd!r} is no name of a setting; names are words")
+        raise ConfigError(f"{flag} {file}: {odd!r} is no name of a setting; names are words")
     return values
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 
 def describe(component: Any) -> dict[str, Any]:
-    """The kind and the fields of a frozen dataclass, as JSON."""
+    """The kind and the fields of a frozen dataclass, as JSON; fields may be such ones, too."""
     fields = {f.name: getattr(component, f.name) for f in dataclasses.fields(component)}
+    fields = {n: describe(v) if dataclasses.is_dataclass(v) else v for n, v in fields.items()}
     return {"kind": type(component).__name__, **fields}

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from compress_core.allocate.base import Evidence
+from compress_core.allocate.stepped import Stepped
 from compress_core.types import Share
 from storage.artifact import Artifact
 from tasks.engine.components import describe
@@ -45,7 +46,7 @@ def allocate_group(
             },
             **({"tokens": job.samples * job.length} if "losses" in allocator.reads else {}),
         },
-        code=[allocator],
+        code=[allocator.inner, allocator] if isinstance(allocator, Stepped) else [allocator],
         inputs=inputs,
         views=views,
     )

@@ -3,7 +3,7 @@
 What is measured is the folder on disk, loaded as a user would load it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -168,11 +168,7 @@ class _Task:
                 device=dense.device,
                 **asdict(self.asking),
             )
-        scores = dict(results.pop(name, {}))
-        for member, metrics in results.items():  # a tag or a group has scores of its members
-            scores |= {f"{member}/{metric}": value for metric, value in metrics.items()}
-        if not scores:
-            raise ConfigError(f"task {name} gives no number; check its metric_list")
+        scores = scores_of(name, results)
         (unit,) = work.missing
         unknown = self.spec.unknown(watch)
         if unknown:
@@ -183,3 +179,18 @@ class _Task:
             )
         with work.draft(unit) as draft:
             draft.attrs |= scores
+
+
+def scores_of(name: str, results: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """A task's own scores and, of a tag or a group, those of its members.
+
+    Raises:
+        ConfigError: There are none.
+    """
+    scores = dict(results.get(name, {}))
+    for member, metrics in results.items():
+        if member != name:
+            scores |= {f"{member}/{metric}": value for metric, value in metrics.items()}
+    if not scores:
+        raise ConfigError(f"task {name} gives no number; check its metric_list")
+    return scores

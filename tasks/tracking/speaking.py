@@ -25,6 +25,7 @@ QUIET = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # what goes wrong is raised, and said once
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # on stderr, of every file
 }
 ANSWER_SECONDS = 5  # how long a server may take to say anything at all
 # Defaults for as long as somebody waits for an answer; MLflow's own are minutes of retries, which
@@ -48,6 +49,13 @@ def tracking_uri(home: Path) -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home.resolve() / 'mlflow.db'}"
 
 
+def registry_of(home: Path) -> str:
+    """Where models are registered, without secrets; "" for the data directory's own database."""
+    uri = os.environ.get("MLFLOW_REGISTRY_URI") or os.environ.get("MLFLOW_TRACKING_URI")
+    own = f"sqlite:///{home.resolve() / 'mlflow.db'}"
+    return "" if uri in (None, "", own) else hide(str(uri))
+
+
 def is_server(uri: str) -> bool:
     """Whether an address is that of a tracking server, to which files are uploaded."""
     return urlsplit(uri).scheme in ("http", "https")
@@ -56,6 +64,12 @@ def is_server(uri: str) -> bool:
 def is_database(uri: str) -> bool:
     """Whether an address is that of a database, which MLflow opens itself."""
     return urlsplit(uri).scheme.partition("+")[0] in {"sqlite", *PORTS}
+
+
+def be_quiet() -> None:
+    """Sets MLflow's defaults; to be called before it is imported."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
 
 
 @contextmanager
@@ -69,8 +83,7 @@ def speaking(home: Path, to: str) -> Iterator["MlflowClient"]:
     Raises:
         TrackingError: MLflow cannot be reached or refuses.
     """
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
+    be_quiet()
     uri = tracking_uri(home)
     try:
         yield _client(uri, home)
@@ -93,10 +106,10 @@ def impatient() -> Iterator[None]:
 
 
 @contextmanager
-def alone(home: Path) -> Iterator[None]:
-    """Only one process of a data directory at a time."""
+def alone(home: Path, at: str = "mlflow") -> Iterator[None]:
+    """Only one process of a data directory at a time, at what has that name."""
     home.mkdir(parents=True, exist_ok=True)
-    with open(home / "mlflow.lock", "w") as lock:
+    with open(home / f"{at}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

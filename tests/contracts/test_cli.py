@@ -32,6 +32,10 @@ FLAGS = {
     "demo": "--home --json --help",
     "up": "--prefect-port --mlflow-port --home --json --help",
     "deploy": "--cron --every --timezone --name --notify --home --json --help",
+    "promote": "--version --to --gates --measure --why --dry-run --trust-remote-code --home --json "
+    "--help",
+    "rollback": "--why --dry-run --home --json --help",
+    "history": "--home --json --help",
     "store ls": "--stage --limit --all --home --json --help",
     "store show": "--home --json --help",
     "store why": "--home --json --help",

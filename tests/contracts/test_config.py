@@ -23,6 +23,7 @@ COMMON: dict[str, tuple[list[str], Any]] = {
     "model": (["some/model"], "some/model"),
     "of": (["model"], "model"),
     "allocate": (["hull"], "hull"),
+    "rank_multiple": (["8"], 8),
     "options": (["alpha=0.3", "epsilon=1e-4"], {"alpha": "0.3", "epsilon": "1e-4"}),
     "recover": (["lora"], "lora"),
     "recover_steps": (["30"], 30),

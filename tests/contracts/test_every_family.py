@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import transformers
 
+from tests.code_cache import code_cache_at
 from tests.every_family import page
 from tests.every_family.small import model_types
 from tests.every_family.trial import try_family
@@ -33,11 +34,8 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture(autouse=True)
-def code_cache(tmp_path: Path) -> Iterator[None]:
-    """Keeps transformers from copying modelling files into the user's own cache."""
-    with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path / "modules"
-        patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(folder))
+def own_code_cache(tmp_path: Path) -> Iterator[None]:
+    with code_cache_at(tmp_path / "modules"):
         yield
 
 

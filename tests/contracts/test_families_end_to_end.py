@@ -22,6 +22,7 @@ from storage.artifact import Artifact
 from tasks.engine.dense_model import FOLDER
 from tasks.stages.allocate import read_shares
 from tasks.stages.arrays import get_tensor
+from tests.code_cache import code_cache_at
 from tests.contracts.more_families import MORE, any_model
 from tests.families import FAMILIES, VOCABULARY, token_batch
 from tests.pipeline import pico
@@ -61,11 +62,8 @@ Get = Callable[[str], Case]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def code_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keeps transformers from copying modelling files into the user's own cache."""
-    folder = tmp_path_factory.mktemp("modules")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(folder))
+def own_code_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with code_cache_at(tmp_path_factory.mktemp("modules")):
         yield
 
 

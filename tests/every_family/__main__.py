@@ -12,8 +12,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import transformers
-from transformers import dynamic_module_utils
 
+from tests.code_cache import code_cache_at
 from tests.every_family.page import PAGE, read, render
 from tests.every_family.small import model_types
 from tests.every_family.trial import Outcome, try_family
@@ -22,9 +22,7 @@ SECONDS = 120.0
 
 
 def _in_child(model_type: str, sender: Connection) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        # Else transformers copies modelling files into the user's own cache.
-        dynamic_module_utils.HF_MODULES_CACHE = f"{folder}/modules"
+    with tempfile.TemporaryDirectory() as folder, code_cache_at(Path(folder, "modules")):
         sender.send(try_family(model_type, Path(folder)))
 
 

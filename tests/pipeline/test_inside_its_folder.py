@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from compress_core.hf.loading import check_loads
 from compress_core.hf.text import load_tokenizer
 from storage.digests import DigestCache
 from tasks.engine.dense_model import DenseModel
+from tests.code_cache import code_cache_at
 from tests.pipeline import pico
 
 INDEX = "model.safetensors.index.json"
@@ -189,14 +190,13 @@ CODE = {"tokenization_mine.py", "mine_helper.py", "mine_names.py", "words.dat"}
 
 
 @pytest.fixture
-def code_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keeps transformers from copying code into the user's own cache."""
-    cache = str(tmp_path / "modules")
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", cache)
+def own_code_cache(tmp_path: Path) -> Iterator[None]:
+    with code_cache_at(tmp_path / "modules"):
+        yield
 
 
 def test_a_tokenizers_own_code_and_all_it_reads_go_along(
-    model: Path, tmp_path: Path, code_cache: None
+    model: Path, tmp_path: Path, own_code_cache: None
 ) -> None:
     bring_code(model)
     (model / "tekken.json").write_text("{}")
@@ -222,7 +222,7 @@ def test_code_that_leads_out_of_the_folder_is_refused(model: Path) -> None:
 
 
 def test_a_folder_loads_again_or_the_run_says_so(
-    model: Path, tmp_path: Path, code_cache: None
+    model: Path, tmp_path: Path, own_code_cache: None
 ) -> None:
     bring_code(model)
     tokenizer = load_tokenizer(model, trust_remote_code=True)

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from compress_core.hf.folder import count_parameters, write_folder
 from compress_core.hf.layout import inspect_model
 from storage.digests import DigestCache
 from tasks.engine.dense_model import DenseModel
+from tests.code_cache import code_cache_at
 from tests.contracts.more_families import gemma4
 from tests.families import FAMILIES, tiny_model
 from tests.pipeline.folders import as_layers, edit_config
@@ -182,11 +183,8 @@ LOADED: dict[str, tuple[str, Change]] = {
 
 
 @pytest.fixture(scope="module", autouse=True)
-def code_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Keeps transformers from copying modelling files into the user's own cache."""
-    folder = tmp_path_factory.mktemp("modules")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(folder))
+def own_code_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with code_cache_at(tmp_path_factory.mktemp("modules")):
         yield
 
 
