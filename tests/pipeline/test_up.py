@@ -153,9 +153,9 @@ def test_a_run_whose_worker_was_killed_before_it_ran_frees_its_slot_and_is_told_
         client.update_deployment(made["id"], DeploymentUpdate(concurrency_limit=1))
         (alive,) = [w.name for w in client.read_workers_for_work_pool(POOL)]
         gone = worker_name().rpartition("-")[0] + "-1"  # of a process that began at another time
-        later = Scheduled(scheduled_time=datetime.now(UTC) + timedelta(days=1))
+        later: Any = Scheduled(scheduled_time=datetime.now(UTC) + timedelta(days=1))
 
-        def take(worker: str) -> tuple[Any, str]:
+        def take(worker: str) -> tuple[Any, str | None]:
             run = client.create_flow_run_from_deployment(made["id"], state=later)
             client.update_flow_run_labels(run.id, {WORKER_LABEL: worker})
             client.set_flow_run_state(run.id, Pending())
