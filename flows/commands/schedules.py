@@ -1,4 +1,4 @@
-"""`eigenpress up` and `eigenpress deploy`, as the command line has them: what runs on a schedule."""
+"""`eigenpress up` and `eigenpress deploy` as the command line has them: schedules."""
 
 import os
 from pathlib import Path
