@@ -6,8 +6,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import typer
-
 from compress_core.secrets import hide
 from flows.report.lines import entry, make_console
 from flows.server.together import Together
@@ -27,11 +25,10 @@ def run_together(
     def say(line: str) -> None:
         entry(console, "run", line)
 
-    together = Together(home, prefect_port, mlflow_port, pages_command(home), say)
+    together = Together(home, prefect_port, mlflow_port, lambda: pages_command(home), say)
     with suppress(KeyboardInterrupt), together.running() as addresses:
         if as_json:
             print_json({**addresses, "home": str(home), "logs": str(together.logs)})
-            typer.echo("", nl=False)
         for name in ("prefect", "mlflow"):
             if name in addresses:
                 entry(console, name, addresses[name])

@@ -1,5 +1,6 @@
 """Processes that a command starts and ends: on a leash, with a log, in sessions of their own."""
 
+import ctypes
 import os
 import re
 import signal
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     import psutil
 
 EXCEPTION = re.compile(r"[\w.]+(Error|Exception|Warning): ")
+PR_SET_CHILD_SUBREAPER = 36  # of linux/prctl.h
+ORPHANS_SECONDS = 5
 SCRIPTS = Path(__file__).parent
 LEASHED = str(SCRIPTS / "leashed.py")
 
@@ -113,6 +116,28 @@ def start_child(
             start_new_session=True,  # Ctrl-C is for the parent, which still has to record it
         )
         return Child(name, process, log, output.tell())
+
+
+def adopt_orphans() -> None:
+    """Makes what a child leaves behind a child of this process, where the system can (Linux)."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def end_orphans(known: list[Child]) -> None:
+    """Ends what children left behind to this process: a run whose worker was killed.
+
+    Args:
+        known: The children that this process has started.
+    """
+    import psutil
+
+    own = {child.process.pid for child in known}
+    left = [child for child in psutil.Process().children() if child.pid not in own]
+    for process in [*left, *(below for child in left for below in _family(child.pid))]:
+        with suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(left, timeout=ORPHANS_SECONDS)
 
 
 def _family(pid: int) -> "list[psutil.Process]":

@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING
 
 from compress_core.secrets import hide
 from flows.server import runtime
-from flows.server.children import LEASHED, SCRIPTS, Child, bind, start_child
+from flows.server.children import (
+    LEASHED,
+    SCRIPTS,
+    Child,
+    adopt_orphans,
+    bind,
+    end_orphans,
+    start_child,
+)
 from flows.server.pool import KIND, POOL, end_dead_runs, is_online, make_pool, worker_name
 from flows.server.running import announce, only_one
 from flows.server.runtime import ServerError
@@ -21,6 +29,7 @@ from storage.disk import make_folder
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
 
+SERVER, WORKER = "Prefect's server", "the worker"
 LOOK_SECONDS = 0.2  # between looks at the children
 DEAD_SECONDS = 60  # between looks for runs whose worker is gone
 POLL_SECONDS = 5  # between the worker's looks for a run; Prefect's own are 15
@@ -36,8 +45,8 @@ class Together:
         prefect_port: For Prefect's server; 0 takes any. With PREFECT_API_URL set none is started,
             and the worker is that server's.
         mlflow_port: For MLflow's pages; 0 takes any.
-        mlflow: What serves MLflow's pages, a module with arguments, and its environment; None
-            where nothing has to.
+        mlflow: Says what serves MLflow's pages, a module with arguments and its environment;
+            None where nothing has to.
         say: Tells people.
 
     Attributes:
@@ -49,7 +58,7 @@ class Together:
         home: Path,
         prefect_port: int,
         mlflow_port: int,
-        mlflow: tuple[list[str], dict[str, str]] | None,
+        mlflow: Callable[[], tuple[list[str], dict[str, str]] | None],
         say: Callable[[str], None],
     ) -> None:
         self.home, self.say = home, say
@@ -76,6 +85,7 @@ class Together:
             make_folder(self.logs)
             runtime.prepare_environment(self.home)
             stack.enter_context(_ended_by_signals())
+            adopt_orphans()
             stack.callback(self._end)
             self._start()
             announce(self.home, self.addresses)
@@ -106,12 +116,12 @@ class Together:
             prefect = None
             if not foreign:
                 prefect = listening.enter_context(bind(self.ports[0], "--prefect-port"))
-            pages = listening.enter_context(bind(self.ports[1], "--mlflow-port"))
-            port = pages.getsockname()[1]
+            place = listening.enter_context(bind(self.ports[1], "--mlflow-port"))
+            port = place.getsockname()[1]  # MLflow binds it itself, and the place is given up
             if prefect is not None:
                 self._start_prefect(prefect.fileno(), prefect.getsockname()[1], environment)
-        if self.mlflow is not None:
-            words, own = self.mlflow
+        if (pages := self.mlflow()) is not None:
+            words, own = pages
             words = [LEASHED, *words, "--port", str(port)]
             self._child("MLflow", words, "mlflow.log", own | environment)
             self.addresses["mlflow"] = f"http://127.0.0.1:{port}"
@@ -125,7 +135,7 @@ class Together:
             make_pool(client)
             self._end_dead_runs()
             self._start_worker(environment)
-            if self.mlflow is not None:
+            if "mlflow" in self.addresses:
                 self._answers(self.addresses["mlflow"], "/health")
             while not is_online(client, self.worker):
                 self._all_live()
@@ -142,9 +152,7 @@ class Together:
         }
         script = str(SCRIPTS / "private.py")
         log = self.logs / "prefect.log"
-        child = start_child(
-            "Prefect's server", [script, "lasting"], log, own | environment, listener
-        )
+        child = start_child(SERVER, [script, "lasting"], log, own | environment, listener)
         self.children.append(child)
         self.addresses |= {"prefect": address, "api": f"{address}/api"}
 
@@ -157,7 +165,7 @@ class Together:
         own = {"PREFECT_WORKER_QUERY_SECONDS": str(POLL_SECONDS)}
         words = [LEASHED, "prefect", "worker", "start", "--pool", POOL, "--type", KIND]
         words += ["--limit", "1", "--name", self.worker]
-        self._child("the worker", words, "worker.log", own | environment)
+        self._child(WORKER, words, "worker.log", own | environment)
 
     def _child(self, name: str, words: list[str], log: str, environment: dict[str, str]) -> None:
         self.children.append(start_child(name, words, self.logs / log, environment))
@@ -194,10 +202,12 @@ class Together:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         for child in reversed(self.children):
-            child.end(WORKER_SECONDS if child.name == "the worker" else SERVER_SECONDS)
-            server = self.children[0]
-            if child.name == "the worker" and server.process.poll() is None:
-                self._end_dead_runs(self.worker)
+            child.end(WORKER_SECONDS if child.name == WORKER else SERVER_SECONDS)
+            if child.name == WORKER:
+                end_orphans(self.children)
+                if all(c.process.poll() is None for c in self.children if c.name == SERVER):
+                    self._end_dead_runs(self.worker)
+        end_orphans(self.children)
 
 
 @contextmanager

@@ -31,6 +31,8 @@ FLAGS = {
     "export": "--to --output --json --help",
     "report": "--generate --prompt --output --home --json --help",
     "demo": "--home --json --help",
+    "up": "--prefect-port --mlflow-port --home --json --help",
+    "deploy": "--cron --every --timezone --name --notify --home --json --help",
     "promote": "--version --to --gates --measure --why --dry-run --trust-remote-code --home --json "
     "--help",
     "rollback": "--why --dry-run --home --json --help",

@@ -316,7 +316,8 @@ def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
 def test_deployments_name_flows_that_exist() -> None:
     text = (ROOT / "deployments" / "prefect.yaml").read_text(encoding="utf-8")
     deployments = yaml.safe_load(text)["deployments"]
-    assert [deployment["name"] for deployment in deployments] == ["run", "sweep"]
+    names = ["run", "sweep", "promote", "clean"]
+    assert [deployment["name"] for deployment in deployments] == names
     for deployment in deployments:
         file, _, function = deployment["entrypoint"].partition(":")
         tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
