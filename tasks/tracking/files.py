@@ -1,7 +1,4 @@
-"""The files of a registered version: their digests when it was registered, and whether they still are.
-
-Files that MLflow and Python leave in a folder by loading from it are no part of the model.
-"""
+"""The files of a registered version: their digests then, and whether they still are the same."""
 
 import hashlib
 import json
@@ -10,8 +7,11 @@ from pathlib import Path
 from tasks.tracking.speaking import TrackingError
 
 FILES_TAG = "files"  # of a version: JSON, path inside the folder -> sha256
-# MLflow notes in the folder which version it loaded it as; Python keeps what it compiled.
-LEFT_BY_LOADING = ("registered_model_meta", "__pycache__")
+CONFIG_FILE = "eigenpress.yaml"  # in a model folder: what the run was asked for
+LOADED_AS = "registered_model_meta"  # where MLflow notes in a folder which version it loaded it as
+# No part of the model: what loading leaves, and the settings. Two runs that make the same model
+# share its folder, and one of them may have measured more or used another batch size.
+NOT_OF_MODEL = (LOADED_AS, "__pycache__", CONFIG_FILE)
 NAMED = 3  # of the files that are not as they were
 
 
@@ -74,7 +74,7 @@ def compare_files(folder: Path, recorded: str, what: str) -> None:
 def _names(folder: Path) -> set[str]:
     files = (file for file in folder.rglob("*") if file.is_symlink() or not file.is_dir())
     inside = [file.relative_to(folder) for file in files]
-    return {file.as_posix() for file in inside if not {*file.parts} & {*LEFT_BY_LOADING}}
+    return {file.as_posix() for file in inside if not {*file.parts} & {*NOT_OF_MODEL}}
 
 
 def _digest(file: Path) -> str:

@@ -75,10 +75,10 @@ def test_what_is_not_there_is_one_line_that_says_what_is(home: Path, asked: str,
     with pytest.raises(TrackingError) as caught:
         versions.find_version(home, asked)
     assert said in str(caught.value)
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError) as refused:
         folder_or_version(asked, home)
-    assert said in str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert said in str(refused.value)
+    assert "\n" not in str(refused.value)
 
 
 def test_a_folder_comes_before_a_name(
@@ -101,6 +101,7 @@ def test_every_file_is_what_was_registered(home: Path, tmp_path: Path) -> None:
     (folder / "registered_model_meta").write_text("of MLflow")  # it writes this when it loads
     (folder / "code" / "__pycache__").mkdir()
     (folder / "code" / "__pycache__" / "a.pyc").write_bytes(b"of Python")
+    (folder / "eigenpress.yaml").write_text("of another run that made the same model")
     assert versions.check_files(folder, version)
     (folder / "weights").write_bytes(b"1244")
     (folder / "code" / "a.py").unlink()
