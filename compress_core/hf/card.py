@@ -5,7 +5,7 @@ same card. The base model's own card is not copied: only its licence and languag
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,6 @@ def model_card(facts: Facts) -> str:
     base = hub_id(facts.base)
     data = ModelCardData(
         base_model=base,
-        base_model_relation="quantized" if base else None,
         datasets=[facts.dataset] if facts.dataset else None,
         library_name="transformers",
         pipeline_tag="text-generation",
@@ -98,14 +97,17 @@ def _base_metadata(folder: Path) -> dict[str, Any]:
     """Licence and languages by the front matter of the base model's own card."""
     card = folder / "README.md"
     try:
-        said = metadata_load(card) if card.is_file() else None
-    except (
-        Exception
-    ):  # a card is prose: one that cannot be read says nothing, as one that is absent
-        said = None
-    found = {name: said[name] for name in LICENCE if isinstance((said or {}).get(name), str)}
-    language = (said or {}).get("language")
-    return found | ({"language": language} if isinstance(language, str | list) else {})
+        said = (metadata_load(card) if card.is_file() else None) or {}
+    except Exception:  # a card is prose: one that cannot be read says nothing, like one not there
+        said = {}
+    found: dict[str, Any] = {name: said[name] for name in LICENCE if _is_text(said.get(name))}
+    if isinstance(said.get("language"), str | list):
+        found["language"] = said["language"]
+    return found
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value)
 
 
 def _results(metrics: Mapping[str, Any]) -> Iterator[EvalResult]:
@@ -145,7 +147,7 @@ def _what(facts: Facts) -> str:
     ]
     text = f" It was calibrated on {facts.calibration}." if facts.calibration else ""
     return (
-        f"{of}, made smaller by [Eigenpress](https://pypi.org/project/eigenpress/) with "
+        f"{of}, made smaller by Eigenpress with "
         f"`{facts.method}`: {facts.summary}{paper}.{text}\n\n"
         + _table(("", "base model", "this model"), rows)
     )
@@ -175,7 +177,7 @@ def _with_error(numbers: Mapping[str, float], name: str) -> str:
     return f"{numbers[name]:.4g}" + (f" ± {error:.2g}" if isinstance(error, int | float) else "")
 
 
-def _table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     lines = [heads, ("---",) * len(heads), *rows]
     return "\n".join(
         "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines
