@@ -18,6 +18,7 @@ from flows.commands.bench import bench
 from flows.commands.export import FORMS
 from flows.commands.look import App, Home, Json, UsageError, path_argument, path_option
 from flows.commands.mishaps import say, say_in_thread, say_mishap, say_mistake
+from flows.commands.push import push
 from flows.commands.store import store_app
 from flows.settings.config import RunConfig, Settings, SweepConfig, build_config
 from flows.settings.flags import method_names, offering, with_flags
@@ -135,6 +136,7 @@ def export(
 
 
 app.command()(bench)
+app.command()(push)
 
 
 @app.command()
