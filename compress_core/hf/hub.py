@@ -55,6 +55,8 @@ def plan_upload(folder: Path, private: Sequence[str]) -> Upload:
     Raises:
         ModelError: It is no model folder, holds what only unpickling reads, or a link out of it.
     """
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{folder} is no model folder: it has no config.json")
     files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
     names = {file.relative_to(folder).as_posix(): file for file in files}
     pickles = [n for n in names if any(fnmatch.fnmatch(n.lower(), kind) for kind in PICKLES)]
@@ -64,8 +66,8 @@ def plan_upload(folder: Path, private: Sequence[str]) -> Upload:
             "only safetensors are shared; move it away"
         )
     going = [n for n in names if not _stays(n, private)]
-    if "config.json" not in going or not any(n.endswith(".safetensors") for n in going):
-        raise ModelError(f"{folder} is no model folder: it lacks config.json or safetensors")
+    if not any(name.endswith(".safetensors") for name in going):
+        raise ModelError(f"{folder} is no model folder: it has no safetensors")
     for name in going:
         inside(folder, names[name])
     return Upload(folder, tuple(going), sum(names[name].stat().st_size for name in going))
