@@ -24,9 +24,9 @@ from compress_core.compute import compute_dtype
 from tasks.tracking.pyfunc_request import (
     Request,
     is_given,
-    listed,
+    is_list,
     read_number,
-    read_stop,
+    read_texts,
     read_turn,
     wrong,
 )
@@ -34,6 +34,8 @@ from tasks.tracking.pyfunc_request import (
 # What `model_config` of mlflow.pyfunc.load_model may set otherwise. "auto" is a GPU where there is
 # one, and the dtype that `compute_dtype` names; `max_tokens` is for requests that do not say.
 SETTINGS: dict[str, Any] = {"name": "", "device": "auto", "dtype": "auto", "max_tokens": 128}
+
+COLDEST = 0.01  # dividing by less takes small numbers out of range
 
 
 class ServedModel(PythonModel):
@@ -97,7 +99,10 @@ class ServedModel(PythonModel):
         if read_number(row, "n", 1, least=1, whole=True) != 1 or row.get("stream"):
             raise wrong("one answer at a time (n = 1) and no stream is what this model gives")
         chat = "messages" in row
-        prompts = [self._chat(row["messages"])] if chat else self._texts(row["prompt"])
+        prompts = [self._chat(row["messages"])] if chat else self._prompts(row["prompt"])
+        temperature = read_number(row, "temperature", 0.0, least=0.0, most=100.0)
+        if 0 < temperature < COLDEST:
+            raise wrong(f"temperature is 0, or {COLDEST} and more, got {temperature:g}")
         top_p = read_number(row, "top_p", 1.0, least=0.0, most=1.0)
         if top_p == 0:
             raise wrong("top_p is above 0 and at most 1, got 0")
@@ -106,23 +111,23 @@ class ServedModel(PythonModel):
             prompts=prompts,
             chat=chat,
             max_tokens=self._room(row, max(ids.shape[1] for ids in prompts)),
-            temperature=read_number(row, "temperature", 0.0, least=0.0, most=100.0),
+            temperature=temperature,
             top_p=top_p,
-            stop=read_stop(row.get("stop", ())),
+            stop=read_texts(row.get("stop", ()), "stop"),
             seed=None if seed < 0 else int(seed),
             model=str(row.get("model") or self.settings["name"]),
         )
 
-    def _texts(self, prompt: Any) -> list[torch.Tensor]:
-        texts = [prompt] if isinstance(prompt, str) else list(listed(prompt, "prompt"))
-        if not texts or not all(isinstance(text, str) and text for text in texts):
-            raise wrong("prompt is a text that is not empty, or a list of such texts")
+    def _prompts(self, prompt: Any) -> list[torch.Tensor]:
+        texts = read_texts(prompt, "prompt")
+        if not texts:
+            raise wrong("prompt is an empty list")
         return [self._tokens(text) for text in texts]
 
     def _chat(self, messages: Any) -> torch.Tensor:
-        turns = [read_turn(one) for one in listed(messages, "messages")]
-        if not turns:
-            raise wrong("messages is an empty list")
+        if not is_list(messages) or len(messages) == 0:
+            raise wrong("messages is a list of one message or more")
+        turns = [read_turn(one) for one in messages]
         if not self.tokenizer.chat_template:
             raise wrong("this model has no chat template: send a prompt in place of messages")
         try:

@@ -51,8 +51,8 @@ def read_turn(message: Any) -> dict[str, Any]:
     """A message with its text in one piece."""
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         raise wrong(f"each of messages has a role and content, got {message!r}")
-    content = message.get("content")
-    if isinstance(content, list | tuple):
+    content: Any = message.get("content")
+    if is_list(content):
         texts = [part.get("text") if isinstance(part, dict) else None for part in content]
         content = None if None in texts else "".join(map(str, texts))
     if not isinstance(content, str):
@@ -60,11 +60,11 @@ def read_turn(message: Any) -> dict[str, Any]:
     return {**message, "content": content}
 
 
-def read_stop(texts: Any) -> tuple[str, ...]:
-    """The texts that end an answer."""
-    found = (texts,) if isinstance(texts, str) else tuple(listed(texts, "stop"))
+def read_texts(value: Any, name: str) -> tuple[str, ...]:
+    """A text, or each of a list of texts."""
+    found = (value,) if isinstance(value, str) else tuple(value) if is_list(value) else (None,)
     if not all(isinstance(text, str) and text for text in found):
-        raise wrong("stop is a text that is not empty, or a list of such texts")
+        raise wrong(f"{name} is a text that is not empty, or a list of such texts")
     return found
 
 
@@ -93,11 +93,9 @@ def read_number(
     return int(value) if whole else float(value)
 
 
-def listed(value: Any, name: str) -> Any:
-    """A field that is a list; in tables MLflow makes arrays of them."""
-    if isinstance(value, list | tuple) or type(value).__name__ == "ndarray":
-        return value
-    raise wrong(f"{name} is a list, got {value!r}")
+def is_list(value: Any) -> bool:
+    """Whether a field is a list; in tables MLflow makes arrays of them."""
+    return isinstance(value, list | tuple) or type(value).__name__ == "ndarray"
 
 
 def is_given(value: Any) -> bool:

@@ -33,11 +33,11 @@ def find_version(home: Path, asked: str) -> Version:
     Raises:
         TrackingError: There is none, with what there is instead; or MLflow cannot be reached.
     """
-    name, sign, which = _parts(asked)
     everything = registered_versions(home)
+    known = dict.fromkeys(one.name for one in everything)
+    name, sign, which = (asked, "", "") if asked in known else _parts(asked)
     versions = [one for one in everything if one.name == name]
     if not versions:
-        known = dict.fromkeys(one.name for one in everything)
         there = f"there are {_some(known)}" if known else "none is registered yet"
         raise TrackingError(f"no registered model is called {name!r}; {there}")
     if sign == "@":
@@ -51,8 +51,8 @@ def find_version(home: Path, asked: str) -> Version:
     for one in versions:
         if one.version == number:
             return one
-    known = dict.fromkeys(str(one.version) for one in reversed(versions))
-    raise TrackingError(f"{name!r} has no version {number}; it has {_some(known)}")
+    numbers = [str(one.version) for one in reversed(versions)]
+    raise TrackingError(f"{name!r} has no version {number}; it has {_some(numbers)}")
 
 
 def read_aliases(home: Path, name: str) -> dict[str, int]:

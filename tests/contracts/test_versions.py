@@ -28,8 +28,9 @@ def home(blank_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             tracking.register_model(home, name="m", model_dir=folder, run_id=run_id, tags={})
         with speaking(home, "to prepare") as client:
             client.set_registered_model_alias("m", "champion", "1")
-            client.create_registered_model("old")
-            client.create_model_version("old", folder.as_uri(), runs[0], await_creation_for=0)
+            for name in ("old", "odd@name"):
+                client.create_registered_model(name)
+                client.create_model_version(name, folder.as_uri(), runs[0], await_creation_for=0)
     return home
 
 
@@ -56,13 +57,14 @@ def test_a_version_by_each_of_its_names(home: Path, asked: str, number: int) -> 
     assert (version.name, version.version) == ("m", number)
     assert versions.model_folder(home, version) == home / "a model"
     assert folder_or_version(asked, home) == (home / "a model", version)
+    assert versions.find_version(home, "odd@name").name == "odd@name"
     assert versions.read_aliases(home, "m") == {"champion": 1}
 
 
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ("none", "no registered model is called 'none'; there are m, old"),
+        ("none", "no registered model is called 'none'; there are m, odd@name, old"),
         ("m@best", "'m' has no alias 'best'; its aliases are champion"),
         ("old@best", "'old' has no alias 'best'; it has no alias"),
         ("m/7", "'m' has no version 7; it has 2, 1"),

@@ -18,8 +18,11 @@ from typing import Any
 
 import mlflow
 import pytest
+from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
+from compress_core.hf.companions import companion_files
+from compress_core.hf.writing import write_on
 from tasks.tracking import client as tracking
 from tasks.tracking.files import NOT_OF_MODEL, folder_digests
 from tasks.tracking.package import CODE_FILE, PACKAGE_FILES, requirements, write_package
@@ -140,6 +143,7 @@ def test_the_same_folder_is_packaged_to_the_same_bytes(
     assert sorted(file.name for file in tmp_path.iterdir()) == sorted(PACKAGE_FILES)
     before = folder_digests(folder)
     assert folder_digests(tmp_path) == {name: before[name] for name in PACKAGE_FILES}
+    assert not {file.name for file in companion_files(folder)} & {*PACKAGE_FILES}  # of an export
 
 
 def test_pyfunc_answers_where_nothing_of_ours_is_installed(
@@ -150,7 +154,8 @@ def test_pyfunc_answers_where_nothing_of_ours_is_installed(
         ({**COMPLETION, **CHAT}, "either a prompt or messages"),
         ({"prompt": ""}, "prompt is a text that is not empty"),
         ({"prompt": ["a", 3]}, "or a list of such texts"),
-        ({"messages": []}, "empty list"),
+        ({"prompt": []}, "prompt is an empty list"),
+        ({"messages": []}, "messages is a list of one message or more"),
         ({"messages": [{"role": "user"}]}, "the content of each of messages is text"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "refuses these messages: no tools"),
         ({"prompt": "a", "max_tokens": 0}, "max_tokens is a whole number, 1 or more, got 0"),
@@ -158,6 +163,7 @@ def test_pyfunc_answers_where_nothing_of_ours_is_installed(
         ({"prompt": "ae " * 90}, "the prompt has"),
         ({"prompt": "a", "max_tokens": 3, "max_new_tokens": 3}, "say the same"),
         ({"prompt": "a", "temperature": -1}, "temperature is a number, from 0 to 100, got -1"),
+        ({"prompt": "a", "temperature": 1e-9}, "temperature is 0, or 0.01 and more, got 1e-09"),
         ({"prompt": "a", "temperature": "hot"}, "temperature is a number"),
         ({"prompt": "a", "top_p": 0}, "top_p is above 0"),
         ({"prompt": "a", "stop": ""}, "stop is a text that is not empty"),
@@ -260,12 +266,16 @@ def test_answers_end_where_they_are_told_to_in_any_thread(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{home / 'mlflow.db'}")
     model = mlflow.pyfunc.load_model(str(home / "moved"))  # here ours is imported: no matter
     whole = model.predict({"prompt": "Ae ae", "max_tokens": 12})["choices"][0]
+    assert whole["text"].split() == write_on(home / "moved", "Ae ae", 12).split()
     stop = whole["text"][4:7]
     request = {"prompt": "Ae ae", "max_tokens": 12, "stop": ["never there", stop]}
     with ThreadPoolExecutor(4) as threads:
         answers = [one["choices"][0] for one in threads.map(model.predict, [request] * 4)]
     said = model.predict({"prompt": "Ae ae"}, params={"max_tokens": 12})["choices"][0]
     assert said == whole
+    model.unwrap_python_model().tokenizer.chat_template = None
+    with pytest.raises(MlflowException, match="this model has no chat template: send a prompt"):
+        model.predict(CHAT)
     cut = whole["text"][: whole["text"].index(stop)]
     assert {(one["text"], one["finish_reason"]) for one in answers} == {(cut, "stop")}
     folder = home / "moved"
