@@ -137,18 +137,15 @@ class Stepped:
     def _refuse(self, layers: Sequence[LayerRef], kept: float, least: int) -> None:
         whole = sum(layer.dense_cost for layer in layers)
         dense = [layer for layer in layers if not self.largest(layer)]
-        why = f" and {len(dense)} of {len(layers)} layers dense" if dense else ""
-        cause = f"ranks that are multiples of {self.multiple}" if self.multiple > 1 else "ranks"
-        faster = " and faster than the dense weight on the device" if self.ceilings else ""
-        rest = (
-            f"give --kept {min(1.0, math.ceil(least / whole * 1e4) / 1e4):g} or more"
-            if least < whole
-            else "no layer has one"
-        )
+        what = f"ranks that are multiples of {self.multiple}" if self.multiple > 1 else "ranks"
+        what += " and faster than the dense weight on the device" if self.ceilings else ""
+        kept_dense = f", with {len(dense)} of {len(layers)} layers dense that have none"
+        ways = [f"--kept {min(1.0, math.ceil(least / whole * 1e4) / 1e4):g}"]
+        ways += ["a smaller --rank-multiple"] if self.multiple > 1 else []
+        ways += ["no device="] if self.ceilings else []
         raise BudgetError(
-            f"kept={kept:g} does not hold {cause}{faster}{why}: {rest}, "
-            f"{'a smaller --rank-multiple' if self.multiple > 1 else 'no device='}"
-            f"{', or no device=' if self.multiple > 1 and self.ceilings else ''}"
+            f"kept={kept:g} does not hold {what}{kept_dense if dense else ''}: give "
+            f"{' or '.join(ways)}"
         )
 
 

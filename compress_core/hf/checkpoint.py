@@ -43,6 +43,7 @@ _DTYPES = {
     "BOOL": torch.bool,
 }
 _HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt", "LICENSE*"]
+_HUB_FILES += ["README.md"]  # whose front matter names the licence
 # Some repositories hold the same weights twice, in the maker's own layout.
 _HUB_COPIES = ["*/*.safetensors", "consolidated*", "original/*", "onnx/*"]
 

@@ -24,6 +24,7 @@ from transformers import AutoModelForCausalLM
 from compress_core.errors import ModelError
 from compress_core.hf.checkpoint import Checkpoint
 from compress_core.hf.factored import is_factored
+from compress_core.hf.inside import read_json
 from compress_core.hf.layout import load_config
 from compress_core.hf.linear import is_linear
 from compress_core.hf.loading import load_model
@@ -243,7 +244,10 @@ def _stored(module: Any) -> int:
 
 
 def _compressed(folder: Path) -> bool:
-    return "quantization_config" in json.loads((folder / "config.json").read_text("utf-8"))
+    file = folder / "config.json"
+    if not file.is_file():
+        raise ModelError(f"{folder} is no model folder: it has no config.json")
+    return "quantization_config" in read_json(file)
 
 
 def peak_bytes(

@@ -20,6 +20,7 @@ from flows.commands.export import FORMS
 from flows.commands.look import App, Home, Json, UsageError, path_argument, path_option
 from flows.commands.mishaps import say, say_in_thread, say_mishap, say_mistake
 from flows.commands.promote import add_commands
+from flows.commands.push import push
 from flows.commands.report import report
 from flows.commands.schedules import deploy, up
 from flows.commands.store import store_app
@@ -142,6 +143,7 @@ def export(
 app.command()(bench)
 app.command()(up)
 app.command()(deploy)
+app.command()(push)
 
 
 @app.command()

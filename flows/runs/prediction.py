@@ -9,6 +9,7 @@ import torch
 from compress_core.allocate.base import Allocator, Evidence
 from compress_core.allocate.hull import Hull
 from compress_core.allocate.predict import predicted_divergence, predicted_error
+from compress_core.allocate.stepped import Stepped
 from compress_core.allocate.uniform import Uniform
 from compress_core.errors import BudgetError, ConfigError
 from compress_core.method import Method
@@ -76,7 +77,12 @@ def _allocator(method: Method, known: Known, names: Sequence[str]) -> tuple[Allo
         there = own.probe(0.5) == own.probe(0.6) and set(names) <= set(known.divergence)
     if not there:
         return Uniform(), "uniform shares; what the run's allocator reads holds for its budget only"
-    return own, f"the run's own allocation ({type(own).__name__.lower()})"
+    return own, f"the run's own allocation ({type(_divider(own)).__name__.lower()})"
+
+
+def _divider(allocator: Allocator) -> Allocator:
+    """Who divides the budget, below what only rounds ranks."""
+    return allocator.inner if isinstance(allocator, Stepped) else allocator
 
 
 def _length(config: Mapping[str, Any], result: Mapping[str, Any]) -> int:
@@ -102,9 +108,9 @@ def _curve(
             continue  # too little for this model
         shares.append(sum(given[layer.name].cost(layer) for layer in layers) / whole)
         error.append(predicted_error(layers, evidence.losses, given))
-        if isinstance(allocator, Hull):
+        if isinstance(hull := _divider(allocator), Hull):
             tables = evidence.losses, evidence.divergence
-            divergence.append(predicted_divergence(layers, *tables, allocator.probe_share, given))
+            divergence.append(predicted_divergence(layers, *tables, hull.probe_share, given))
     if not shares:
         return "No budget that is looked at holds one component of every layer."
     return Prediction(shares, error, divergence or None, how)

@@ -13,6 +13,7 @@ from compress_core.hf.loading import check_loads
 from compress_core.secrets import hide, hide_all
 from flows.report.console import Reporter
 from flows.runs.artifacts import Progress, show_run
+from flows.runs.card import card_of
 from flows.runs.opened import Opened
 from flows.runs.pipeline import Pipeline
 from flows.runs.records import save_run_record
@@ -32,7 +33,7 @@ from tasks.engine.prefect_task import run_group
 from tasks.engine.session import Group, Session, placed
 from tasks.engine.units import Outcome
 from tasks.stages.materialise import publishing
-from tasks.tracking.files import CONFIG_FILE
+from tasks.tracking.files import CARD_FILE, CONFIG_FILE
 from tasks.tracking.package import write_package
 from tasks.tracking.register import register, same_version
 from tasks.tracking.speaking import TrackingError
@@ -125,14 +126,16 @@ def finish(
     target = model_dir(pipeline, session)
     check_output(config, workspace.model.folder)
     make_folder(target.parent)
+    result = collect_result(workspace, pipeline, session, outcomes)
     with publishing(session.artifact(pipeline.folder), target, config.link) as staging:
         config_file = staging / CONFIG_FILE
         write_yaml(config, config_file)
         config_text = config_file.read_text(encoding="utf-8")
         dense = workspace.model
         check_loads(staging, dense.tokenizer, trust_remote_code=dense.trust_remote_code)
+        card = card_of(pipeline, dense, result)
+        (staging / CARD_FILE).write_text(card, encoding="utf-8")
         write_package(staging, target.name)
-    result = collect_result(workspace, pipeline, session, outcomes)
     name, home = registered_name(config, workspace.model.name), config.home.expanduser()
     begun = perf_counter()
     with placed(lambda: "stage register"), reporter.stage("register", 1), _kept(target):

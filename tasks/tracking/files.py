@@ -8,10 +8,11 @@ from tasks.tracking.speaking import TrackingError
 
 FILES_TAG = "files"  # of a version: JSON, path inside the folder -> sha256
 CONFIG_FILE = "eigenpress.yaml"  # in a model folder: what the run was asked for
+CARD_FILE = "README.md"  # there: what the model is and was measured at, for people
 LOADED_AS = "registered_model_meta"  # where MLflow notes in a folder which version it loaded it as
-# No part of the model: what loading leaves, and the settings. Two runs that make the same model
-# share its folder, and one of them may have measured more or used another batch size.
-NOT_OF_MODEL = (LOADED_AS, "__pycache__", CONFIG_FILE)
+# No part of the model: what loading leaves, the settings and the card. Two runs that make the same
+# model share its folder, and one of them may have measured more or used another batch size.
+NOT_OF_MODEL = (LOADED_AS, "__pycache__", CONFIG_FILE, CARD_FILE)
 NAMED = 3  # of the files that are not as they were
 
 

@@ -16,7 +16,7 @@ from prefect.cache_policies import NO_CACHE
 
 from tasks.engine.dense_model import DenseModel
 from tasks.tracking import client as tracking
-from tasks.tracking.files import CONFIG_FILE
+from tasks.tracking.files import CONFIG_FILE, FILES_TAG, files_tag
 from tasks.tracking.plots import plot_allocation, plot_training
 
 KEY_LENGTH = 20  # characters of a key in a tag: unique, and `store why` takes any prefix
@@ -151,7 +151,9 @@ def _key_tags(result: Mapping[str, Any]) -> dict[str, str]:
 
 
 def same_version(home: Path, name: str, result: Mapping[str, Any]) -> tracking.Version | None:
-    """The newest version that was made from the same artifacts as a result, with the same numbers.
+    """The newest version made from the same artifacts as a result, with the same files and numbers.
+
+    A newer library changes files of the folder (what serves it, its requirements) and no number.
 
     Args:
         home: Data directory.
@@ -162,11 +164,13 @@ def same_version(home: Path, name: str, result: Mapping[str, Any]) -> tracking.V
         TrackingError: MLflow cannot be reached.
     """
     wanted = _key_tags(result)
-    folder = Path(result["model_dir"]).resolve().as_uri()
+    folder = Path(result["model_dir"]).resolve()
+    files = files_tag(folder)
     same = None
     for version in tracking.registered_versions(home):
-        places = (folder, f"runs:/{version.run_id}/model")
+        places = (folder.as_uri(), f"runs:/{version.run_id}/model")
         keys = {n: v for n, v in version.tags.items() if n.startswith(tracking.KEY_TAG)}
-        if version.name == name and version.source in places and keys == wanted:
+        written = version.tags.get(FILES_TAG) == files[FILES_TAG]
+        if version.name == name and version.source in places and keys == wanted and written:
             same = version
     return same

@@ -20,7 +20,7 @@ SETTINGS = (
     "--num-fewshot --apply-chat-template --skip-bad-rows "
     "--device --compute --batch-size --home --name --refresh --trust-remote-code --config --json "
     "--help --recover --recover-steps --recover-text --recover-held-back --recover-seed "
-    "--learn-seed --link"
+    "--learn-seed --link --rank-multiple"
 )
 TARGETS = "--target-bytes --target-perplexity"
 FLAGS = {
@@ -30,6 +30,9 @@ FLAGS = {
     "methods": "--json --help",
     "export": "--to --output --json --help",
     "report": "--generate --prompt --output --home --json --help",
+    "bench": "--against --batch --prompt-tokens --new-tokens --repeats --device --compute "
+    "--trust-remote-code --home --json --help",
+    "push": "--to --private --dry-run --endpoint --home --json --help",
     "demo": "--home --json --help",
     "up": "--prefect-port --mlflow-port --home --json --help",
     "deploy": "--cron --every --timezone --name --notify --home --json --help",

@@ -111,9 +111,11 @@ def test_a_shared_factor_is_judged_by_the_layers_that_use_it() -> None:
 
 def test_a_budget_that_cannot_be_met_is_refused_with_what_would_do() -> None:
     layers = layers_of([(64, 64)] * 4)
-    with pytest.raises(BudgetError, match=r"4 of 4 layers dense: no layer has one, no device="):
+    with pytest.raises(
+        BudgetError, match=r"4 of 4 layers dense that have none: give --kept 1 or no"
+    ):
         Stepped(Uniform()).on({(64, 64): 0}).check(layers, 0.8)
-    with pytest.raises(BudgetError, match=r"multiples of 16.*give --kept 0.5 or more, a smaller"):
+    with pytest.raises(BudgetError, match=r"multiples of 16: give --kept 0.5 or a smaller --rank"):
         Stepped(Uniform(), 16).check(layers, 0.3)
 
 
