@@ -3,7 +3,6 @@
 It is the text of the factored layer and of the swap, then two classes named as the stock ones.
 """
 
-import ast
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import transformers
 
 from compress_core.errors import ModelError
+from compress_core.standalone import without_own_imports
 
 MODELLING_FILE = "modeling_eigenpress.py"
 
@@ -73,7 +73,7 @@ def modelling_source(architecture: str, base_class: str, base_prefix: str) -> st
     """The text of the modelling file: the factored layer, then the two classes that use it."""
     require_stock_classes(architecture, base_class)
     here = Path(__file__).parent
-    layer = "\n\n".join(_without_own_imports(here / name) for name in _SOURCES)
+    layer = "\n\n".join(without_own_imports(here / name) for name in _SOURCES)
     return layer + _FOOTER.format(
         architecture=architecture,
         base_class=base_class,
@@ -125,11 +125,3 @@ def _module(name: str, architecture: str) -> str:
         f"transformers {transformers.__version__} has no class {name}: models that bring code "
         "of their own are not supported, and newer ones need a newer transformers"
     )
-
-
-def _without_own_imports(file: Path) -> str:
-    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-    for node in reversed(ast.parse("".join(lines)).body):
-        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("compress_core"):
-            del lines[node.lineno - 1 : node.end_lineno]
-    return "".join(lines)

@@ -24,13 +24,15 @@ from flows.runs.results import (
     stored_of,
 )
 from flows.settings.config import Settings
-from flows.settings.output import CONFIG_FILE, check_output
+from flows.settings.output import check_output
 from flows.settings.reading import write_yaml
 from storage.disk import make_folder
 from tasks.engine.prefect_task import run_group
 from tasks.engine.session import Group, Session, placed
 from tasks.engine.units import Outcome
 from tasks.stages.materialise import publishing
+from tasks.tracking.files import CONFIG_FILE
+from tasks.tracking.package import write_package
 from tasks.tracking.register import register
 from tasks.tracking.speaking import TrackingError
 
@@ -126,6 +128,7 @@ def finish(
         config_text = config_file.read_text(encoding="utf-8")
         dense = workspace.model
         check_loads(staging, dense.tokenizer, trust_remote_code=dense.trust_remote_code)
+        write_package(staging, target.name)
     result = collect_result(workspace, pipeline, session, outcomes)
     begun = perf_counter()
     with placed(lambda: "stage register"), reporter.stage("register", 1), _kept(target):

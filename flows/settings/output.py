@@ -12,8 +12,9 @@ from compress_core.hf.companions import companion_files
 from compress_core.hf.modelling import MODELLING_FILE
 from flows.settings.config import RunConfig
 from flows.settings.reading import read_yaml
+from tasks.tracking.files import CONFIG_FILE, LOADED_AS
+from tasks.tracking.package import PACKAGE_FILES
 
-CONFIG_FILE = "eigenpress.yaml"
 LONGEST_NAME = 230  # bytes: the folder is written under its name with a few letters around it
 
 
@@ -111,6 +112,7 @@ def _refuse_foreign(target: Path, model: Path) -> None:
             "replaced; choose another folder"
         )
     known = {settings, target / "config.json", target / MODELLING_FILE}
+    known |= {target / name for name in (*PACKAGE_FILES, LOADED_AS)}
     known |= {*companion_files(target), *target.glob("model*.safetensors*")}
     for file in sorted(target.rglob("*")):
         if file.is_file() and file not in known and file.suffix != ".pyc":

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks.tracking.files import files_tag
 from tasks.tracking.limits import (
     METRICS_PER_CALL,
     NAMES_PER_CALL,
@@ -158,10 +159,12 @@ def register_model(
 
     A tracking server gets the files as artifacts of the run. Without one the folder itself is the
     version's source: no gigabyte is copied, and removing the folder removes the version's files.
+    The digests of its files are recorded with the version.
 
     Raises:
-        TrackingError: MLflow cannot be reached or refuses.
+        TrackingError: MLflow cannot be reached or refuses, or a file cannot be read.
     """
+    tags = {**tags, **files_tag(model_dir)}
     with speaking(home, f"to register a version of {name!r}") as client:
         source = model_dir.resolve().as_uri()
         if is_server(tracking_uri(home)):

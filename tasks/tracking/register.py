@@ -16,6 +16,7 @@ from prefect.cache_policies import NO_CACHE
 
 from tasks.engine.dense_model import DenseModel
 from tasks.tracking import client as tracking
+from tasks.tracking.files import CONFIG_FILE
 from tasks.tracking.plots import plot_allocation, plot_training
 
 KEY_LENGTH = 20  # characters of a key in a tag: unique, and `store why` takes any prefix
@@ -59,7 +60,7 @@ def register(
             parameters=_parameters(result),
             metrics=_metrics(result),
             artifacts={
-                "eigenpress.yaml": config,
+                CONFIG_FILE: config,
                 "allocation.csv": allocation_table(model, stored),
                 "allocation.png": picture,
                 "result.json": json.dumps(result, indent=1, ensure_ascii=False),

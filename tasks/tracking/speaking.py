@@ -58,6 +58,12 @@ def is_database(uri: str) -> bool:
     return urlsplit(uri).scheme.partition("+")[0] in {"sqlite", *PORTS}
 
 
+def be_quiet() -> None:
+    """Sets MLflow's defaults; to be called before it is imported."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+
+
 @contextmanager
 def speaking(home: Path, to: str) -> Iterator["MlflowClient"]:
     """A client for the length of a conversation; whatever goes wrong in it becomes one line.
@@ -69,8 +75,7 @@ def speaking(home: Path, to: str) -> Iterator["MlflowClient"]:
     Raises:
         TrackingError: MLflow cannot be reached or refuses.
     """
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
+    be_quiet()
     uri = tracking_uri(home)
     try:
         yield _client(uri, home)
