@@ -17,6 +17,7 @@ from compress_core.secrets import hide_all
 from flows.commands.export import FORMS
 from flows.commands.look import App, Home, Json, UsageError, path_argument, path_option
 from flows.commands.mishaps import say, say_in_thread, say_mishap, say_mistake
+from flows.commands.serve import serve
 from flows.commands.store import store_app
 from flows.settings.config import RunConfig, Settings, SweepConfig, build_config
 from flows.settings.flags import method_names, offering, with_flags
@@ -131,6 +132,9 @@ def export(
         print_json({to: str(target)})
     else:
         typer.echo(f"{to:<12} {target}  (same size as the original model)")
+
+
+app.command()(serve)
 
 
 @app.command()

@@ -29,6 +29,7 @@ EXAMPLES = {
     "--calibration texts.jsonl",
     "methods": "eigenpress methods svd_llm",
     "export": "eigenpress export ./my-llama-small --to dense --output ./my-llama-again",
+    "serve": "eigenpress serve my-llama@champion --follow --port 8000",
     "demo": "eigenpress demo --home /tmp/eigenpress",
     "store": "eigenpress store ls",
     "store ls": "eigenpress store ls --stage collect",

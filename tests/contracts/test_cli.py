@@ -29,6 +29,7 @@ FLAGS = {
     "plan": f"--method --methods --kept {TARGETS} {SETTINGS} --output --report",
     "methods": "--json --help",
     "export": "--to --output --json --help",
+    "serve": "--follow --host --port --device --home --json --help",
     "demo": "--home --json --help",
     "store ls": "--stage --limit --all --home --json --help",
     "store show": "--home --json --help",
