@@ -6,7 +6,8 @@ here it is pinned to one, and only the addresses that ask that one are answered.
 
 import os
 import socket
-from collections.abc import Awaitable, Callable
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -67,32 +68,40 @@ def serve_folder(
 
 
 def _tell_errors(app: Any) -> None:
-    """Errors in OpenAI's form, with a word of what was wrong; else they are "Internal error"."""
+    """Errors in OpenAI's form, with a word of what was wrong; else its clients show none."""
+    from starlette.exceptions import HTTPException
+
+    async def told(_: Any, error: Exception) -> Any:
+        if isinstance(error, HTTPException):
+            return _refusal(error.status_code, str(error.detail))
+        status = 400 if isinstance(error, OF_THE_REQUEST) else 500
+        return _refusal(status, f"{type(error).__name__}: {error}")
+
+    for kind in (HTTPException, *OF_THE_REQUEST, Exception):
+        app.add_exception_handler(kind, told)
+
+
+def _refusal(status: int, words: str) -> Any:
     from fastapi.responses import JSONResponse
 
-    def answer(status: int) -> Callable[[Any, Exception], Awaitable[JSONResponse]]:
-        async def told(_: Any, error: Exception) -> JSONResponse:
-            words = " ".join(hide(f"{type(error).__name__}: {error}").split())
-            kind = "invalid_request_error" if status < 500 else "server_error"
-            return JSONResponse({"error": {"message": words, "type": kind}}, status_code=status)
-
-        return told
-
-    for kind in OF_THE_REQUEST:
-        app.add_exception_handler(kind, answer(400))
-    app.add_exception_handler(Exception, answer(500))
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    error = {"message": hide(" ".join(words.split())), "type": kind}
+    return JSONResponse({"error": error}, status_code=status)
 
 
 def _only_answered(app: Any) -> Any:
     """An ASGI application that has these addresses and no others."""
-    from fastapi.responses import JSONResponse
 
     async def guarded(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http" and scope["path"] not in ANSWERED:
             words = f"there is no {scope['path']} here; there are {', '.join(ANSWERED)}"
-            error = {"error": {"message": words, "type": "invalid_request_error"}}
-            await JSONResponse(error, status_code=404)(scope, receive, send)
-        else:
+            await _refusal(404, words)(scope, receive, send)
+            return
+        try:
             await app(scope, receive, send)
+        except Exception:
+            # It is answered, and raised again for a log. Left to uvicorn it would cost the
+            # connection, on which the next request may be under way.
+            traceback.print_exc()
 
     return guarded

@@ -1,4 +1,4 @@
-"""`eigenpress serve`: a model answers over HTTP, as OpenAI's clients ask, until it is told to stop."""
+"""`eigenpress serve`: a model answers over HTTP, as OpenAI's clients ask, until it is stopped."""
 
 import json
 from typing import Annotated
@@ -18,9 +18,7 @@ def serve(
     ],
     follow: Annotated[
         bool,
-        typer.Option(
-            "--follow", help="when the alias moves, serve what it names; no request is lost"
-        ),
+        typer.Option("--follow", help="serve the other version when the alias moves"),
     ] = False,
     host: Annotated[
         str, typer.Option(help="name or address to listen on", metavar="HOST")

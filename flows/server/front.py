@@ -31,6 +31,7 @@ class Front:
         )
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answers one request."""
         request = Request(scope, receive)
         backend = self.backend
         backend.in_flight += 1
