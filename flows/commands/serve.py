@@ -23,9 +23,12 @@ def serve(
     host: Annotated[
         str, typer.Option(help="name or address to listen on", metavar="HOST")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0 takes a free one", metavar="PORT")] = 8000,
+    port: Annotated[
+        int, typer.Option(help="0 takes a free one", metavar="PORT", min=0, max=65535)
+    ] = 8000,
     device: Annotated[
-        str, typer.Option(help="cpu, cuda, cuda:1 or auto", rich_help_panel=MACHINE)
+        str,
+        typer.Option(help="cpu, cuda, cuda:1 or auto", metavar="DEVICE", rich_help_panel=MACHINE),
     ] = "auto",
     home: Home = None,
     as_json: Json = False,

@@ -5,10 +5,12 @@ Importing this imports nothing heavy; the child does (model_server.py).
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +38,12 @@ class Backend:
     in_flight: int = 0
 
     def complaint(self) -> ServingError:
-        """Why it ended, by the last line that it wrote."""
+        """Why it ended: by which signal, else by the last line that it wrote."""
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(STOP_SECONDS)
+        if (code := self.process.returncode) is not None and code < 0:
+            name = signal.Signals(-code).name
+            return ServingError(f"the server of {self.what} was ended by {name}; see {self.log}")
         text = self.log.read_bytes()[self.log_start :].decode(errors="replace")
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         last = hide((lines or ["nothing"])[-1])
@@ -67,7 +74,7 @@ def bind(host: str, port: int) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=512)
-    except (OSError, OverflowError, UnicodeError) as error:
+    except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ConfigError(
             f"cannot serve on {host} port {port}: {reason}; choose others with --host and "

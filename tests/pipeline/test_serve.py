@@ -63,7 +63,7 @@ def folders(
 @pytest.fixture(scope="module")
 def written(folders: list[Path]) -> list[dict[str, str]]:
     """What each version writes after each prompt, likeliest token by token, in this process."""
-    texts = []
+    texts: list[dict[str, str]] = []
     for folder in folders:
         model = AutoModelForCausalLM.from_pretrained(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -72,7 +72,7 @@ def written(folders: list[Path]) -> list[dict[str, str]]:
             tokens = tokenizer(prompt, return_tensors="pt")
             out = model.generate(**tokens, max_new_tokens=NEW, do_sample=False)
             new = out[0, tokens["input_ids"].shape[1] :]
-            texts[-1][prompt] = tokenizer.decode(new, skip_special_tokens=True)
+            texts[-1][prompt] = str(tokenizer.decode(new, skip_special_tokens=True))
     assert texts[0] != texts[1]
     return texts
 
@@ -102,7 +102,7 @@ def answering(
         words, stdout=subprocess.PIPE, text=True, env=pico.clean_environment(), cwd=home
     )
     assert process.stdout is not None
-    lines = []
+    lines: list[str] = []
     while not lines or lines[-1].rstrip() != "}":
         lines.append(process.stdout.readline())
         assert lines[-1], "it ended"
