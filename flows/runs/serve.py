@@ -93,7 +93,7 @@ def serve(asked: Asked, ready: Callable[[Ready], None], say: Callable[[str], Non
         ServingError: The model cannot be loaded, or its process ended.
     """
     _check_libraries()
-    found = _find(asked)
+    found = _find(asked, say)
     if asked.follow and found.version is None:
         raise ConfigError(f"--follow needs a registered NAME or NAME@ALIAS; {found} is a folder")
     server = _Server(asked, say)
@@ -166,7 +166,9 @@ class _Server:
                 if meant.version == number:
                     continue
                 number = meant.version  # tried once, whatever comes of it
-                found = await asyncio.to_thread(_find, self._asked)
+                found = await asyncio.to_thread(_find, self._asked, self._say)
+                assert found.version is not None
+                number = found.version.version
                 backend = await self._start(found, bind(LOOPBACK, 0))
             except (ServingError, TrackingError, ConfigError, ModelError) as error:
                 if str(error) != trouble:
@@ -211,10 +213,11 @@ def _check_libraries() -> None:
         )
 
 
-def _find(asked: Asked) -> Found:
+def _find(asked: Asked, say: Callable[[str], None]) -> Found:
     folder, version = folder_or_version(asked.model, asked.home)
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder} is no model folder: it has no config.json")
-    if version is not None:
-        check_files(folder, version)
-    return Found(folder, version)
+    found = Found(folder, version)
+    if version is not None and not check_files(folder, version):
+        say(f"no digests of its files were recorded with {found}: they are served as they are now")
+    return found

@@ -52,19 +52,20 @@ class Answering:
 def folders(
     cold: dict[str, Any], inputs: pico.Inputs, tmp_path_factory: pytest.TempPathFactory
 ) -> list[Path]:
-    """Two versions of a model that write different text: the compressed one, and the dense."""
+    """Three versions of a model: compressed, dense, and one that will be altered."""
     place = tmp_path_factory.mktemp("versions")
     for number, folder in enumerate((Path(cold["model_dir"]), inputs.model), 1):
         shutil.copytree(folder, place / str(number))
         (place / str(number) / "chat_template.jinja").write_text(TEMPLATE)
-    return [place / "1", place / "2"]
+    shutil.copytree(place / "1", place / "3")
+    return [place / "1", place / "2", place / "3"]
 
 
 @pytest.fixture(scope="module")
 def written(folders: list[Path]) -> list[dict[str, str]]:
     """What each version writes after each prompt, likeliest token by token, in this process."""
     texts: list[dict[str, str]] = []
-    for folder in folders:
+    for folder in folders[:2]:
         model = AutoModelForCausalLM.from_pretrained(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder)
         texts.append({})
@@ -96,10 +97,16 @@ def answering(
         )
         for folder in folders:
             tracking.register_model(home, name="pico", model_dir=folder, run_id=run_id, tags={})
+    (folders[2] / "config.json").write_text("{}")
     promote(home, 1)
     words = pico.arguments("serve pico@champion --follow --json", {"port": 0, "home": home})
     process = subprocess.Popen(
-        words, stdout=subprocess.PIPE, text=True, env=pico.clean_environment(), cwd=home
+        words,
+        stdout=subprocess.PIPE,
+        stderr=(home / "stderr").open("w"),
+        text=True,
+        env=pico.clean_environment(),
+        cwd=home,
     )
     assert process.stdout is not None
     lines: list[str] = []
@@ -174,6 +181,17 @@ def test_nothing_but_its_one_model_is_answered_for(
             answering.client.completions.create(**asked)
         assert refused.value.status_code == status  # and the connection is still good
     assert answering.ask("Ae").choices
+
+
+def test_a_version_that_is_not_what_was_registered_does_not_take_over(
+    answering: Answering, written: list[dict[str, str]]
+) -> None:
+    promote(answering.home, 3)
+    until(lambda: (answering.home / "stderr").read_text().endswith("\n"))
+    (line,) = (answering.home / "stderr").read_text().splitlines()
+    assert line.startswith("eigenpress: pico version 1 is served on: ")
+    assert "config.json" in line
+    assert answering.ask(PROMPTS[0]).choices[0].text == written[0][PROMPTS[0]]
 
 
 def test_a_promoted_version_takes_over_and_what_is_in_flight_ends_on_the_old_one(
