@@ -1,6 +1,7 @@
 """Serving a model: the folder or version that is meant, its process, and what follows an alias."""
 
 import asyncio
+import logging
 import os
 import signal
 import socket
@@ -143,6 +144,9 @@ class _Server:
         front = Front(await self._start(found, bind(LOOPBACK, 0)))
         config = uvicorn.Config(front, lifespan="off", log_config=None, access_log=False)
         config.timeout_graceful_shutdown = GRACE_SECONDS
+        errors = logging.getLogger("uvicorn.error")
+        errors.propagate = False  # or the requests that a stop cuts off are tracebacks on stderr
+        errors.addHandler(logging.FileHandler(self._log))
         ready(Ready(address(listener), found.name, str(found), self._log))
         watching = asyncio.create_task(self._watch(found, front))
         server = uvicorn.Server(config)
