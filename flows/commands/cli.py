@@ -23,6 +23,7 @@ from flows.commands.promote import add_commands
 from flows.commands.push import push
 from flows.commands.report import report
 from flows.commands.schedules import deploy, up
+from flows.commands.serve import serve
 from flows.commands.store import store_app
 from flows.settings.config import RunConfig, Settings, SweepConfig, build_config
 from flows.settings.flags import method_names, offering, with_flags
@@ -144,6 +145,7 @@ app.command()(bench)
 app.command()(up)
 app.command()(deploy)
 app.command()(push)
+app.command()(serve)
 
 
 @app.command()

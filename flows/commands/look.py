@@ -32,6 +32,7 @@ EXAMPLES = {
     "report": "eigenpress report my-llama/3 --output report.html",
     "bench": "eigenpress bench my-llama@champion --batch 1,8 --prompt-tokens 128",
     "push": "eigenpress push ./my-llama-small --to me/my-llama-small --dry-run",
+    "serve": "eigenpress serve my-llama@champion --follow --port 8000",
     "demo": "eigenpress demo --home /tmp/eigenpress",
     "promote": "eigenpress promote my-llama --version 3 --gates gates.yaml",
     "rollback": "eigenpress rollback my-llama --why 'loops in the chat'",

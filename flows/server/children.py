@@ -23,6 +23,7 @@ PR_SET_CHILD_SUBREAPER = 36  # of linux/prctl.h
 ORPHANS_SECONDS = 5
 SCRIPTS = Path(__file__).parent
 LEASHED = str(SCRIPTS / "leashed.py")
+LOOPBACK = "127.0.0.1"
 
 
 def last_words(log: Path, start: int) -> str:
@@ -33,24 +34,27 @@ def last_words(log: Path, start: int) -> str:
     return hide((named or lines or ["it said nothing"])[-1])
 
 
-def bind(port: int, flag: str) -> socket.socket:
-    """A socket on the loopback; 0 takes any port that is free.
+def bind(port: int, flag: str, host: str = LOOPBACK) -> socket.socket:
+    """A listening socket, there before anything is loaded; port 0 takes any that is free.
+
+    Args:
+        port: To listen on.
+        flag: Where it was given, for the refusal.
+        host: Name or address.
 
     Raises:
-        ConfigError: The port is taken, or this user may not have it.
+        ConfigError: It is taken, this user may not have it, or there is no such host.
     """
-    listener = socket.socket()
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind(("127.0.0.1", port))
-        listener.listen(128)
-    except OSError as error:
-        listener.close()
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=512)
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        where = f"{flag} {port}" if host == LOOPBACK else f"--host {host} {flag} {port}"
         raise ConfigError(
-            f"{flag} {port}: {error.strerror}; end what is there, or give another ({flag} 0 takes "
-            "any that is free)"
+            f"{where}: {reason}; end what is there, or give another ({flag} 0 takes any that is "
+            "free)"
         ) from None
-    return listener
 
 
 @dataclass
@@ -64,9 +68,12 @@ class Child:
 
     @property
     def complaint(self) -> str:
-        """Why it ended, as far as its log says."""
+        """Why it ended: by which signal, or what its log says last."""
+        code = self.process.returncode
+        if code is not None and code < 0:
+            return f"{self.name} was ended by {signal.Signals(-code).name}; see {self.log}"
         return (
-            f"{self.name} ended (exit code {self.process.returncode}): "
+            f"{self.name} ended (exit code {code}): "
             f"{last_words(self.log, self.log_start)} (all of it in {self.log})"
         )
 

@@ -33,6 +33,7 @@ FLAGS = {
     "bench": "--against --batch --prompt-tokens --new-tokens --repeats --device --compute "
     "--trust-remote-code --home --json --help",
     "push": "--to --private --dry-run --endpoint --home --json --help",
+    "serve": "--follow --host --port --device --home --json --help",
     "demo": "--home --json --help",
     "up": "--prefect-port --mlflow-port --home --json --help",
     "deploy": "--cron --every --timezone --name --notify --home --json --help",
