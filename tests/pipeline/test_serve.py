@@ -116,7 +116,10 @@ def answering(
     ready = json.loads("".join(lines))
     assert ready["model"] == "pico"
     client = OpenAI(base_url=ready["url"], api_key="none", max_retries=0, timeout=DEADLINE)
-    yield Answering(process, client, home)
+    answers = Answering(process, client, home)
+    yield answers
+    for backend in answers.backends() if process.poll() is None else []:
+        backend.kill()  # one that a failed test left suspended would stay for ever
     process.kill()
     process.wait()
 
