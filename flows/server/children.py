@@ -49,7 +49,8 @@ def bind(port: int, flag: str, host: str = LOOPBACK) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=512)
     except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+        number = getattr(error, "errno", None) or 0  # Python adds the address to the system's words
+        reason = os.strerror(number) if number > 0 else getattr(error, "strerror", str(error))
         where = f"{flag} {port}" if host == LOOPBACK else f"--host {host} {flag} {port}"
         raise ConfigError(
             f"{where}: {reason}; end what is there, or give another ({flag} 0 takes any that is "
