@@ -16,7 +16,7 @@ from flows.server.children import (
     LEASHED,
     SCRIPTS,
     Child,
-    adopt_orphans,
+    adopting_orphans,
     bind,
     end_orphans,
     start_child,
@@ -85,7 +85,7 @@ class Together:
             make_folder(self.logs)
             runtime.prepare_environment(self.home)
             stack.enter_context(_ended_by_signals())
-            adopt_orphans()
+            stack.enter_context(adopting_orphans())
             stack.callback(self._end)
             self._start()
             announce(self.home, self.addresses)
