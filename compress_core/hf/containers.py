@@ -1,6 +1,6 @@
 """Puts two plain linear layers in the place of one, where a model's config says so.
 
-Its text is all the code of a folder written for vLLM, so it needs PyTorch alone. vLLM's Transformers
+Its text goes into every folder written for vLLM, so it needs PyTorch alone. vLLM's Transformers
 backend makes a layer of its own of every `nn.Linear` it finds, by in and out features: a container
 that is none itself, with two that are, comes out right.
 """
@@ -42,7 +42,7 @@ def pair_linears(model: nn.Module, layers: Mapping[str, Any], prefix: str = "") 
     for name, sizes in layers.items():
         if name.startswith(prefix):
             path = name[len(prefix) :]
-            weight = model.get_submodule(path).weight
+            weight: Any = model.get_submodule(path).weight
             pair = LinearPair(**sizes).to(device=weight.device, dtype=weight.dtype)
             model.set_submodule(path, pair)
 

@@ -69,9 +69,10 @@ class StoredLayer:
     """Where a layer's tensors lie beside its out-factor.
 
     `name` is the layer's in the model, `bias` has the key of its bias, or none, `new_bias` is
-    whether the dense layer had none. `factor_in` has the in-factor's key, `columns` those of columns and column_index, `sparse` those
-    of the values and of their places, or none; `codes`, of a layer in 8 bits, part and key of all
-    but the scale; `transposed` is whether the dense weight was (in, out).
+    whether the dense layer had none. `factor_in` has the in-factor's key, `columns` those of
+    columns and column_index, `sparse` those of the values and of their places, or none; `codes`, of
+    a layer in 8 bits, part and key of all but the scale; `transposed` is whether the dense weight
+    was (in, out).
     """
 
     name: str
