@@ -25,7 +25,7 @@ from compress_core.hf.sparse_linear import SparseLinear
 from compress_core.quantise import CODES, Codes
 from compress_core.sparse import Sparse, unpack
 
-_OURS = ("quantization_config", "auto_map")
+OURS = ("quantization_config", "auto_map")
 
 
 def to_dense(folder: Path, target: Path, max_shard_bytes: int = SHARD_BYTES) -> None:
@@ -41,30 +41,43 @@ def to_dense(folder: Path, target: Path, max_shard_bytes: int = SHARD_BYTES) -> 
             has a bias that the architecture has no place for, or `target` is in use.
     """
     checkpoint = Checkpoint(folder, compressed=True)
-    layers = _stored_layers(checkpoint)
+    layers = stored_layers(checkpoint)
+    for layer in layers.values():
+        if layer.new_bias:
+            raise ModelError(
+                f"{checkpoint.folder}: {layer.name} got a bias from its method, which the "
+                "architecture has no place for, so there is no ordinary checkpoint of this model: "
+                "load the folder itself; with `import compress_core.hf` before, "
+                "model.dequantize() works"
+            )
     parts = {key for layer in layers.values() for key in layer.others}
     with new_folder(target) as draft:
         writer = ShardWriter(draft, max_shard_bytes)
         for key in checkpoint.names:
             if key in layers:
-                writer.add(key, _dense_weight(checkpoint, key, layers[key]))
+                writer.add(key, dense_weight(checkpoint, key, layers[key]))
             elif key not in parts:
                 writer.add(key, checkpoint.read(key))
         writer.close()
         copy_companions(checkpoint.folder, draft)
-        config = {name: v for name, v in checkpoint.config.items() if name not in _OURS}
+        config = {name: v for name, v in checkpoint.config.items() if name not in OURS}
         write_json(draft / "config.json", config)
 
 
 @dataclass(frozen=True)
-class _StoredLayer:
+class StoredLayer:
     """Where a layer's tensors lie beside its out-factor.
 
-    `factor_in` has the in-factor's key, `columns` those of columns and column_index, `sparse` those
-    of the values and of their places, or none; `codes`, of a layer in 8 bits, part and key of all
-    but the scale; `transposed` is whether the dense weight was (in, out).
+    `name` is the layer's in the model, `bias` has the key of its bias, or none, `new_bias` is
+    whether the dense layer had none. `factor_in` has the in-factor's key, `columns` those of
+    columns and column_index, `sparse` those of the values and of their places, or none; `codes`, of
+    a layer in 8 bits, part and key of all but the scale; `transposed` is whether the dense weight
+    was (in, out).
     """
 
+    name: str
+    new_bias: bool
+    bias: tuple[str, ...]
     factor_in: tuple[str, ...]
     columns: tuple[str, ...]
     sparse: tuple[str, ...]
@@ -73,17 +86,21 @@ class _StoredLayer:
 
     @property
     def others(self) -> tuple[str, ...]:
-        """All keys but the out-factor's."""
+        """All keys but those of the out-factor and the bias."""
         return (*self.factor_in, *self.columns, *self.sparse, *(key for _, key in self.codes))
 
 
-def _stored_layers(checkpoint: Checkpoint) -> dict[str, _StoredLayer]:
-    """Key of an out-factor -> what belongs to it."""
+def stored_layers(checkpoint: Checkpoint) -> dict[str, StoredLayer]:
+    """Key of an out-factor -> what belongs to it.
+
+    Raises:
+        ModelError: The folder is damaged or of a newer format.
+    """
     settings = checkpoint.config["quantization_config"]
     try:
         architecture = stock_class(checkpoint.config["auto_map"], "AutoModelForCausalLM")
         modules, version = settings["modules"], settings["format_version"]
-        model = _empty_model(checkpoint.folder, architecture)
+        model = empty_model(checkpoint.folder, architecture)
         factorise(model, modules, format_version=version)
     except KeyError as error:
         raise ModelError(f"{checkpoint.folder}/config.json lacks {error}: get it again") from error
@@ -103,17 +120,14 @@ def _stored_layers(checkpoint: Checkpoint) -> dict[str, _StoredLayer]:
     for module in model.modules():
         if is_factored(module):
             name = module.layer_name
-            if module.new_bias:
-                raise ModelError(
-                    f"{checkpoint.folder}: {name} got a bias from its method, which {architecture} "
-                    "has no place for, so there is no ordinary checkpoint of this model: load the "
-                    "folder itself; with `import compress_core.hf` before, model.dequantize() works"
-                )
             kept = ("columns", "column_index") if module.column_count else ()
             sparse = ("sparse_values", *module.places()) if isinstance(module, SparseLinear) else ()
             coded = _parts_in_8_bits(module)
             owner = () if coded else (module.shared_with or name,)
-            layers[key(name, "weight")] = _StoredLayer(
+            layers[key(name, "weight")] = StoredLayer(
+                name,
+                module.new_bias,
+                () if module.bias is None else (key(name, "bias"),),
                 tuple(key(layer, "factor_in") for layer in owner),
                 tuple(key(name, part) for part in kept),
                 tuple(key(name, part) for part in sparse),
@@ -123,7 +137,7 @@ def _stored_layers(checkpoint: Checkpoint) -> dict[str, _StoredLayer]:
     return layers
 
 
-def _empty_model(folder: Path, architecture: str) -> transformers.PreTrainedModel:
+def empty_model(folder: Path, architecture: str) -> transformers.PreTrainedModel:
     """The dense model without weights: it alone knows which layers keep theirs as (in, out)."""
     config = transformers.AutoConfig.from_pretrained(folder)
     del config.quantization_config
@@ -140,7 +154,20 @@ def _parts_in_8_bits(module: Any) -> tuple[str, ...]:
     return (*CODES, *rests)
 
 
-def _dense_weight(checkpoint: Checkpoint, key: str, layer: _StoredLayer) -> Tensor:
+def dense_weight(checkpoint: Checkpoint, key: str, layer: StoredLayer) -> Tensor:
+    """What a layer stands for, as the dense checkpoint kept it.
+
+    Args:
+        checkpoint: The compressed folder.
+        key: Key of the layer's out-factor.
+        layer: What else it has.
+
+    Returns:
+        (out, in), or (in, out) where `transposed`.
+
+    Raises:
+        ModelError: What is stored names inputs or places that are not there.
+    """
     if layer.codes:
         parts = {part: checkpoint.read(where) for part, where in layer.codes}
         weight = quantised_product(Codes(checkpoint.read(key), **parts))
@@ -156,7 +183,7 @@ def _dense_weight(checkpoint: Checkpoint, key: str, layer: _StoredLayer) -> Tens
     return weight.T if layer.transposed else weight
 
 
-def _sparse_part(checkpoint: Checkpoint, layer: _StoredLayer, sizes: tuple[int, int]) -> Tensor:
+def _sparse_part(checkpoint: Checkpoint, layer: StoredLayer, sizes: tuple[int, int]) -> Tensor:
     values, *places = (checkpoint.read(key) for key in layer.sparse)
     names = [key.rpartition(".")[2] for key in layer.sparse[1:]]
     try:

@@ -77,7 +77,7 @@ def modelling_source(architecture: str, base_class: str, base_prefix: str) -> st
     return layer + _FOOTER.format(
         architecture=architecture,
         base_class=base_class,
-        base_module=_module(base_class, architecture),
+        base_module=stock_module(base_class, architecture),
         name_prefix=f"{base_prefix}." if base_prefix else "",
     )
 
@@ -105,14 +105,17 @@ def stock_class(mapping: Mapping[str, str], auto_class: str) -> str:
 
 def require_stock_classes(architecture: str, base_class: str) -> None:
     """Raise ModelError unless transformers itself has both classes."""
-    _module(architecture, architecture)
-    _module(base_class, architecture)
+    stock_module(architecture, architecture)
+    stock_module(base_class, architecture)
 
 
-def _module(name: str, architecture: str) -> str:
+def stock_module(name: str, architecture: str) -> str:
     """Where transformers has a class: at its top, or in the file of the architecture.
 
     Bart's decoder by itself, for one, is a base model that transformers does not show at its top.
+
+    Raises:
+        ModelError: transformers has no such class.
     """
     if isinstance(getattr(transformers, name, None), type):
         return "transformers"

@@ -120,14 +120,15 @@ def export(
     to: Annotated[
         str,
         typer.Option(
-            help="dense is an ordinary checkpoint of full size (default: dense)",
+            help="dense: an ordinary checkpoint of full size; vllm: factors as plain linear "
+            "layers, for vLLM's Transformers backend (default: dense)",
             show_default=False,
             metavar="|".join(FORMS),
             autocompletion=offering(lambda: FORMS),
         ),
     ] = FORMS[0],
     output: Annotated[
-        Path | None, path_option("output", "folder to write; else DIR-dense beside it")
+        Path | None, path_option("output", "folder to write; else DIR-FORM beside it")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -138,7 +139,8 @@ def export(
     if as_json:
         print_json({to: str(target)})
     else:
-        typer.echo(f"{to:<12} {target}  (same size as the original model)")
+        note = "  (same size as the original model)" if to == "dense" else ""
+        typer.echo(f"{to:<12} {target}{note}")
 
 
 app.command()(bench)

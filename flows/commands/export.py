@@ -6,7 +6,7 @@ from pathlib import Path
 from compress_core.errors import ConfigError
 from storage.disk import writing
 
-FORMS = ("dense",)
+FORMS = ("dense", "vllm")
 
 
 def export_folder(folder: Path, to: str, output: Path | None) -> Path:
@@ -29,9 +29,10 @@ def export_folder(folder: Path, to: str, output: Path | None) -> Path:
         raise ConfigError(f"cannot export to {to!r}; forms: {', '.join(FORMS)}")
     source, target = export_paths(folder, to, output)
     from compress_core.hf.export import to_dense
+    from compress_core.hf.for_vllm import to_vllm
 
     with writing(target):
-        to_dense(source, target)
+        (to_dense if to == "dense" else to_vllm)(source, target)
     return target
 
 

@@ -128,26 +128,34 @@ def start_child(
 
 
 @contextmanager
-def adopting_orphans() -> Iterator[None]:
-    """What a child leaves behind becomes a child of this process, where the system can (Linux)."""
+def adopting_orphans() -> Iterator["set[psutil.Process]"]:
+    """What a child leaves behind becomes a child of this process, where the system can (Linux).
+
+    Yields:
+        The children that this process has before, which belong to others.
+    """
+    import psutil
+
     prctl = getattr(ctypes.CDLL(None), "prctl", lambda *_: 0)
     prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     try:
-        yield
+        yield set(psutil.Process().children())
     finally:
         prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
 
-def end_orphans(known: list[Child]) -> None:
+def end_orphans(known: list[Child], others: "set[psutil.Process]") -> None:
     """Ends what children left behind to this process: a run whose worker was killed.
 
     Args:
-        known: The children that this process has started.
+        known: The children that were started.
+        others: Those that were there before.
     """
     import psutil
 
     own = {child.process.pid for child in known}
-    left = [child for child in psutil.Process().children() if child.pid not in own]
+    found = {child for child in psutil.Process().children() if child.pid not in own}
+    left = sorted(found - others, key=lambda process: process.pid)
     for process in [*left, *(below for child in left for below in _family(child.pid))]:
         with suppress(psutil.Error):
             process.kill()

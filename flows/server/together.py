@@ -27,6 +27,7 @@ from flows.server.runtime import ServerError
 from storage.disk import make_folder
 
 if TYPE_CHECKING:
+    import psutil
     from prefect.client.orchestration import SyncPrefectClient
 
 SERVER, WORKER = "Prefect's server", "the worker"
@@ -65,6 +66,7 @@ class Together:
         self.ports = (prefect_port, mlflow_port)
         self.mlflow = mlflow
         self.children: list[Child] = []
+        self.others: set[psutil.Process] = set()  # of who runs this
         self.worker = worker_name()
         self.level = os.environ.get(
             "PREFECT_LOGGING_LEVEL", "INFO"
@@ -85,7 +87,7 @@ class Together:
             make_folder(self.logs)
             runtime.prepare_environment(self.home)
             stack.enter_context(_ended_by_signals())
-            stack.enter_context(adopting_orphans())
+            self.others = stack.enter_context(adopting_orphans())
             stack.callback(self._end)
             self._start()
             announce(self.home, self.addresses)
@@ -204,10 +206,10 @@ class Together:
         for child in reversed(self.children):
             child.end(WORKER_SECONDS if child.name == WORKER else SERVER_SECONDS)
             if child.name == WORKER:
-                end_orphans(self.children)
+                end_orphans(self.children, self.others)
                 if all(c.process.poll() is None for c in self.children if c.name == SERVER):
                     self._end_dead_runs(self.worker)
-        end_orphans(self.children)
+        end_orphans(self.children, self.others)
 
 
 @contextmanager

@@ -260,7 +260,7 @@ def test_a_tracking_server_that_is_not_there(inputs: pico.Inputs, refuse: Refuse
     [
         (["export", "dense"], "dense is not a model that eigenpress compressed: nothing to undo"),
         (["export", "none"], "/none"),
-        (["export", "dense", "--to", "gguf"], "cannot export to 'gguf'; forms: dense"),
+        (["export", "dense", "--to", "gguf"], "cannot export to 'gguf'; forms: dense, vllm"),
         (["store", "ls", "--home", "none"], "there is no store at none/store; choose a data dir"),
         (["store", "gc", "--home", "none"], "there is no store at none/store; choose a data dir"),
         (["store", "why", "abcdef", "--home", "home"], "abcdef"),

@@ -101,7 +101,7 @@ COMPLETED = {
     "eigenpress sweep --refresh re": {"realise", "recover"},
     "eigenpress run --method svd": {"svd", "svd_llm", "svd_llm_v2"},
     "eigenpress methods wan": {"wanda"},
-    "eigenpress export --to ": {"dense"},
+    "eigenpress export --to ": {"dense", "vllm"},
     "eigenpress run --model ": set(),  # names of files are the shell's own
 }
 

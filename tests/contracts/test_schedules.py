@@ -14,7 +14,7 @@ import psutil
 import pytest
 import yaml
 
-from flows.server.children import LEASHED, start_child
+from flows.server.children import LEASHED, adopting_orphans, end_orphans, start_child
 from flows.server.running import announce, only_one, running_server
 from tests.pipeline import pico
 
@@ -60,6 +60,14 @@ def test_a_port_that_is_taken_is_one_line(flag: str, refuse: Refuse) -> None:
     assert line.startswith(f"{flag} {port}: Address already in use; ")
 
 
+def test_what_else_this_process_has_started_is_left_alone(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        with adopting_orphans() as others:
+            end_orphans([], others)
+        assert other.poll() is None
+        other.kill()
+
+
 def test_a_second_up_on_a_home_is_refused_and_says_where_the_first_is(
     tmp_path: Path, refuse: Refuse
 ) -> None:
@@ -91,7 +99,7 @@ time.sleep(600)
 PARENT = """
 import os, sys, time
 from pathlib import Path
-from flows.server.children import LEASHED, start_child
+from flows.server.children import LEASHED, adopting_orphans, end_orphans, start_child
 start_child("it", [LEASHED, "sleeper"], Path(sys.argv[1]), dict(os.environ))
 time.sleep(600)
 """
