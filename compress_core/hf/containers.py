@@ -45,6 +45,12 @@ def pair_linears(model: nn.Module, layers: Mapping[str, Any], prefix: str = "") 
             weight: Any = model.get_submodule(path).weight
             pair = LinearPair(**sizes).to(device=weight.device, dtype=weight.dtype)
             model.set_submodule(path, pair)
+    # vLLM looks at one module of a class and names of children to see which linear layers can be
+    # merged, and merges those of all. Blocks may differ, so a child's name says which are pairs.
+    for module in list(model.modules()):
+        pairs = [name for name, child in module.named_children() if isinstance(child, LinearPair)]
+        if pairs:
+            module.add_module("pairs_" + "_".join(pairs), nn.Identity())
 
 
 def pair_plan(plan: Mapping[str, str], modules: Iterable[tuple[str, nn.Module]]) -> dict[str, str]:

@@ -42,12 +42,13 @@ def to_dense(folder: Path, target: Path, max_shard_bytes: int = SHARD_BYTES) -> 
     """
     checkpoint = Checkpoint(folder, compressed=True)
     layers = stored_layers(checkpoint)
+    architecture = stock_class(checkpoint.config["auto_map"], "AutoModelForCausalLM")
     for layer in layers.values():
         if layer.new_bias:
             raise ModelError(
-                f"{checkpoint.folder}: {layer.name} got a bias from its method, which the "
-                "architecture has no place for, so there is no ordinary checkpoint of this model: "
-                "load the folder itself; with `import compress_core.hf` before, "
+                f"{checkpoint.folder}: {layer.name} got a bias from its method, which "
+                f"{architecture} has no place for, so there is no ordinary checkpoint of this "
+                "model: load the folder itself; with `import compress_core.hf` before, "
                 "model.dequantize() works"
             )
     parts = {key for layer in layers.values() for key in layer.others}

@@ -100,6 +100,14 @@ def test_the_plan_divides_a_pair_as_it_divided_the_layer(tmp_path: Path) -> None
             assert divided == want, name
     assert found[DENSE.removeprefix("model.")] == "colwise"
 
+    # what vLLM takes for the same, by class and names of children, has pairs in the same places
+    seen: dict[Any, list[type]] = {}
+    for module in model.modules():
+        children = dict(module.named_children())
+        kinds = [type(child) for child in children.values()]
+        if not isinstance(module, nn.ModuleList):
+            assert seen.setdefault((type(module), *children), kinds) == kinds
+
 
 DENSE = "model.layers.1.self_attn.q_proj"
 
