@@ -86,6 +86,9 @@ def add_commands(app: App, print_json: Any) -> None:
         else:
             _show_promotion(result, dry_run)
         if not result["passed"]:
+            failed = sum(not gate["passed"] for gate in result["gates"])
+            said = f"{name} version {result['version']}: {failed} of {len(result['gates'])} gates"
+            say(f"{said} failed; nothing was moved")
             raise typer.Exit(FAILED)
 
     @app.command()
@@ -155,11 +158,7 @@ def _show_promotion(result: Mapping[str, Any], dry_run: bool) -> None:
     from flows.report.gates import print_gates
 
     print_gates(result["gates"])
-    failed = [gate for gate in result["gates"] if not gate["passed"]]
-    if failed:
-        count = f"{len(failed)} of {len(result['gates'])} gates failed"
-        typer.echo(f"{result['name']} version {result['version']}: {count}; nothing was moved")
-    else:
+    if result["passed"]:
         typer.echo(_moved(result, dry_run))
 
 

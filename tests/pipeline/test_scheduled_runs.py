@@ -1,12 +1,8 @@
-"""What a scheduled run registers, what clean-up frees, and the same run on PostgreSQL."""
+"""What a scheduled run registers, and what clean-up frees."""
 
-import glob
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from flows.settings.config import RunConfig
 from tests.pipeline import pico
@@ -67,23 +63,3 @@ def test_clean_up_says_what_it_would_free_and_frees_it(
     assert freed == {**would, "dry_run": False}
     _, rest = scheduled(clean_flow, server_environment, home=warm_home)
     assert (rest["removed"], rest["kept"]) == (0, 0)
-
-
-def test_a_run_on_postgresql_by_environment_variables_alone(
-    inputs: pico.Inputs, warm_home: Path
-) -> None:
-    pytest.importorskip("psycopg2")
-    if not (glob.glob("/usr/lib/postgresql/*/bin/initdb") or shutil.which("initdb")):
-        pytest.skip("needs PostgreSQL (Debian: apt-get install postgresql)")
-    script = str(pico.ROOT / "deployments" / "with-postgres.sh")
-    words = [script, *pico.arguments("run", inputs.settings(warm_home)), "--json"]
-    with pico.start(words, warm_home) as process:
-        out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    assert '"version": 1' in out
-    assert "Traceback" not in err
-    assert not (warm_home / "mlflow.db").exists()
-    assert not (warm_home / "prefect" / "prefect.db").exists()
-    left = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True)
-    data = [line for line in left.stdout.splitlines() if "postgres -D /tmp/tmp." in line]
-    assert data == []
