@@ -39,18 +39,27 @@ def pair_linears(model: nn.Module, layers: Mapping[str, Any], prefix: str = "") 
         layers: Name in the whole causal model -> "rank", "in_features", "out_features", "bias".
         prefix: What the names carry in front when `model` is the base model, like "model.".
     """
+    inside: dict[str, set[str]] = {}
     for name, sizes in layers.items():
         if name.startswith(prefix):
             path = name[len(prefix) :]
             weight: Any = model.get_submodule(path).weight
             pair = LinearPair(**sizes).to(device=weight.device, dtype=weight.dtype)
             model.set_submodule(path, pair)
-    # vLLM looks at one module of a class and names of children to see which linear layers can be
-    # merged, and merges those of all. Blocks may differ, so a child's name says which are pairs.
-    for module in list(model.modules()):
-        pairs = [name for name, child in module.named_children() if isinstance(child, LinearPair)]
-        if pairs:
-            module.add_module("pairs_" + "_".join(pairs), nn.Identity())
+            parent, _, child = path.rpartition(".")
+            inside.setdefault(parent, set()).add(child)
+    _tell_apart(model, inside)
+
+
+def require_pairs(model: nn.Module, missing: Iterable[str]) -> None:
+    """Raise ValueError if a factor is missing: transformers would fill it with random numbers."""
+    paths = {path for path, module in model.named_modules() if isinstance(module, LinearPair)}
+    lost = sorted(key for key in missing if key.rsplit(".", 2)[0] in paths)
+    if lost:
+        raise ValueError(
+            f"the checkpoint has no {lost[0]} ({len(lost)} of its factors and biases missing): it "
+            "is incomplete, export the model again"
+        )
 
 
 def pair_plan(plan: Mapping[str, str], modules: Iterable[tuple[str, nn.Module]]) -> dict[str, str]:
@@ -80,3 +89,21 @@ def pair_plan(plan: Mapping[str, str], modules: Iterable[tuple[str, nn.Module]])
         elif style.startswith("rowwise"):
             divided[f"{pattern}.in_factor"] = style
     return divided
+
+
+def _tell_apart(model: nn.Module, inside: Mapping[str, set[str]]) -> None:
+    """Give modules that hold pairs a class for each set of children that are pairs.
+
+    vLLM looks at one module of every class (and, in 0.33, names of children) to see whether its
+    q, k, v or gate, up can be merged, and merges those of all of them; but here blocks may differ
+    in which of their layers are pairs.
+    """
+    classes: dict[tuple[type, frozenset[str]], type] = {}
+    for path, children in inside.items():
+        module = model.get_submodule(path)
+        stock = type(module)
+        key = stock, frozenset(children)
+        if key not in classes:
+            # under the same name, by which transformers chooses what not to split, and more
+            classes[key] = type(stock.__name__, (stock,), {"__module__": stock.__module__})
+        module.__class__ = classes[key]

@@ -53,6 +53,12 @@ class PairedModelMixin:
         self._tp_plan = pair_plan(self._tp_plan or {{}}, self.named_modules())
 
     @classmethod
+    def from_pretrained(cls, *inputs, output_loading_info=False, **kwargs):
+        model, found = super().from_pretrained(*inputs, output_loading_info=True, **kwargs)
+        require_pairs(model, found["missing_keys"])
+        return (model, found) if output_loading_info else model
+
+    @classmethod
     def is_custom_code(cls):
         return False
 
@@ -130,7 +136,7 @@ def _tensors(
     stem = key.removesuffix("weight")
     out_factor, in_factor = _factors(checkpoint, key, layer)
     (rows, rank), inputs = out_factor.shape, in_factor.shape[1]
-    paired = rank > 0 and pays(rows, inputs, rank)
+    paired = pays(rows, inputs, rank)
     if paired:
         sizes = {"in_features": inputs, "out_features": rows, "rank": rank}
         pairs[layer.name] = {**sizes, "bias": bool(layer.bias)}
@@ -138,8 +144,8 @@ def _tensors(
         yield f"{stem}out_factor.weight", out_factor
     elif layer.new_bias:
         raise ModelError(
-            f"{checkpoint.folder}: {layer.name} keeps nothing but a bias or too much for a pair of "
-            "linear layers, and its dense form has no place for the bias; serve the folder itself"
+            f"{checkpoint.folder}: {layer.name} keeps too much for a pair of linear layers, and "
+            "its dense form has no place for the bias that it got; serve the folder itself"
         )
     else:
         yield key, dense_weight(checkpoint, key, layer)
@@ -148,10 +154,11 @@ def _tensors(
 
 
 def _factors(checkpoint: Checkpoint, key: str, layer: StoredLayer) -> tuple[Tensor, Tensor]:
-    """(out, rank) and (rank, in), with kept columns as the last components."""
+    """(out, rank) and (rank, in), with kept columns as the last components, never rank 0."""
     u, v = checkpoint.read(key), checkpoint.read(*layer.factor_in)
     if not layer.columns:
-        return u, v
+        # a component of zeros, for engines have no linear layer without outputs
+        return (u, v) if len(v) else (u.new_zeros(len(u), 1), v.new_zeros(1, v.shape[1]))
     columns, index = (checkpoint.read(part) for part in layer.columns)
     count, inputs = columns.shape[1], v.shape[1] + columns.shape[1]
     if not is_column_index(index, inputs):

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from compress_core.errors import ModelError
+from compress_core.hf.folder import FactoredWeights
 from compress_core.hf.for_vllm import to_vllm
 from tests.families import tiny_model
 from tests.pipeline.folders import (
@@ -100,16 +101,54 @@ def test_the_plan_divides_a_pair_as_it_divided_the_layer(tmp_path: Path) -> None
             assert divided == want, name
     assert found[DENSE.removeprefix("model.")] == "colwise"
 
-    # what vLLM takes for the same, by class and names of children, has pairs in the same places
-    seen: dict[Any, list[type]] = {}
-    for module in model.modules():
-        children = dict(module.named_children())
-        kinds = [type(child) for child in children.values()]
-        if not isinstance(module, nn.ModuleList):
-            assert seen.setdefault((type(module), *children), kinds) == kinds
-
 
 DENSE = "model.layers.1.self_attn.q_proj"
+
+
+def test_modules_of_one_class_have_pairs_in_the_same_places(tmp_path: Path) -> None:
+    def in_one_block(model: Any) -> Any:
+        return [layer for layer in varied_layers(model) if ".layers.1." not in layer.name]
+
+    pair = make_pair(tiny_model("llama"), tmp_path, layers=in_one_block)
+    to_vllm(pair.small, tmp_path / "out")
+    model = load(tmp_path / "out", trust=True)
+    assert torch.allclose(logits_of(model), logits_of(pair.reference), atol=1e-5, rtol=0)
+    stock = type(tiny_model("llama").model.layers[0].mlp)
+    kinds: dict[type, set[Any]] = {}
+    for module in model.modules():
+        kinds.setdefault(type(module), set()).add(_pairs_in(module))
+    # vLLM decides for a class by one of its modules whether to fuse the linear layers in it
+    assert {len(places) for kind, places in kinds.items() if kind.__name__ != "ModuleList"} == {1}
+    assert kinds[stock] == {frozenset()} and isinstance(model.model.layers[0].mlp, stock)
+
+
+def _pairs_in(module: nn.Module) -> frozenset[str]:
+    children = module.named_children()
+    return frozenset(name for name, child in children if type(child).__name__ == "LinearPair")
+
+
+def test_a_layer_of_rank_0_is_its_bias(tmp_path: Path) -> None:
+    def nothing(model: Any) -> Any:
+        layer = varied_layers(model)[0]
+        rows, inputs = model.get_submodule(layer.name).weight.shape
+        zeros = torch.zeros(rows, 0), torch.zeros(0, inputs)
+        return [FactoredWeights(layer.name, *zeros, bias=torch.arange(rows) / rows)]
+
+    pair = make_pair(tiny_model("llama"), tmp_path, layers=nothing)
+    to_vllm(pair.small, tmp_path / "out")
+    model = _as_vllm_does(tmp_path / "out")
+    with torch.no_grad():
+        want = pair.reference.base_model(BATCH).last_hidden_state
+        assert torch.allclose(model(BATCH).last_hidden_state, want, atol=1e-5, rtol=0)
+
+
+def test_a_missing_factor_never_becomes_a_random_one(tmp_path: Path) -> None:
+    to_vllm(make_pair(tiny_model("llama"), tmp_path).small, tmp_path / "out")
+    file = tmp_path / "out" / "model.safetensors"
+    lost = "model.layers.0.mlp.up_proj.in_factor.weight"
+    save_file({k: v for k, v in load_file(file).items() if k != lost}, file, {"format": "pt"})
+    with pytest.raises(ValueError, match=f"no {re.escape(lost)}"):
+        load(tmp_path / "out", trust=True)
 
 
 def test_it_needs_nothing_of_ours_and_its_code(tmp_path: Path) -> None:
