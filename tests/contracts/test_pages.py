@@ -23,7 +23,7 @@ FILES = [
     for folder in (*file_map.PACKAGES, "docs", "deployments")
     for file in ROOT.joinpath(folder).rglob("*.*")
 ]
-WRITTEN_BY_READERS = {"compress_core/methods/mine.py"}
+WRITTEN_BY_READERS = {"nightly.yaml", "gates.yaml", "compress_core/methods/mine.py"}
 OTHER_TOOLS = re.compile(r"(?:prefect|mlflow|pip|pytest) .*")
 
 
