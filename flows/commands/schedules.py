@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,27 +12,14 @@ from flows.settings.config import RunConfig, SweepConfig, build_config
 from flows.settings.home import default_home
 
 
+def _port(of: str, default: int) -> Any:
+    text = f"port of {of}; 0 is any that is free (default: {default})"
+    return typer.Option(help=text, min=0, max=65535, metavar="PORT", show_default=False)
+
+
 def up(
-    prefect_port: Annotated[
-        int,
-        typer.Option(
-            help="port of Prefect's server and page; 0 is any that is free (default: 4200)",
-            min=0,
-            max=65535,
-            metavar="PORT",
-            show_default=False,
-        ),
-    ] = 4200,
-    mlflow_port: Annotated[
-        int,
-        typer.Option(
-            help="port of MLflow's page; 0 is any that is free (default: 5000)",
-            min=0,
-            max=65535,
-            metavar="PORT",
-            show_default=False,
-        ),
-    ] = 5000,
+    prefect_port: Annotated[int, _port("Prefect's server and page", 4200)] = 4200,
+    mlflow_port: Annotated[int, _port("MLflow's page", 5000)] = 5000,
     home: Home = None,
     as_json: Json = False,
 ) -> None:

@@ -11,6 +11,7 @@ import random
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -315,3 +316,24 @@ def start(words: list[str], folder: Path, **more: str) -> subprocess.Popen[str]:
         cwd=folder,
         env=clean_environment(PYTHONPATH=str(ROOT), **more),
     )
+
+
+def wait_for(what: Callable[[], Any], seconds: float = 300) -> Any:
+    """The first answer that is something; fails after a time that a very busy machine may need."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if found := what():
+            return found
+        time.sleep(0.5)
+    raise AssertionError(f"nothing came of {what}")
+
+
+def register(home: Path, name: str, folders: list[Path]) -> None:
+    """Makes each folder the next version of a name, all of one run, without any stage."""
+    from tasks.tracking import client as tracking
+
+    with environment(clean_environment()):
+        nothing: dict[str, Any] = {"parameters": {}, "metrics": {}, "artifacts": {}, "tags": {}}
+        run_id = tracking.record_run(home, experiment="tests", run_name="one", **nothing)
+        for folder in folders:
+            tracking.register_model(home, name=name, model_dir=folder, run_id=run_id, tags={})

@@ -23,7 +23,6 @@ from mlflow.models import Model
 
 from compress_core.hf.companions import companion_files
 from compress_core.hf.writing import write_on
-from tasks.tracking import client as tracking
 from tasks.tracking.files import NOT_OF_MODEL, folder_digests
 from tasks.tracking.package import CODE_FILE, PACKAGE_FILES, requirements, write_package
 from tasks.tracking.speaking import speaking
@@ -87,19 +86,9 @@ def home(cold: dict[str, Any], blank_home: Path, tmp_path_factory: pytest.TempPa
     folder = home / "moved"
     shutil.copytree(cold["model_dir"], folder)
     (folder / "chat_template.jinja").write_text(TEMPLATE)
-    with pico.environment(pico.clean_environment()):
-        run_id = tracking.record_run(
-            home,
-            experiment="tests",
-            run_name="one",
-            parameters={},
-            metrics={},
-            artifacts={},
-            tags={},
-        )
-        tracking.register_model(home, name="pico", model_dir=folder, run_id=run_id, tags={})
-        with speaking(home, "to prepare") as client:
-            client.set_registered_model_alias("pico", "champion", "1")
+    pico.register(home, "pico", [folder])
+    with pico.environment(pico.clean_environment()), speaking(home, "to prepare") as client:
+        client.set_registered_model_alias("pico", "champion", "1")
     return home
 
 

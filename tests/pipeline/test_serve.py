@@ -19,7 +19,6 @@ from openai import APIStatusError, APITimeoutError, OpenAI
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import compress_core.hf  # noqa: F401  loads the compressed folder in this process
-from tasks.tracking import client as tracking
 from tasks.tracking.speaking import speaking
 from tests.pipeline import pico
 
@@ -85,18 +84,7 @@ def answering(
     home = tmp_path_factory.mktemp("serving") / "home"
     home.mkdir()
     shutil.copyfile(blank_home / "mlflow.db", home / "mlflow.db")
-    with pico.environment(pico.clean_environment()):
-        run_id = tracking.record_run(
-            home,
-            experiment="tests",
-            run_name="one",
-            parameters={},
-            metrics={},
-            artifacts={},
-            tags={},
-        )
-        for folder in folders:
-            tracking.register_model(home, name="pico", model_dir=folder, run_id=run_id, tags={})
+    pico.register(home, "pico", folders)
     (folders[2] / "config.json").write_text("{}")
     promote(home, 1)
     words = pico.arguments("serve pico@champion --follow --json", {"port": 0, "home": home})

@@ -6,8 +6,7 @@ import os
 import signal
 import subprocess
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -23,15 +22,6 @@ from flows.server.running import running_server
 from tests.pipeline import pico
 
 SECONDS = 180  # that anything may take on a very busy machine
-
-
-def wait_for(what: Callable[[], Any]) -> Any:
-    deadline = time.monotonic() + SECONDS
-    while time.monotonic() < deadline:
-        if found := what():
-            return found
-        time.sleep(0.5)
-    raise AssertionError(f"nothing came of {what}")
 
 
 class Up:
@@ -133,7 +123,7 @@ def test_a_schedule_fires_and_a_run_that_finds_nothing_changed_says_so(
         def ended() -> Any:
             return [run for run in client.read_flow_runs() if run.state and run.state.is_final()]
 
-        first = wait_for(ended)[0]
+        first = pico.wait_for(ended)[0]
         client.pause_deployment(made["id"])
     units = len(cold["stages"]) - 1
     assert first.auto_scheduled and first.state.name == "Completed"
@@ -171,7 +161,7 @@ def test_a_run_whose_worker_was_killed_before_it_ran_frees_its_slot_and_is_told_
         assert client.read_flow_run(killed).state_name == "Crashed"
         assert take(alive)[1] == "Pending"
         assert end_dead_runs(client) == []
-        kind, told = wait_for(lambda: up.told)[0]
+        kind, told = pico.wait_for(lambda: up.told)[0]
     assert kind == "application/json"
     assert (told["deployment"], told["state"]) == ("limited", "Crashed")
     assert told["message"] in told["text"] and gone in told["message"]

@@ -11,7 +11,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -112,16 +111,6 @@ class Way:
             return read_aliases(self.home, NAME)["champion"]
 
 
-def wait_for(what: Callable[[], Any]) -> Any:
-    """The first answer that is something."""
-    deadline = time.monotonic() + SECONDS
-    while time.monotonic() < deadline:
-        if found := what():
-            return found
-        time.sleep(1)
-    raise AssertionError(f"nothing came of {what}")
-
-
 def scheduled(way: Way, api: str, deployment: str, number: int) -> list[Any]:
     """The first runs of a schedule, oldest first, once so many have ended; then it is paused."""
     from prefect.client.orchestration import get_client
@@ -134,7 +123,7 @@ def scheduled(way: Way, api: str, deployment: str, number: int) -> list[Any]:
             runs = [run for run in runs if str(run.deployment_id) == deployment]
             return sorted(runs, key=lambda run: run.start_time) if len(runs) >= number else []
 
-        found = wait_for(ended)
+        found = pico.wait_for(ended)
         client.pause_deployment(deployment)
         return list(found[:number])
 
@@ -191,12 +180,12 @@ def walk(home: Path, shared: Path, say: Callable[[str], None]) -> None:
             "promote", NAME, "--gates", gates, "--why", "a larger budget"
         )
         assert (code, way.champion()) == (0, number), (told, line)
-        after = wait_for(lambda: (text := ask()) != before and text)
+        after = pico.wait_for(lambda: (text := ask()) != before and text)
         say(f"version {number} is champion: {PROMPT} →{after!r}")
 
         code, told, line = way.command("rollback", NAME, "--why", "as a test")
         assert (code, way.champion()) == (0, best), (told, line)
-        assert wait_for(lambda: ask() == before)
+        assert pico.wait_for(lambda: ask() == before)
         say(f"rolled back to version {best}")
         code, moves, line = way.command("history", NAME)
         assert [move["after"]["champion"] for move in moves] == [best, number, best], line
