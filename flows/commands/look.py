@@ -28,17 +28,17 @@ EXAMPLES = {
     "plan": "eigenpress plan --model ./my-llama --method svd_llm --kept 0.8 "
     "--calibration texts.jsonl",
     "methods": "eigenpress methods svd_llm",
-    "export": "eigenpress export ./my-llama-small --to dense --output ./my-llama-again",
     "report": "eigenpress report my-llama/3 --output report.html",
     "bench": "eigenpress bench my-llama@champion --batch 1,8 --prompt-tokens 128",
+    "export": "eigenpress export ./my-llama-small --to dense --output ./my-llama-again",
     "push": "eigenpress push ./my-llama-small --to me/my-llama-small --dry-run",
-    "serve": "eigenpress serve my-llama@champion --follow --port 8000",
-    "demo": "eigenpress demo --home /tmp/eigenpress",
     "promote": "eigenpress promote my-llama --version 3 --gates gates.yaml",
     "rollback": "eigenpress rollback my-llama --why 'loops in the chat'",
     "history": "eigenpress history my-llama",
+    "serve": "eigenpress serve my-llama@champion --follow --port 8000",
     "up": "eigenpress up --home /data/eigenpress",
     "deploy": 'eigenpress deploy nightly.yaml --cron "0 2 * * *" --timezone Europe/Berlin',
+    "demo": "eigenpress demo --home /tmp/eigenpress",
     "store": "eigenpress store ls",
     "store ls": "eigenpress store ls --stage collect",
     "store show": "eigenpress store show 7d3f09ab",
@@ -46,7 +46,7 @@ EXAMPLES = {
     "store verify": "eigenpress store verify",
     "store gc": "eigenpress store gc --dry-run --recent-days 30",
 }
-"""Of every command, by its words; the program as a whole has that of `run`."""
+"""Of every command, by its words, as help lists them; the program as a whole has that of `run`."""
 
 
 class _Page:
@@ -71,8 +71,10 @@ class _Page:
                     rows = [(cell.ljust(width), text) for cell, text in sections[heading]]
                     formatter.write_dl(rows, col_max=WIDEST)
         if commands := getattr(self, "commands", {}):
+            path = ctx.command_path.partition(" ")[2]
+            listed = sorted(commands, key=lambda n: list(EXAMPLES).index(f"{path} {n}".strip()))
             with formatter.section("Commands"):
-                formatter.write_dl([(n, _first_sentence(c.help)) for n, c in commands.items()])
+                formatter.write_dl([(n, _first_sentence(commands[n].help)) for n in listed])
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         pieces = ["[OPTIONS]"]
