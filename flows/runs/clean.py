@@ -26,8 +26,7 @@ def clean_flow(
 ) -> State[dict[str, Any]]:
     """Frees what nothing needs in the store, and ends runs that no process runs any more.
 
-    Do not let it run while a run of the same data directory goes on; the worker of `eigenpress up`
-    runs one at a time.
+    It fails, and frees nothing, while a run of the same data directory goes on.
 
     Args:
         home: Data directory; else EIGENPRESS_HOME or ~/.eigenpress.

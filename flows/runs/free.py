@@ -10,6 +10,7 @@ from compress_core.errors import ConfigError
 from flows.runs.records import read_run_records
 from storage.errors import StorageError
 from storage.gc import GarbageReport, collect_garbage
+from storage.manifest import Manifest
 from storage.occupancy import alone
 from storage.store import Store
 from tasks.tracking import client as tracking
@@ -21,13 +22,14 @@ RECENT_DAYS = 14.0
 def free_store(home: Path, store: Store, recent_days: float, *, dry_run: bool) -> GarbageReport:
     """Frees what no registered model and no recent run reaches.
 
+    A run that was stopped has no record: what was made of late stays, so that it can go on.
     Of runs that registered their model in another registry than the one that is asked everything
     stays: nobody here knows whether it is a champion there.
 
     Args:
         home: The data directory.
         store: Its store.
-        recent_days: Runs newer than this keep what they made.
+        recent_days: Runs newer than this keep what they made, finished or not.
         dry_run: Whether nothing is removed.
 
     Raises:
@@ -39,7 +41,9 @@ def free_store(home: Path, store: Store, recent_days: float, *, dry_run: bool) -
     if not (math.isfinite(recent_days) and recent_days >= 0):
         raise ConfigError(f"--recent-days is a number of days, 0 or more, got {recent_days:g}")
     with nullcontext() if dry_run else alone(store.root):
-        recent = recent_keys(home, recent_days) | keys_registered_elsewhere(home)
+        since = _days_ago(recent_days)
+        recent = recent_keys(home, since) | keys_registered_elsewhere(home)
+        recent |= {one.key for one in store.manifests() if _made(one) >= since}
         registered = tracking.registered_keys(home)  # beginnings of keys
         lengths = {len(beginning) for beginning in registered}
         roots = recent | {
@@ -50,8 +54,18 @@ def free_store(home: Path, store: Store, recent_days: float, *, dry_run: bool) -
         return collect_garbage(store, roots, dry_run=dry_run)
 
 
-def recent_keys(home: Path, days: float) -> set[str]:
-    """Keys of everything that runs of the last ``days`` days used.
+def _days_ago(days: float) -> datetime:
+    now = datetime.now(UTC)
+    most = (now - datetime.min.replace(tzinfo=UTC)).days
+    return now - timedelta(days=min(days, most))
+
+
+def _made(manifest: Manifest) -> datetime:
+    return datetime.fromisoformat(manifest.created)
+
+
+def recent_keys(home: Path, since: datetime) -> set[str]:
+    """Keys of everything that runs used which ended since then.
 
     Raises:
         StorageError: A record is damaged, so that nobody knows what its run used.
@@ -60,9 +74,6 @@ def recent_keys(home: Path, days: float) -> set[str]:
     def refuse(error: StorageError) -> NoReturn:
         raise StorageError(f"nothing was freed: {error}")
 
-    now = datetime.now(UTC)
-    most = (now - datetime.min.replace(tzinfo=UTC)).days
-    since = now - timedelta(days=min(days, most))
     records = read_run_records(home, refuse)
     return {key for record in records if record.created >= since for key in record.keys}
 

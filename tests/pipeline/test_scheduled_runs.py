@@ -56,10 +56,12 @@ def test_clean_up_says_what_it_would_free_and_frees_it(
     from flows.runs.clean import clean_flow
 
     shutil.copyfile(blank_home / "mlflow.db", warm_home / "mlflow.db")
-    dry, would = scheduled(clean_flow, server_environment, home=warm_home, dry_run=True)
+    dry, would = scheduled(
+        clean_flow, server_environment, home=warm_home, dry_run=True, recent_days=0
+    )
     assert dry.startswith("would free") and would["removed"] == sum(pico.UNITS.values())
-    message, freed = scheduled(clean_flow, server_environment, home=warm_home)
+    message, freed = scheduled(clean_flow, server_environment, home=warm_home, recent_days=0)
     assert message == dry.replace("would free", "freed")
     assert freed == {**would, "dry_run": False}
-    _, rest = scheduled(clean_flow, server_environment, home=warm_home)
+    _, rest = scheduled(clean_flow, server_environment, home=warm_home, recent_days=0)
     assert (rest["removed"], rest["kept"]) == (0, 0)

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
 from typing import Any
 
@@ -91,15 +91,30 @@ def test_no_store_is_one_clear_line(tmp_path: Path) -> None:
         call(tmp_path / "nowhere", "ls")
 
 
+LATER = timedelta(days=30)
+
+
+class Later(datetime):
+    """The clock of somebody who looks at the store a month from now."""
+
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> "Later":
+        return cls.fromtimestamp((datetime.now(tz) + LATER).timestamp(), tz)
+
+
 @pytest.fixture
-def used_home(run: Run, inputs: pico.Inputs, home: Path, warm_home: Path) -> dict[str, Any]:
-    """Runs: one registered and long ago, one recent, and a walk that nobody knows of."""
+def used_home(
+    run: Run, inputs: pico.Inputs, home: Path, warm_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, Any]:
+    """A month later: a run registered then, one of today, and a walk that nobody knows of."""
     old = run(inputs.settings(warm_home))
-    for file in (home / "runs").glob("*.json"):
-        then = (datetime.now(UTC) - timedelta(days=30)).isoformat()
-        write_record(file, {**read_record(file), "created": then})
+    known = set((home / "runs").glob("*.json"))
     recent = run(inputs.settings(warm_home, method="svd", kept=0.4))
+    (file,) = set((home / "runs").glob("*.json")) - known
+    today = (datetime.now(UTC) + LATER).isoformat()
+    write_record(file, {**read_record(file), "created": today})
     unknown = pico.walk(inputs.settings(warm_home, seed=9))
+    monkeypatch.setattr("flows.runs.free.datetime", Later)
     return {"old": old, "recent": recent, "unknown": unknown}
 
 
@@ -123,6 +138,16 @@ def test_gc_frees_what_no_registered_model_and_no_recent_run_reaches(
     assert freed(call(warm_home, "gc")) == set()
     for settings in ({}, {"method": "svd", "kept": 0.4}):
         assert pico.walk(inputs.settings(warm_home, **settings)).computed == {}
+
+
+def test_gc_keeps_what_a_stopped_run_has_made(
+    inputs: pico.Inputs, warm_home: Path, cold_walk: pico.Walk
+) -> None:
+    kept = call(warm_home, "gc", "--recent-days", "0.5").stdout
+    assert kept.endswith(f"{TOTAL} artifacts stay\n")
+    assert pico.walk(inputs.settings(warm_home)).computed == {}
+    freed_all = call(warm_home, "gc", "--dry-run", "--recent-days", "0").stdout
+    assert freed_all.endswith("; 0 artifacts stay\n")
 
 
 def test_gc_lets_go_of_runs_whose_versions_were_deleted(
@@ -223,7 +248,7 @@ def test_every_command_speaks_json(cold_walk: pico.Walk, warm_home: Path) -> Non
     assert json.loads(call(warm_home, "show", key, "--json").stdout)["key"] == key
     checked = json.loads(call(warm_home, "verify", "--json").stdout)
     assert checked == {"checked": TOTAL, "problems": []}
-    freed = json.loads(call(warm_home, "gc", "--dry-run", "--json").stdout)
+    freed = json.loads(call(warm_home, "gc", "--dry-run", "--recent-days", "0", "--json").stdout)
     assert (len(freed["removed"]), freed["kept"]) == (TOTAL, 0)
 
 
