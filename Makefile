@@ -38,7 +38,7 @@ lint: $(STAMP) ## ruff, mypy, import contracts
 
 # A process per core, so one thread each.
 test: lint ## lint, then every test but the benchmarks
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 bench: $(STAMP) ## what is measured: tests/benchmarks
 	$(BIN)/python -m pytest tests/benchmarks $(PYTEST_ARGS)

@@ -94,7 +94,7 @@ def find_metric(name: str, better: str | None = None) -> Metric:
         known = next((way for way, words in SCORES.items() if score in words.split()), None)
     else:
         raise ConfigError(
-            f"gates: there is no metric {name!r}{nearest(name, [*PLAIN, 'generation'])}; there are "
+            f"there is no metric {name!r}{nearest(name, [*PLAIN, 'generation'])}; there are "
             f"{', '.join(PLAIN)}, generation, texts/LABEL/perplexity (or kl) and tasks/TASK/SCORE"
         )
     if known is not None and better not in (None, known):
