@@ -313,7 +313,7 @@ def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
     assert "file is not a database" in err.splitlines()[-1]
 
 
-def test_deployments_name_flows_that_exist() -> None:
+def test_deployments_name_flows_that_exist_and_hold_no_lease() -> None:
     text = (ROOT / "deployments" / "prefect.yaml").read_text(encoding="utf-8")
     deployments = yaml.safe_load(text)["deployments"]
     names = ["run", "sweep", "promote", "clean"]
@@ -322,3 +322,4 @@ def test_deployments_name_flows_that_exist() -> None:
         file, _, function = deployment["entrypoint"].partition(":")
         tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
         assert function in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+        assert "concurrency_limit" not in deployment  # a run that loses its lease is ended
