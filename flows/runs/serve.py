@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from flows.server.front import Front
 
 FOLLOW_SECONDS = 2  # between looks at what an alias means
+RETRY_SECONDS = 60  # until a version that could not take over is tried again; then twice that
+LONGEST_RETRY_SECONDS = 3600  # a try reads its files whole, beside the model that is served
 LOOK_SECONDS = 0.2  # between looks at a process, and at what an old one still answers
 GRACE_SECONDS = 3  # for requests in flight when the command is stopped
 LIBRARIES = ("fastapi", "httpx", "openai", "uvicorn")
@@ -159,20 +162,24 @@ class _Server:
 
     async def _watch(self, current: Found, front: "Front") -> None:
         """Changes the front's backend when another version is meant; ends when a process does."""
-        assert current.version is not None
-        number, trouble = current.version.version, ""
+        failed, again, wait, trouble = 0, 0.0, float(RETRY_SECONDS), ""
         while True:
             await asyncio.sleep(FOLLOW_SECONDS)
             if not front.backend.lives:
                 raise front.backend.complaint()
             try:
                 meant = await asyncio.to_thread(find_version, self._asked.home, self._asked.model)
-                if meant.version == number:
+                assert current.version is not None
+                if meant.version == current.version.version:
+                    failed, trouble = 0, ""
                     continue
-                number = meant.version  # tried once, whatever comes of it
+                if meant.version == failed and time.monotonic() < again:
+                    continue
+                wait = min(2 * wait, LONGEST_RETRY_SECONDS)
+                if meant.version != failed:
+                    wait = RETRY_SECONDS
+                failed, again = meant.version, time.monotonic() + wait
                 found = await asyncio.to_thread(_find, self._asked, self._say)
-                assert found.version is not None
-                number = found.version.version
                 backend = await self._start(found, bind(0, "port"))
             except (ServingError, TrackingError, ConfigError, ModelError) as error:
                 if str(error) != trouble:

@@ -234,8 +234,11 @@ def _first_of_new(answering: Answering, prompt: str) -> str:
 
 def test_killed_it_leaves_no_process(answering: Answering) -> None:
     (backend,) = answering.backends()
+    place = Path(backend.cmdline()[-1])
+    assert place.is_dir()
     os.kill(answering.process.pid, signal.SIGKILL)
     until(lambda: not backend.is_running())
+    assert not place.exists()
 
 
 def test_a_port_in_use_is_one_line(inputs: pico.Inputs, tmp_path: Path) -> None:
