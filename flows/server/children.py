@@ -49,9 +49,13 @@ def bind(port: int, flag: str, host: str = LOOPBACK) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=512)
-    except (OSError, UnicodeError) as error:
-        number = getattr(error, "errno", None) or 0  # Python adds the address to the system's words
-        reason = os.strerror(number) if number > 0 else getattr(error, "strerror", str(error))
+    except (socket.gaierror, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ConfigError(
+            f"--host {host}: {reason}; give a name or an address of this machine"
+        ) from None
+    except OSError as error:
+        reason = os.strerror(error.errno or 0)  # Python adds the address to the system's words
         where = f"{flag} {port}" if host == LOOPBACK else f"--host {host} {flag} {port}"
         raise ConfigError(
             f"{where}: {reason}; end what is there, or give another ({flag} 0 takes any that is "
