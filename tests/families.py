@@ -68,13 +68,19 @@ def tiny_model(family: str, seed: int = 0, dtype: torch.dtype = torch.float32) -
     """
     torch.manual_seed(seed)
     model = transformers.AutoModelForCausalLM.from_config(FAMILIES[family]())
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.dim() == 2:
-                parameter.normal_(std=parameter.shape[-1] ** -0.5)
-            elif name.endswith("bias"):
-                parameter.normal_(std=0.1)
-    return model.to(dtype).eval()
+    made: PreTrainedModel = drawn_wider(model).to(dtype).eval()
+    return made
+
+
+@torch.no_grad()
+def drawn_wider(model: Any) -> Any:
+    """The model, its matrices and biases drawn anew so that a wrong one shows in the logits."""
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 2:
+            parameter.normal_(std=parameter.shape[-1] ** -0.5)
+        elif name.endswith("bias"):
+            parameter.normal_(std=0.1)
+    return model
 
 
 def linear_names(model: PreTrainedModel) -> list[str]:

@@ -9,7 +9,9 @@ import torch
 
 from compress_core.errors import ModelError
 from compress_core.hf.loading import load_model
+from compress_core.hf.refusing import refusing
 from compress_core.hf.text import clip_length, load_tokenizer
+from compress_core.hf.writing import continuation
 
 RUN = 4  # tokens in a run whose repetition is counted, as seq-rep-4
 
@@ -60,15 +62,11 @@ def smoke_test(
         ModelError: The model does not load, or a prompt leaves no room in its context.
     """
     tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
-    try:
+    with refusing(ModelError, f"the model in {folder} does not load"):
         model = load_model(folder, device, trust_remote_code=trust_remote_code, dtype=dtype)
-    except (OSError, ValueError, RuntimeError, KeyError, AttributeError, TypeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(f"the model in {folder} does not load: {reason}") from error
     return [_write_on(model, tokenizer, prompt, new_tokens) for prompt in prompts]
 
 
-@torch.inference_mode()
 def _write_on(model: Any, tokenizer: Any, prompt: str, new_tokens: int) -> Smoke:
     ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False).input_ids
     room = clip_length(ids.shape[1] + new_tokens, model.config) - ids.shape[1]
@@ -83,18 +81,10 @@ def _write_on(model: Any, tokenizer: Any, prompt: str, new_tokens: int) -> Smoke
 
     handle = model.register_forward_hook(watch)
     try:
-        written = model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=room,
-            do_sample=False,
-            pad_token_id=tokenizer.eos_token_id,
-            stopping_criteria=[lambda _ids, _scores, **_more: not finite],
-        )
+        stop = [lambda _ids, _scores, **_more: not finite]
+        new, text = continuation(model, tokenizer, ids, room, stopping_criteria=stop)
     finally:
         handle.remove()
-    new = written[0, ids.shape[1] :].tolist()
-    text = str(tokenizer.decode(new, skip_special_tokens=True))
     return Smoke(prompt, text, finite, repetition(new))
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,7 +15,6 @@ def write_on(folder: Path, prompt: str, tokens: int) -> str:
     return write_all(folder, [prompt], tokens)[0]
 
 
-@torch.inference_mode()
 def write_all(
     folder: Path,
     prompts: Sequence[str],
@@ -37,12 +37,30 @@ def write_all(
     texts = []
     for prompt in prompts:
         ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False).input_ids
-        written = model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=tokens,
-            do_sample=False,
-            pad_token_id=tokenizer.eos_token_id,
-        )
-        texts.append(str(tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True)))
+        texts.append(continuation(model, tokenizer, ids, tokens)[1])
     return texts
+
+
+@torch.inference_mode()
+def continuation(
+    model: Any, tokenizer: Any, ids: torch.Tensor, tokens: int, **more: Any
+) -> tuple[list[int], str]:
+    """The likeliest tokens after a prompt, and what they say.
+
+    Args:
+        model: Causal.
+        tokenizer: Its own.
+        ids: (1, n), of the prompt, where the model is.
+        tokens: How many to write; fewer where the text ends before.
+        more: For the model's ``generate``.
+    """
+    written = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=tokens,
+        do_sample=False,
+        pad_token_id=tokenizer.eos_token_id,
+        **more,
+    )
+    new = written[0, ids.shape[1] :].tolist()
+    return new, str(tokenizer.decode(new, skip_special_tokens=True))

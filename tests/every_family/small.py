@@ -10,7 +10,7 @@ import torch
 import transformers
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PreTrainedConfig
 
-from tests.families import VOCABULARY
+from tests.families import VOCABULARY, drawn_wider
 
 MOST_PARAMETERS = 3_000_000
 
@@ -180,11 +180,4 @@ def small_model(model_type: str) -> Any:
         count = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
     if count > MOST_PARAMETERS:
         raise ValueError(f"what sizes it has by its defaults make {count:,} parameters")
-    model = AutoModelForCausalLM.from_config(config)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.dim() == 2:
-                parameter.normal_(std=parameter.shape[-1] ** -0.5)
-            elif name.endswith("bias"):
-                parameter.normal_(std=0.1)
-    return model.eval()
+    return drawn_wider(AutoModelForCausalLM.from_config(config)).eval()
