@@ -1,6 +1,5 @@
 """What the model card of a run says, from its settings and its result."""
 
-import shlex
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 from compress_core.hf.card import Facts, hub_id, model_card
 from flows.runs.pipeline import Pipeline
 from flows.settings.belonging import BUDGET, EVALUATION, METHOD, REQUIRED, TEXT, TRAINING, belonging
+from flows.settings.command import run_words
 from flows.settings.config import RunConfig
 from tasks.engine.dense_model import DenseModel
 
@@ -47,26 +47,22 @@ def card_of(pipeline: Pipeline, model: DenseModel, result: Mapping[str, Any]) ->
 
 def command_of(config: RunConfig) -> str:
     """The command line that makes the model, without places of this machine, one flag a line."""
-    words = [f"eigenpress run --model {shlex.quote(hub_id(config.model) or _name(config.model))}"]
-    for name, field in type(config).model_fields.items():
-        value = getattr(config, name)
-        default = field.get_default(call_default_factory=True)
-        needed = name in ("method", "kept")
-        if name == "model" or belonging(field).group not in DECIDES:
-            continue
-        if value is None or (value == default and not needed):
-            continue
-        flag = "--option" if name == "options" else f"--{name.replace('_', '-')}"
-        values = [f"{n}={_plain(v)}" for n, v in value.items()] if name == "options" else value
-        for one in values if isinstance(values, list) else [values]:
-            words.append(flag if one is True else f"{flag} {shlex.quote(_plain(one))}")
-    return " \\\n  ".join(words)
+    fields = RunConfig.model_fields
+    told = {
+        name: _without_places(value)
+        for name, value in config.model_dump(mode="json", exclude_none=True).items()
+        if belonging(fields[name]).group in DECIDES
+    }
+    told["model"] = hub_id(config.model) or _name(config.model)
+    return " \\\n  ".join(run_words(told))
 
 
-def _plain(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f"{value:g}" if isinstance(value, float) else _without_place(str(value))
+def _without_places(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_places(own) for name, own in value.items()}
+    if isinstance(value, list):
+        return [_without_places(own) for own in value]
+    return _without_place(value) if isinstance(value, str) else value
 
 
 def _without_place(text: str) -> str:

@@ -17,7 +17,16 @@ def run_command(config: Mapping[str, Any]) -> str:
     Args:
         config: A run's, as its record has it.
     """
-    return _command("run", RunConfig, config)
+    return " ".join(run_words(config))
+
+
+def run_words(config: Mapping[str, Any]) -> list[str]:
+    """The same in pieces: the command, then each flag with its values.
+
+    Args:
+        config: As of :func:`run_command`; what it lacks is left out.
+    """
+    return _words("run", RunConfig, config)
 
 
 def sweep_command(configs: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -33,7 +42,7 @@ def sweep_command(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     if [(c["method"], c["kept"]) for c in configs] != whole or any(c != common[0] for c in common):
         return [run_command(config) for config in configs]
     settings = {"model": common[0]["model"], "methods": methods, "kept": kept, **common[0]}
-    return [_command("sweep", SweepConfig, settings)]
+    return [" ".join(_words("sweep", SweepConfig, settings))]
 
 
 def report_command(name: str, home: Path) -> str:
@@ -42,15 +51,15 @@ def report_command(name: str, home: Path) -> str:
     return shlex.join(["eigenpress", "report", name, *(["--home", str(home)] if elsewhere else [])])
 
 
-def _command(word: str, kind: type[Settings], config: Mapping[str, Any]) -> str:
-    words = ["eigenpress", word]
+def _words(word: str, kind: type[Settings], config: Mapping[str, Any]) -> list[str]:
+    words = [f"eigenpress {word}"]
     own = [name for name in ("model", "method", "methods", "kept") if name in kind.model_fields]
     for name in [*own, *(name for name in kind.model_fields if name not in own)]:
         if name in config and name not in NOT_AGAIN:
             default = kind.model_fields[name].get_default(call_default_factory=True)
             if name in own or config[name] != _plain(default):
-                words += _flag(name, config[name])
-    return shlex.join(words)
+                words.append(shlex.join(_flag(name, config[name])))
+    return words
 
 
 def _plain(default: Any) -> Any:
