@@ -42,7 +42,7 @@ def free_store(home: Path, store: Store, recent_days: float, *, dry_run: bool) -
         raise ConfigError(f"--recent-days is a number of days, 0 or more, got {recent_days:g}")
     with nullcontext() if dry_run else alone(store.root):
         since = _days_ago(recent_days)
-        recent = recent_keys(home, since) | keys_registered_elsewhere(home)
+        recent = keys_of_runs(home, since)
         recent |= {one.key for one in store.manifests() if _made(one) >= since}
         registered = tracking.registered_keys(home)  # beginnings of keys
         lengths = {len(beginning) for beginning in registered}
@@ -64,8 +64,8 @@ def _made(manifest: Manifest) -> datetime:
     return datetime.fromisoformat(manifest.created)
 
 
-def recent_keys(home: Path, since: datetime) -> set[str]:
-    """Keys of everything that runs used which ended since then.
+def keys_of_runs(home: Path, since: datetime) -> set[str]:
+    """Keys of everything that runs used which ended since then, or registered elsewhere.
 
     Raises:
         StorageError: A record is damaged, so that nobody knows what its run used.
@@ -74,15 +74,13 @@ def recent_keys(home: Path, since: datetime) -> set[str]:
     def refuse(error: StorageError) -> NoReturn:
         raise StorageError(f"nothing was freed: {error}")
 
-    records = read_run_records(home, refuse)
-    return {key for record in records if record.created >= since for key in record.keys}
-
-
-def keys_registered_elsewhere(home: Path) -> set[str]:
-    """Keys of everything that runs used whose registry is not the one that is asked."""
-    here = registry_of(home)
-    records = read_run_records(home, lambda error: None)  # `recent_keys` has refused the damaged
-    return {key for r in records if r.registry not in (None, here) for key in r.keys}
+    here = (None, registry_of(home))
+    return {
+        key
+        for record in read_run_records(home, refuse)
+        if record.created >= since or record.registry not in here
+        for key in record.keys
+    }
 
 
 def told(report: GarbageReport, *, dry_run: bool) -> str:

@@ -165,12 +165,12 @@ def same_version(home: Path, name: str, result: Mapping[str, Any]) -> tracking.V
     """
     wanted = _key_tags(result)
     folder = Path(result["model_dir"]).resolve()
-    files = files_tag(folder)
-    same = None
+    alike = []
     for version in tracking.registered_versions(home):
         places = (folder.as_uri(), f"runs:/{version.run_id}/model")
         keys = {n: v for n, v in version.tags.items() if n.startswith(tracking.KEY_TAG)}
-        written = version.tags.get(FILES_TAG) == files[FILES_TAG]
-        if version.name == name and version.source in places and keys == wanted and written:
-            same = version
-    return same
+        if version.name == name and version.source in places and keys == wanted:
+            alike.append(version)
+    files = files_tag(folder)[FILES_TAG] if alike else ""  # gigabytes are read for it
+    same = [version for version in alike if version.tags.get(FILES_TAG) == files]
+    return same[-1] if same else None
