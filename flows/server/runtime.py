@@ -1,6 +1,6 @@
 """Prefect and the other libraries made safe for somebody who has never started a server.
 
-Importing this module imports nothing of Prefect. `start_early` starts a private server (server.py)
+Importing this module imports nothing of Prefect. `start_early` starts a private server (private.py)
 as a child process while the caller still parses and imports, `ready` waits for it, `flow_settings`
 wraps a flow, and at exit the child is stopped once every task run has reached its database.
 """
@@ -8,12 +8,11 @@ wraps a flow, and at exit the child is stopped once every task run has reached i
 import atexit
 import logging
 import os
-import queue
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
@@ -21,6 +20,7 @@ from urllib.request import getproxies
 
 from compress_core.secrets import hide
 from flows.server.children import Child, bind, last_words, start_child
+from flows.server.lost import failure_of_server, forget_events
 from flows.server.running import running_server
 from storage.disk import make_folder
 
@@ -233,44 +233,15 @@ def _answering() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if (reason := _failure_of_server(error)) is None:
+        if (reason := failure_of_server(error, _address())) is None:
             raise
         if _server is not None and _server.process.poll() is not None:
             reason = f"it ended: {_server.complaint()}"
-        _forget_events()
+        forget_events()
         raise ServerError(
             f"the Prefect server at {hide(_address())} failed in the middle of the run ({reason}); "
             "everything computed is kept: the same command goes on from here"
         ) from error
-
-
-def _failure_of_server(error: BaseException | None) -> str | None:
-    """The reason in an exception, or in one that it came from, of a request to Prefect's server."""
-    import httpx
-
-    place = httpx.URL(_address())
-    while error is not None:
-        request = getattr(error, "_request", None) if isinstance(error, httpx.HTTPError) else None
-        if request is not None and request.url.netloc == place.netloc:
-            return hide((str(error).splitlines() or [type(error).__name__])[0])
-        error = error.__cause__ or error.__context__
-    return None
-
-
-def _forget_events() -> None:
-    """Drops what waits to be sent to a server that is gone: each event would be tried for ten
-    seconds before the command can end. Prefect has no word for this.
-    """
-    if "prefect.events.worker" not in sys.modules:
-        return
-    from prefect.events.worker import EventsWorker
-
-    for worker in list(EventsWorker._instances.values()):  # type: ignore[misc]
-        with suppress(queue.Empty):
-            while True:
-                worker._queue.get_nowait()
-        if (client := getattr(worker, "_client", None)) is not None:
-            client._reconnection_attempts = 0
 
 
 def stop() -> None:
@@ -281,7 +252,7 @@ def stop() -> None:
     server, _server = _server, None
     atexit.unregister(stop)
     if server.process.poll() is not None:
-        _forget_events()
+        forget_events()
     if "prefect.events.worker" in sys.modules:
         from prefect.events.worker import EventsWorker
 
