@@ -8,6 +8,7 @@ from typing import Any
 
 from compress_core.errors import ConfigError
 from flows.report.series import baseline, sweep_series, training_series
+from flows.report.spent import cost_lines, with_spent
 from tasks.stages.materialise import cannot_write
 from tasks.tracking.plots import plot_sweep, plot_training
 
@@ -49,7 +50,8 @@ def check_report(folder: Path, flag: str = "--report") -> None:
         raise ConfigError(f"{flag} {folder} cannot be written: {above} is in the way")
 
 
-def _write(folder: Path, results: Sequence[Mapping[str, Any]]) -> None:
+def _write(folder: Path, given: Sequence[Mapping[str, Any]]) -> None:
+    results = with_spent(given)
     lines = ",\n".join(json.dumps(portable(run), ensure_ascii=False) for run in results)
     (folder / "results.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
     (folder / "table.md").write_text(markdown_table(results), encoding="utf-8")
@@ -106,6 +108,7 @@ def markdown_table(results: Sequence[Mapping[str, Any]]) -> str:
         sizes = [_sizes(run, "compressed") for run in runs]
         lines.append(f"| {method} | " + " | ".join(sizes) + " |")
     lines += _learned(results)
+    lines += cost_lines(results)
     return "\n".join(lines) + "\n"
 
 

@@ -143,6 +143,7 @@ def as_stage(outcome: Outcome) -> dict[str, Any]:
         "key": outcome.key,
         "state": outcome.state,
         "seconds": round(outcome.seconds, 6),
+        "cpu_seconds": None if outcome.cpu_seconds is None else round(outcome.cpu_seconds, 3),
     }
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from threading import Event
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 from uuid import uuid4
 
@@ -18,6 +18,9 @@ from storage.manifest import Manifest
 from storage.store import Store
 from tasks.engine.stages import STAGES
 from tasks.engine.units import Outcome, Unit
+
+CPU_SECONDS = "cpu_seconds"
+"""Of an artifact's circumstances: what all threads of the process spent on it."""
 
 
 @contextmanager
@@ -152,7 +155,8 @@ class Session:
                 continue
             self.manifests[unit] = manifest
             seconds = perf_counter() - started
-            cached = Outcome(unit.stage, unit.name, key, "cached", seconds)
+            spent = manifest.info.get(CPU_SECONDS)
+            cached = Outcome(unit.stage, unit.name, key, "cached", seconds, spent)
             outcomes[unit] = self.earlier.pop(key, cached)
         if work.missing:
             if STAGES[group.stage].alone:
@@ -163,8 +167,9 @@ class Session:
                 raise NumericsError(f"stage {group.stage}, {group.label}: {error}") from error
             for unit in work.missing:
                 seconds = work.seconds[unit]
+                spent = self.manifests[unit].info[CPU_SECONDS]
                 outcomes[unit] = Outcome(
-                    unit.stage, unit.name, work.keys[unit], "computed", seconds
+                    unit.stage, unit.name, work.keys[unit], "computed", seconds, spent
                 )
         if group.after is not None:
             group.after(self, recipe)
@@ -187,6 +192,7 @@ class Work:
     seconds: dict[Unit, float] = field(default_factory=dict)
     drafting: Unit | None = None
     _mark: float = field(default_factory=perf_counter)
+    _cpu_mark: float = field(default_factory=process_time)
 
     @property
     def place(self) -> str:
@@ -203,7 +209,7 @@ class Work:
         self.missing.append(unit)
         self.keys[unit] = key
         self.recipes[unit] = recipe
-        self._mark = perf_counter()
+        self._mark, self._cpu_mark = perf_counter(), process_time()
 
     def unrepeatable(self, unit: Unit) -> None:
         """Keeps a unit under a key that nobody will look for: it read what its recipe lacks."""
@@ -229,11 +235,12 @@ class Work:
         """A draft that becomes the unit's artifact when its block ends without an error."""
         return _Commit(self, unit)
 
-    def elapsed(self) -> float:
-        """Seconds since the last unit of the group was committed."""
-        now = perf_counter()
+    def elapsed(self) -> tuple[float, float]:
+        """Seconds since the last unit of the group was committed, and the processor's."""
+        now, cpu = perf_counter(), process_time()
         seconds, self._mark = now - self._mark, now
-        return seconds
+        spent, self._cpu_mark = cpu - self._cpu_mark, cpu
+        return seconds, spent
 
 
 class _Commit(AbstractContextManager[Draft]):
@@ -265,9 +272,9 @@ class _Commit(AbstractContextManager[Draft]):
             except BaseException:
                 self.draft.__exit__(*sys.exc_info())
                 raise
-            seconds = self.work.elapsed()
+            seconds, spent = self.work.elapsed()
             self.work.seconds[self.unit] = seconds
-            self.opened.info["seconds"] = seconds
+            self.opened.info |= {"seconds": seconds, CPU_SECONDS: spent}
         self.draft.__exit__(*error)
         if error[0] is None:
             self.work.drafting = None

@@ -71,10 +71,20 @@ class Unit:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one unit: its key, whether it was ``cached`` or ``computed``, and how long."""
+    """What became of one unit.
+
+    Attributes:
+        stage: Its stage.
+        unit: Its name.
+        key: Its key.
+        state: Whether it was ``cached`` or ``computed``.
+        seconds: How long that took now.
+        cpu_seconds: What computing it took, whenever that was; None where it is not on record.
+    """
 
     stage: str
     unit: str
     key: str
     state: str
     seconds: float
+    cpu_seconds: float | None = None
