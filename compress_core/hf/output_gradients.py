@@ -72,8 +72,6 @@ def output_fisher(
         )
         for layer in layers
     }
-    generator = torch.Generator().manual_seed(seed % (1 << 62))
-    uniforms = torch.rand(windows.shape, generator=generator, dtype=torch.float64)
     halves, done, reached = Halves(model), 0, set[str]()
 
     def add(layer: LayerRef, gradient: Tensor) -> None:
@@ -85,7 +83,7 @@ def output_fisher(
         reached.add(layer.name)
 
     with output_gradients(model, layers, add), saving_memory(model, layout, windows.shape[1]):
-        for window, drawn in zip(windows, uniforms, strict=True):
+        for window, drawn in zip(windows, uniforms(tuple(windows.shape), seed), strict=True):
             with torch.enable_grad():
                 hidden = halves.hidden(window[None].to(device))
             rows = hidden.detach().flatten(0, -2)
@@ -119,6 +117,12 @@ def _sampled_slope(halves: Halves, rows: Tensor, drawn: Tensor, window: int) -> 
         p[torch.arange(len(p), device=p.device), labels] -= 1
         (slope[piece],) = torch.autograd.grad(logits, part, p.to(logits.dtype))
     return slope
+
+
+def uniforms(shape: tuple[int, ...], seed: int) -> Tensor:
+    """What decides the labels, float64 in [0, 1): a number per token, whatever is computed when."""
+    generator = torch.Generator().manual_seed(seed % (1 << 62))
+    return torch.rand(shape, generator=generator, dtype=torch.float64)
 
 
 def draw_labels(p: Tensor, drawn: Tensor) -> Tensor:
