@@ -209,7 +209,7 @@ def test_no_weight_gets_a_gradient_meanwhile(tmp_path: Path) -> None:
 
 def test_a_gradient_that_is_not_finite_names_layer_and_window(tmp_path: Path) -> None:
     model, layout = open_model("llama", tmp_path)
-    name, calls = "model.layers.1.mlp.up_proj", 0
+    calls = 0
 
     def spoil(_: Any, __: Any, output: Tensor) -> None:
         nonlocal calls
@@ -218,7 +218,7 @@ def test_a_gradient_that_is_not_finite_names_layer_and_window(tmp_path: Path) ->
             output.register_hook(lambda gradient: gradient * torch.inf)
 
     model.get_submodule("model.layers.1.mlp.act_fn").register_forward_hook(spoil)
-    with pytest.raises(NumericsError, match="gradient of layer .*gate_proj's output in window 1"):
+    with pytest.raises(NumericsError, match=r"gradient of layer .*gate_proj's output in window 1"):
         measured(model, layout)
     assert not any(name for name, p in model.named_parameters() if not p.requires_grad)
 
@@ -235,7 +235,7 @@ def test_a_layer_that_nothing_depends_on_is_refused(tmp_path: Path) -> None:
     model, layout = open_model("llama", tmp_path)
     module = model.get_submodule("model.layers.1.mlp.down_proj")
     module.register_forward_hook(lambda _, __, output: torch.zeros_like(output))
-    with pytest.raises(ModelError, match="do not depend on layer model.layers.1.mlp.gate_proj"):
+    with pytest.raises(ModelError, match=r"do not depend on layer \S+1\.mlp\.gate_proj"):
         measured(model, layout)
 
 

@@ -1,4 +1,4 @@
-"""The divergence that a layer's truncation is predicted to leave: the literal trace, rank by rank."""
+"""The divergence that a truncation is predicted to leave: the literal trace, rank by rank."""
 
 import pytest
 import torch
