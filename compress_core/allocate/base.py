@@ -31,10 +31,12 @@ class Curvature:
 
     Attributes:
         windows: Calibration windows of the gradients; 0 for all.
+        labels: Whose tokens the loss is of: "sampled" from the model, or the "text"'s own.
         damp: Part of the mean diagonal of the gradients' second moment that is added to it.
     """
 
     windows: int
+    labels: str
     damp: float
 
 

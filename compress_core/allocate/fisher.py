@@ -26,6 +26,7 @@ from compress_core.allocate.base import (
 )
 from compress_core.allocate.buying import buy, curve_of
 from compress_core.errors import ConfigError
+from compress_core.options import one_of
 from compress_core.types import LayerRef, Share
 
 
@@ -38,22 +39,25 @@ class Fisher:
 
     Attributes:
         windows: Calibration windows for the gradients; 0 for all.
+        labels: "sampled" from the model, for the Fisher information itself, or the "text"'s own.
         damp: Part of G's mean diagonal that is added to its diagonal.
     """
 
     windows: int = 32
+    labels: str = "sampled"
     damp: float = 0.1
     reads: ClassVar[frozenset[str]] = frozenset({"predicted"})
 
     def __post_init__(self) -> None:
         if self.windows < 0:
             raise ConfigError(f"windows must be at least 0 (0 for all), got {self.windows}")
+        one_of("allocator 'fisher'", "labels", self.labels, ("sampled", "text"))
         if not 0 <= self.damp < math.inf:
             raise ConfigError(f"damp must be at least 0, got {self.damp:g}")
 
     def probe(self, kept: float) -> Curvature | None:
         """Every layer's curve, whatever the budget."""
-        return Curvature(self.windows, self.damp)
+        return Curvature(self.windows, self.labels, self.damp)
 
     def check(self, layers: Sequence[LayerRef], kept: float) -> None:
         """Refuses a budget that cannot hold one component of every layer.

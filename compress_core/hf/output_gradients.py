@@ -25,6 +25,7 @@ DRAWN_ELEMENTS = 1 << 20
 """Probabilities that are added up at a time when labels are drawn; bounds memory, not results."""
 
 Take = Callable[[LayerRef, Tensor], None]
+Choose = Callable[[Tensor, slice], Tensor]  # probabilities of rows, which rows -> their labels
 
 
 def output_fisher(
@@ -33,6 +34,7 @@ def output_fisher(
     layers: Sequence[LayerRef],
     windows: Tensor,
     *,
+    labels: str,
     seed: int,
     products: torch.dtype,
     device: torch.device | str,
@@ -51,6 +53,8 @@ def output_fisher(
         layout: Its layout.
         layers: Whose outputs. A layer that runs several times in a window has its gradients summed.
         windows: (samples, length) token ids.
+        labels: "sampled" from the model at every position, or the "text"'s own next tokens; what
+            the last token of a window is followed by is not known, and has no loss then.
         seed: Of the sampled labels.
         products: Dtype in which a window's products are formed; the sums are float64.
         device: Where the model is.
@@ -87,7 +91,8 @@ def output_fisher(
             with torch.enable_grad():
                 hidden = halves.hidden(window[None].to(device))
             rows = hidden.detach().flatten(0, -2)
-            slope = _sampled_slope(halves, rows, drawn.to(device), done)
+            choose = _following(window) if labels == "text" else _sampled(drawn)
+            slope = _slope(halves, rows, choose, done)
             if hidden.requires_grad:
                 torch.autograd.backward(hidden, slope.view_as(hidden))
             if missing := [layer.name for layer in layers if layer.name not in reached]:
@@ -100,10 +105,10 @@ def output_fisher(
     }
 
 
-def _sampled_slope(halves: Halves, rows: Tensor, drawn: Tensor, window: int) -> Tensor:
-    """Gradient of the summed loss of sampled labels by the last hidden states, piece by piece.
+def _slope(halves: Halves, rows: Tensor, choose: Choose, window: int) -> Tensor:
+    """Gradient of the labels' summed loss by the last hidden states, piece by piece.
 
-    By the logits it is p − e_y: no loss is formed.
+    By the logits it is p − e_y, or nothing where there is no label: no loss is formed.
     """
     slope = torch.empty_like(rows)
     for piece in halves.pieces(len(rows)):
@@ -113,10 +118,22 @@ def _sampled_slope(halves: Halves, rows: Tensor, drawn: Tensor, window: int) -> 
         p = logits.detach().softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
         if not bool(torch.isfinite(p).all()):
             raise NumericsError(f"the logits of window {window} are not finite")
-        labels = draw_labels(p, drawn[piece])
+        labels = choose(p, piece).to(p.device)
         p[torch.arange(len(p), device=p.device), labels] -= 1
+        p[labels < 0] = 0
         (slope[piece],) = torch.autograd.grad(logits, part, p.to(logits.dtype))
     return slope
+
+
+def _sampled(drawn: Tensor) -> Choose:
+    """Labels of a window from the model's probabilities and a number per token."""
+    return lambda p, piece: draw_labels(p, drawn[piece].to(p.device))
+
+
+def _following(window: Tensor) -> Choose:
+    """A window's own next tokens; -1 behind the last."""
+    labels = torch.cat([window[1:], window.new_full((1,), -1)])
+    return lambda p, piece: labels[piece]
 
 
 def uniforms(shape: tuple[int, ...], seed: int) -> Tensor:

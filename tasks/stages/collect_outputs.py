@@ -42,7 +42,10 @@ def output_groups(job: Job, models: Models, calibration: Unit) -> list[Group]:
     groups = []
     for layers in passes(job.model.layout.layers, free_memory(job.model.device) // FREE_PART):
         cost = _cost(job, windows, layers)
-        units = [_unit(job, calibration, windows, layer, cost[layer.name]) for layer in layers]
+        units = [
+            _unit(job, calibration, windows, curvature.labels, layer, cost[layer.name])
+            for layer in layers
+        ]
         first, last = layers[0].block, layers[-1].block
         blocks = f"block {first}" if first == last else f"blocks {first} to {last}"
         groups.append(Group("collect", f"output gradients of {blocks}", units, compute))
@@ -71,14 +74,17 @@ def _sums(layers: Iterable[LayerRef]) -> int:
     return sum(8 * layer.out_features**2 for layer in layers)
 
 
-def _unit(job: Job, calibration: Unit, windows: int, layer: LayerRef, cost: Cost) -> Unit:
+def _unit(
+    job: Job, calibration: Unit, windows: int, labels: str, layer: LayerRef, cost: Cost
+) -> Unit:
     return Unit(
         "collect",
         f"{OF} {layer.name}",  # a tap may have the layer's own name
         settings={
             OF: layer.name,
             "windows": windows,
-            "seed": job.seed,
+            "labels": labels,
+            **({"seed": job.seed} if labels == "sampled" else {}),
             "products": job.products,
             "dtype": job.model.compute_dtype,
         },
@@ -127,7 +133,8 @@ class _Outputs:
             model.layout,
             [layers[unit.settings[OF]] for unit in work.missing],
             tokens[: first["windows"]],
-            seed=first["seed"],
+            labels=first["labels"],
+            seed=first.get("seed", 0),
             products=getattr(torch, first["products"]),
             device=model.device,
             progress=work.progress,

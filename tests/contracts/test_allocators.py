@@ -235,6 +235,7 @@ class TestAllocator:
         ("hull", {"probe_windows": 0}, "probe_windows must be at least 1, got 0"),
         ("hull", {"probe_windows": 1.5}, "must be an int, got 1.5"),
         ("fisher", {"windows": -1}, "windows must be at least 0 (0 for all), got -1"),
+        ("fisher", {"labels": "txt"}, "must be one of sampled, text; got 'txt'. Did you mean 'te"),
         ("fisher", {"damp": -0.1}, "damp must be at least 0, got -0.1"),
         ("knapsack", {"probe_windows": -1}, "probe_windows must be at least 1, got -1"),
         ("knapsack", {"resolution": 99}, "a resolution of at least 100"),

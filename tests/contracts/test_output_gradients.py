@@ -23,7 +23,12 @@ def measured(
     model: Any, layout: ModelLayout, tokens: Tensor = TOKENS, **changes: Any
 ) -> dict[str, Tensor]:
     """Σ g gᵀ of every layer."""
-    asked: dict[str, Any] = {"layers": layout.layers, "seed": 3, "products": torch.float64}
+    asked: dict[str, Any] = {
+        "layers": layout.layers,
+        "labels": "sampled",
+        "seed": 3,
+        "products": torch.float64,
+    }
     asked |= changes
     layers = asked.pop("layers")
     found = output_fisher(model, layout, layers, tokens, device="cpu", **asked)
@@ -31,7 +36,9 @@ def measured(
     return {name: fisher.gram for name, fisher in found.items()}
 
 
-def literal(model: Any, layout: ModelLayout, tokens: Tensor) -> dict[str, Tensor]:
+def literal(
+    model: Any, layout: ModelLayout, tokens: Tensor, labels: str = "sampled"
+) -> dict[str, Tensor]:
     """The formula, by the whole model's own logits and loss, all parameters differentiated."""
     outputs: dict[str, Tensor] = {}
     handles = [
@@ -43,8 +50,11 @@ def literal(model: Any, layout: ModelLayout, tokens: Tensor) -> dict[str, Tensor
     sums = {x.name: torch.zeros(x.out_features, x.out_features).double() for x in layout.layers}
     for window, drawn in zip(tokens, uniforms(tuple(tokens.shape), 3), strict=True):
         log_p = model(input_ids=window[None]).logits[0].log_softmax(-1)
-        labels = output_gradients.draw_labels(log_p.detach().exp(), drawn)
-        loss = -log_p.gather(1, labels[:, None]).sum()
+        if labels == "sampled":
+            chosen = output_gradients.draw_labels(log_p.detach().exp(), drawn)
+            loss = -log_p.gather(1, chosen[:, None]).sum()
+        else:
+            loss = -log_p[:-1].gather(1, window[1:, None]).sum()
         gradients = torch.autograd.grad(loss, list(outputs.values()))
         for name, gradient in zip(outputs, gradients, strict=True):
             rows = gradient.double().flatten(0, -2)
@@ -57,10 +67,11 @@ def literal(model: Any, layout: ModelLayout, tokens: Tensor) -> dict[str, Tensor
 @pytest.mark.parametrize(
     "family", ["llama_tied", "qwen2", "gemma2", "gpt2", "gpt_neox", "opt", "phi3"]
 )
-def test_the_literal_formula(family: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("labels", ["sampled", "text"])
+def test_the_literal_formula(family: str, labels: str, tmp_path: Path) -> None:
     model, layout = open_model(family, tmp_path, torch.float64)
-    expected = literal(model, layout, TOKENS)
-    found = measured(model, layout)
+    expected = literal(model, layout, TOKENS, labels)
+    found = measured(model, layout, labels=labels)
     assert list(found) == [layer.name for layer in layout.layers]
     for name, gram in found.items():
         torch.testing.assert_close(gram, expected[name], rtol=1e-6, atol=1e-12)
