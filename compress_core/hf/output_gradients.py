@@ -2,8 +2,8 @@
 
 Labels are sampled from the model, at every position by itself. Then gradients of different
 positions do not correlate, and E[g gᵀ] is the second derivative of the KL divergence from the model
-as it is. With the text's own labels it would be neither: those gradients have a mean, and speak of
-where the model is wrong.
+as it is. With the text's own labels (the "empirical" Fisher information) it is neither: those
+gradients have a mean, and weigh positions by how wrong the model is there.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -100,9 +100,8 @@ def output_fisher(
             done += 1
             if progress is not None:
                 progress(done, len(windows))
-    return {
-        name: OutputFisher(windows.numel(), symmetric(gram).cpu()) for name, gram in sums.items()
-    }
+    tokens = windows.numel()  # of the sums one at a time is held twice
+    return {name: OutputFisher(tokens, symmetric(sums.pop(name)).cpu()) for name in list(sums)}
 
 
 def _slope(halves: Halves, rows: Tensor, choose: Choose, window: int) -> Tensor:
