@@ -40,12 +40,13 @@ class Fisher:
     Attributes:
         windows: Calibration windows for the gradients; 0 for all.
         labels: "sampled" from the model, for the Fisher information itself, or the "text"'s own.
-        damp: Part of G's mean diagonal that is added to its diagonal.
+        damp: Part of G's mean diagonal that is added to its diagonal; K-FAC needs some where sums
+            over few tokens leave directions out.
     """
 
-    windows: int = 32
+    windows: int = 16
     labels: str = "sampled"
-    damp: float = 0.1
+    damp: float = 0.03
     reads: ClassVar[frozenset[str]] = frozenset({"predicted"})
 
     def __post_init__(self) -> None:
