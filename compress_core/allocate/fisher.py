@@ -2,9 +2,10 @@
 
 At rank r a layer's error is E = W − u v, and the model's KL is predicted as ½ tr(G E H Eᵀ), with H
 the second moment of its inputs and G that of the gradients at its outputs, labels sampled from the
-model: the layer's block of the Fisher information in K-FAC's form (arXiv 1503.05671; for
-decompositions OBD-LLM, arXiv 2604.00821). ``hull`` measures one KL per layer on the whole model,
-which grows with the square of the depth; this grows with the depth.
+model: the layer's block of the Fisher information in K-FAC's form (arXiv 1503.05671). OBD-LLM
+(arXiv 2604.00821) weighs a decomposition's error so; to divide a budget by it is ours. ``hull``
+measures one KL per layer on the whole model, which grows with the square of the depth; this grows
+with the depth.
 
 The prediction is of the cut itself. For components in the metric H (svd_llm and those that share
 its decompositions) it is ½ Σ λ_i u_iᵀ G u_i over those that are dropped; in other metrics and for

@@ -76,8 +76,8 @@ _ROWS = (
             ),
             Kind(
                 "layer, for `fisher` only",
-                "Σ g gᵀ of the gradients at its outputs, labels sampled from the model",
-                "tokens, windows, the whole model, seed",
+                "Σ g gᵀ of the gradients at its outputs",
+                "tokens, windows, whose labels, the seed of sampled ones, the whole model",
             ),
         ),
         alone=True,
