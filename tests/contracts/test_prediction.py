@@ -1,4 +1,4 @@
-"""The report's prediction where the allocator reads curves of predicted KL: from the store alone."""
+"""The report's prediction where the allocator reads curves of predicted KL."""
 
 from typing import Any
 
@@ -13,7 +13,13 @@ RESULT: dict[str, Any] = {"metrics": {"dense": {"texts": {"text": {"length": 64}
 def predicted(method: str, **kept: Any) -> Prediction:
     """What is predicted where this much is left in the store."""
     losses = {layer.name: losses_of(layer, 0).numpy() for layer in LAYERS}
-    config = {"method": method, "options": {}, "allocate": None, "samples": 8, "length": 64}
+    config: dict[str, Any] = {
+        "method": method,
+        "options": {},
+        "allocate": None,
+        "samples": 8,
+        "length": 64,
+    }
     known = {"similarity": {}, "divergence": {}, "predicted": {}} | kept
     found = predict(config, RESULT, LAYERS, Known(losses, **known))
     assert isinstance(found, Prediction)
