@@ -12,6 +12,11 @@ its decompositions) it is ½ Σ λ_i u_iᵀ G u_i over those that are dropped; i
 layers that share a basis the same trace is taken with the cross terms. What fits a layer after the
 cut is not in it. It is a second-order estimate, layer by layer: errors of several layers are taken
 to add up.
+
+With ``labels=text`` G is the "empirical" Fisher information, which is no second derivative of
+anything. Its ranks are none the worse on small models: perplexity of svd_llm at kept 0.6 with
+sampled labels and with the text's, as in docs/results (seed 3), stories260K 151.7 and 136.7,
+babyllama-1m 4.585 and 4.380, wiki-llama-5m 57.44 and 57.41.
 """
 
 import math

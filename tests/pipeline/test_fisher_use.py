@@ -149,6 +149,14 @@ def test_all_windows_are_asked_for_with_none(inputs: pico.Inputs, tmp_path: Path
     assert {settings["windows"] for settings in groups[0]} == {12}
 
 
+def test_the_texts_own_labels_need_no_seed(inputs: pico.Inputs, tmp_path: Path) -> None:
+    for labels in ("sampled", "text"):
+        pipeline, _, _ = pico.build(inputs.settings(tmp_path, method=f"svd@fisher:labels={labels}"))
+        units = [u for g in pipeline.groups for u in g.units if collect_outputs.OF in u.settings]
+        assert {unit.settings["labels"] for unit in units} == {labels}
+        assert all(("seed" in unit.settings) == (labels == "sampled") for unit in units)
+
+
 def test_passes_are_runs_of_whole_blocks_within_the_limit() -> None:
     layers = layers_of([(10, 4)] * 8)  # two to a block: 1600 bytes of sums each block
     assert [len(p) for p in passes(layers, 1)] == [2, 2, 2, 2]
