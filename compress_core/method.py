@@ -85,12 +85,12 @@ class Method:
     def reads_inputs(self) -> bool:
         """Whether it reads statistics of the layers' inputs in the dense model."""
         of_taps = self.weighting.needs & {"gram", "abs_sum"}
-        return bool(of_taps) or DENSE in self._moments
+        return bool(of_taps) or DENSE in self._moments or "predicted" in self.allocate.reads
 
     @property
     def needs_calibration(self) -> bool:
         """Whether it reads calibration text at all."""
-        measured = self.allocate.reads & {"similarity", "divergence"}
+        measured = self.allocate.reads & {"similarity", "divergence", "predicted"}
         fitted = self.fit is not None or self.learn is not None
         return bool(self.weighting.needs or measured or fitted)
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from compress_core.allocate.base import Allocator, Evidence
+from compress_core.allocate.base import Allocator, Evidence, Probe
 from compress_core.types import LayerRef
 
 SHAPES = st.lists(st.tuples(st.integers(2, 40), st.integers(2, 40)), min_size=1, max_size=7)
@@ -44,6 +44,7 @@ def evidence_for(
             if "divergence" in allocator.reads
         },
         tokens=1000 if "losses" in allocator.reads else 0,
+        predicted={x.name: predicted_of(x, seed) for x in layers if "predicted" in allocator.reads},
     )
 
 
@@ -54,6 +55,13 @@ def losses_of(layer: LayerRef, seed: int) -> Tensor:
     energy = np.sort(generator.exponential(size=count) ** generator.uniform(0.2, 4))[::-1]
     left = np.append(energy[::-1].cumsum()[::-1], 0.0)
     return torch.from_numpy(left[: layer.paying_rank + 1].copy())
+
+
+def predicted_of(layer: LayerRef, seed: int) -> Tensor:
+    """KL left at each rank: falling, its steps in no order, and some of it beyond the last."""
+    generator = _generator(layer.name, seed)
+    steps = generator.exponential(size=layer.paying_rank + 1) ** generator.uniform(0.2, 4)
+    return torch.from_numpy(steps[::-1].cumsum()[::-1].copy())
 
 
 def divergence_of(
@@ -84,7 +92,7 @@ def weight_and_inputs(
 
 def _probed(allocator: Allocator, kept: float) -> tuple[float, ...]:
     probe = allocator.probe(kept)
-    assert probe is not None
+    assert isinstance(probe, Probe)
     return probe.shares
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from compress_core.allocate.base import Allocator
 from compress_core.allocate.by_type import ByType
+from compress_core.allocate.fisher import Fisher
 from compress_core.allocate.hull import Hull
 from compress_core.allocate.importance import Importance
 from compress_core.allocate.knapsack import Knapsack
@@ -17,6 +18,7 @@ ALLOCATORS: dict[str, type[Allocator]] = {
     "by_type": ByType,
     "importance": Importance,
     "hull": Hull,
+    "fisher": Fisher,
     "knapsack": Knapsack,
 }
 

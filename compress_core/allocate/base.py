@@ -26,6 +26,21 @@ class Probe:
 
 
 @dataclass(frozen=True)
+class Curvature:
+    """A curve per layer: the KL divergence that each rank is predicted to leave, by gradients.
+
+    Attributes:
+        windows: Calibration windows of the gradients; 0 for all.
+        labels: Whose tokens the loss is of: "sampled" from the model, or the "text"'s own.
+        damp: Part of the mean diagonal of the gradients' second moment that is added to it.
+    """
+
+    windows: int
+    labels: str
+    damp: float
+
+
+@dataclass(frozen=True)
 class Evidence:
     """What was measured before the budget is divided; an allocator names what it ``reads``.
 
@@ -35,12 +50,15 @@ class Evidence:
         divergence: "divergence": layer to the KL in nats per token above the base's, per share of
             the allocator's probe.
         tokens: Calibration tokens behind the losses.
+        predicted: "predicted": layer or stack to the KL in nats per token that every rank is
+            predicted to leave, float64 (ranks + 1,).
     """
 
     losses: Mapping[str, Tensor] = field(default_factory=dict)
     similarity: Mapping[int, float] = field(default_factory=dict)
     divergence: Mapping[str, Sequence[float]] = field(default_factory=dict)
     tokens: int = 0
+    predicted: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Allocator(Protocol):
@@ -51,8 +69,11 @@ class Allocator(Protocol):
         """Fields of Evidence."""
         ...
 
-    def probe(self, kept: float) -> Probe | None:
-        """The table it reads as "divergence", for ``kept`` of the compressible parameters."""
+    def probe(self, kept: float) -> Probe | Curvature | None:
+        """The table that it reads, for ``kept`` of the compressible parameters.
+
+        A Probe is read as "divergence", a Curvature as "predicted".
+        """
         ...
 
     def check(self, layers: Sequence[LayerRef], kept: float) -> None:

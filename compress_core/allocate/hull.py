@@ -4,10 +4,9 @@ A layer's predicted divergence at rank r is s · loss(r), with loss the output e
 measured sensitivity: the model's KL when that layer alone is cut hard, per unit of output error.
 """
 
-import heapq
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 from torch import Tensor
@@ -17,13 +16,11 @@ from compress_core.allocate.base import (
     Probe,
     budget_of,
     check_one_component_each,
-    least_rank,
     share_at,
 )
+from compress_core.allocate.buying import buy, curve_of
 from compress_core.errors import ConfigError
 from compress_core.types import LayerRef, Share
-
-Point = tuple[int, float, Share]  # numbers stored, predicted divergence, share
 
 
 @dataclass(frozen=True)
@@ -72,7 +69,7 @@ class Hull:
             (divergence,) = evidence.divergence[layer.name]
             loss = evidence.losses[layer.name]
             weight = sensitivity(layer, loss, divergence, self.probe_share)
-            curves[layer.name] = list(_curve(layer, loss, weight))
+            curves[layer.name] = list(curve_of(layer, partial(_divergence, loss, weight)))
         return buy(layers, budget_of(layers, kept), curves)
 
 
@@ -94,61 +91,5 @@ def sensitivity(layer: LayerRef, loss: Tensor, divergence: float, share: float) 
     return max(0.0, divergence) / float(loss[rank])
 
 
-def _curve(layer: LayerRef, loss: Tensor, weight: float) -> Iterator[Point]:
-    least = least_rank(layer)
-    if least is not None:
-        for rank in range(least, layer.paying_rank + 1):
-            share = Share(rank)
-            yield share.cost(layer), weight * float(loss[rank]), share
-    yield layer.dense_cost, 0.0, Share(None)
-
-
-def lower_hull(points: Sequence[Point]) -> list[Point]:
-    """The lower convex hull of points sorted by cost."""
-    hull: list[Point] = []
-    for point in points:
-        while len(hull) >= 2 and _above(hull[-2], hull[-1], point):
-            hull.pop()
-        hull.append(point)
-    return hull
-
-
-def _above(first: Point, middle: Point, last: Point) -> bool:
-    """Whether ``middle`` lies on or above the line from ``first`` to ``last``."""
-    (c0, d0, _), (c1, d1, _), (c2, d2, _) = first, middle, last
-    return (d1 - d0) * (c2 - c0) >= (d2 - d0) * (c1 - c0)
-
-
-def buy(
-    layers: Sequence[LayerRef], budget: int, curves: Mapping[str, Sequence[Point]]
-) -> dict[str, Share]:
-    """Of all steps that still fit takes the steepest, until none fits.
-
-    The steepest is on the hull of the points that fit; a layer whose next step does not fit any
-    more gets a new hull of those that do. What a larger budget buys is never worse: at the first
-    step that fits it and not the smaller one, it alone gains more than all that the smaller one
-    can still buy.
-    """
-    hulls = {layer.name: deque(lower_hull(curves[layer.name])) for layer in layers}
-    left = budget - sum(hull[0][0] for hull in hulls.values())
-    queue = [(_slope(hull), name) for name, hull in hulls.items() if len(hull) > 1]
-    heapq.heapify(queue)
-    while queue:
-        _, name = heapq.heappop(queue)
-        hull = hulls[name]
-        here = hull[0][0]
-        if hull[1][0] - here <= left:
-            hull.popleft()
-            left -= hull[0][0] - here
-        else:
-            fitting = [point for point in curves[name] if here <= point[0] <= here + left]
-            hull = hulls[name] = deque(lower_hull(fitting))
-        if len(hull) > 1:
-            heapq.heappush(queue, (_slope(hull), name))
-    return {name: hull[0][2] for name, hull in hulls.items()}
-
-
-def _slope(hull: Sequence[Point]) -> float:
-    """Change of divergence per number at the first step, negative: the steepest sorts first."""
-    (cost, divergence, _), (next_cost, next_divergence, _) = hull[0], hull[1]
-    return (next_divergence - divergence) / (next_cost - cost)
+def _divergence(loss: Tensor, weight: float, rank: int) -> float:
+    return weight * float(loss[rank])

@@ -23,7 +23,7 @@ def predicted_error(
         shares: Layer to what it keeps.
     """
     whole = math.fsum(float(losses[layer.name][0]) for layer in layers)
-    left = math.fsum(_left(losses[layer.name], shares[layer.name].rank) for layer in layers)
+    left = summed(layers, losses, shares)
     return left / whole if whole > 0 else 0.0
 
 
@@ -48,6 +48,17 @@ def predicted_divergence(
         * _left(losses[layer.name], shares[layer.name].rank)
         for layer in layers
     )
+
+
+def summed(layers: Sequence[LayerRef], curves: Mapping[str, Tensor], shares: Allocation) -> float:
+    """What curves say that an allocation leaves, layer by layer, added up; dense layers: nothing.
+
+    Args:
+        layers: What is cut.
+        curves: Layer to what every rank leaves, (ranks + 1,).
+        shares: Layer to what it keeps.
+    """
+    return math.fsum(_left(curves[layer.name], shares[layer.name].rank) for layer in layers)
 
 
 def _left(loss: Tensor, rank: int | None) -> float:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from compress_core.allocate.base import Allocator, Evidence, Probe, budget_of
+from compress_core.allocate.base import Allocator, Curvature, Evidence, Probe, budget_of
 from compress_core.errors import BudgetError, ConfigError
 from compress_core.types import LayerRef, Share
 
@@ -53,7 +53,7 @@ class Stepped:
         found = tuple(sorted((*shape, rank) for shape, rank in ceilings.items()))
         return replace(self, device="", ceilings=found)
 
-    def probe(self, kept: float) -> Probe | None:
+    def probe(self, kept: float) -> Probe | Curvature | None:
         """The other one's table."""
         return self.inner.probe(kept)
 

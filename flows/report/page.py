@@ -170,7 +170,7 @@ def _prediction(shown: Sequence[Shown]) -> list[Part]:
     if runs:
         caption = "KL to the dense model on the first text, as measured."
         if any(found.divergence for found in known.values()):
-            caption += " Dotted: what the sensitivities of hull predict, on calibration text."
+            caption += " Dotted: what the allocator (hull or fisher) predicts, on calibration text."
         made.append((pictures.measured(runs, colours), caption))
     if made:
         parts.append(_pictures(*made))

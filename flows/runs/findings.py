@@ -16,6 +16,7 @@ from storage.artifact import Artifact
 from storage.errors import StorageError
 from storage.store import Store
 from tasks.stages.learn import CURVES
+from tasks.stages.predict import PREDICTED
 from tasks.stages.recover import TENSOR
 from tasks.tracking.artifacts import read_file
 from tasks.tracking.speaking import NoAnswerError, TrackingError
@@ -69,7 +70,7 @@ class Findings:
         losses: dict[str, Floats],
     ) -> Prediction | str:
         """The same for all budgets of a method that read the same, so made once."""
-        read = ("decompose", "probe", "collect")
+        read = ("decompose", "probe", "predict", "collect")
         keys = [stage["key"] for stage in result["stages"] if stage["name"] in read]
         names = ("method", "options", "allocate", "samples", "length")
         same = json.dumps([keys, *(config[name] for name in names)])
@@ -116,10 +117,10 @@ class Findings:
 
     def _tables(
         self, stages: Sequence[Mapping[str, Any]], layers: Sequence[LayerRef]
-    ) -> tuple[dict[int, float], dict[str, list[float]]]:
-        """Cosines of blocks and probed divergences of layers, as far as they are there."""
+    ) -> tuple[dict[int, float], dict[str, list[float]], dict[str, Floats]]:
+        """Cosines of blocks, probed and predicted divergences of layers, as far as there."""
         blocks = {_block_of(layer): layer.block for layer in layers}
-        cosines, divergence = {}, {}
+        cosines, divergence, predicted = {}, {}, {}
         for stage in stages:
             if stage["name"] == "collect" and stage["unit"] in blocks:
                 cosine = self._read("collect", stage["key"], lambda found: found.attrs["cosine"])
@@ -129,7 +130,11 @@ class Findings:
                 row = self._read("probe", stage["key"], lambda found: found.attrs["divergence"])
                 if row is not None:
                     divergence[stage["unit"]] = list(row)
-        return cosines, divergence
+            if stage["name"] == "predict":
+                curve = self._read("predict", stage["key"], lambda found: found.array(PREDICTED))
+                if curve is not None:
+                    predicted[stage["unit"]] = curve
+        return cosines, divergence, predicted
 
     def _curves(self, result: Mapping[str, Any]) -> dict[str, dict[str, list[float]]]:
         """Of every training; those of the result where the store no longer has the others."""

@@ -20,10 +20,12 @@ from tasks.engine.units import Unit
 from tasks.stages.allocate import allocate_group
 from tasks.stages.collect import collect_groups
 from tasks.stages.collect_gradients import fisher_group
+from tasks.stages.collect_outputs import by_layer, output_groups
 from tasks.stages.decompose import decompose_groups
 from tasks.stages.evaluate import Asking, task_group, text_group
 from tasks.stages.learn import learn_groups
 from tasks.stages.materialise import materialise_group
+from tasks.stages.predict import predict_groups
 from tasks.stages.probe import probe_groups
 from tasks.stages.realise import Upstream, realise_groups
 from tasks.stages.recover import recover_groups
@@ -76,7 +78,7 @@ def build_pipeline(workspace: Workspace, config: RunConfig) -> Pipeline:
     if method.eight_bits and note not in workspace.notes:
         workspace.notes.add(note)
     calibration, texts = workspace.texts
-    collected, weighed, fisher = [], [], []
+    collected, weighed, fisher, outputs = [], [], [], []
     wanted = method.needs_calibration or config.recovery is not None
     first = [calibration] if wanted and calibration is not None else []
     tokens = None
@@ -88,11 +90,12 @@ def build_pipeline(workspace: Workspace, config: RunConfig) -> Pipeline:
             weighed = weigh_groups(job.model, method.weighting, _by_name(collected))
         if "fisher" in method.weighting.needs:
             fisher = [fisher_group(job, models, tokens)]
+        outputs = output_groups(job, models, tokens)
     taps = _by_name(collected)
     gradients = {u.settings["gradients of"]: u for group in fisher for u in group.units}
     decomposed = decompose_groups(job, taps, _by_name(weighed), gradients)
     layers = _by_name(decomposed)
-    chosen, allocation = _choose(workspace, job, tokens, taps, layers)
+    chosen, allocation = _choose(workspace, job, tokens, taps, layers, by_layer(outputs))
     upstream = Upstream(taps, layers, allocation)
     if method.sequential:
         assert tokens is not None
@@ -109,7 +112,8 @@ def build_pipeline(workspace: Workspace, config: RunConfig) -> Pipeline:
         written += recovered
         folders = {"unrecovered": folder, "compressed": new}
     evaluated, evaluations = evaluation_groups(workspace, config, texts, folders)
-    groups = [*first, *texts.values(), *collected, *fisher, *weighed, *decomposed, *chosen]
+    groups = [*first, *texts.values(), *collected, *fisher, *outputs, *weighed]
+    groups += [*decomposed, *chosen]
     groups += [*realised, *written, *evaluated]
     return Pipeline(config, job, groups, allocation, factors, folders["compressed"], evaluations)
 
@@ -120,14 +124,16 @@ def _choose(
     tokens: Unit | None,
     taps: dict[str, Unit],
     layers: dict[str, Unit],
+    outputs: dict[str, Unit],
 ) -> tuple[list[Group], Unit | dict[str, Unit]]:
     """How the budget is divided: by an allocator, or by training, layer by layer."""
     if job.method.learn is not None:
         assert tokens is not None
         return learn_groups(job, workspace.models, tokens, layers)
     probed = probe_groups(job, workspace.models, tokens, layers)
-    allocated = allocate_group(job, taps, layers, _by_name(probed))
-    return [*probed, allocated], allocated.units[0]
+    predicted = predict_groups(job, taps, layers, outputs)
+    allocated = allocate_group(job, taps, layers, _by_name(probed), _by_name(predicted))
+    return [*probed, *predicted, allocated], allocated.units[0]
 
 
 def make_job(workspace: Workspace, config: RunConfig) -> Job:

@@ -8,7 +8,7 @@ import torch
 
 from compress_core.allocate.base import Allocator, Evidence
 from compress_core.allocate.hull import Hull
-from compress_core.allocate.predict import predicted_divergence, predicted_error
+from compress_core.allocate.predict import predicted_divergence, predicted_error, summed
 from compress_core.allocate.stepped import Stepped
 from compress_core.allocate.uniform import Uniform
 from compress_core.errors import BudgetError, ConfigError
@@ -28,11 +28,13 @@ class Known:
         losses: Layer or stack to its squared error left at every rank.
         similarity: Block to the cosine of its input and output, of what is there of it.
         divergence: Layer or stack to its row of the probe's table, of what is there of it.
+        predicted: Layer or stack to the KL predicted at every rank, of what is there of it.
     """
 
     losses: Mapping[str, Floats]
     similarity: Mapping[int, float]
     divergence: Mapping[str, Sequence[float]]
+    predicted: Mapping[str, Floats]
 
 
 def predict(
@@ -63,6 +65,7 @@ def predict(
         known.similarity,
         known.divergence,
         config["samples"] * _length(config, result),
+        {name: torch.from_numpy(curve) for name, curve in known.predicted.items()},
     )
     return _curve(stacks, allocator, how, evidence, GRID)
 
@@ -75,6 +78,8 @@ def _allocator(method: Method, known: Known, names: Sequence[str]) -> tuple[Allo
     there = "similarity" not in own.reads or bool(known.similarity)
     if "divergence" in own.reads:
         there = own.probe(0.5) == own.probe(0.6) and set(names) <= set(known.divergence)
+    if "predicted" in own.reads:
+        there = set(names) <= set(known.predicted)
     if not there:
         return Uniform(), "uniform shares; what the run's allocator reads holds for its budget only"
     return own, f"the run's own allocation ({type(_divider(own)).__name__.lower()})"
@@ -111,6 +116,8 @@ def _curve(
         if isinstance(hull := _divider(allocator), Hull):
             tables = evidence.losses, evidence.divergence
             divergence.append(predicted_divergence(layers, *tables, hull.probe_share, given))
+        elif "predicted" in allocator.reads:
+            divergence.append(summed(layers, evidence.predicted, given))
     if not shares:
         return "No budget that is looked at holds one component of every layer."
     return Prediction(shares, error, divergence or None, how)

@@ -74,6 +74,11 @@ _ROWS = (
                 "squared gradients of the loss, per column",
                 "tokens, the whole model",
             ),
+            Kind(
+                "layer, for `fisher` only",
+                "Σ g gᵀ of the gradients at its outputs",
+                "tokens, windows, whose labels, the seed of sampled ones, the whole model",
+            ),
         ),
         alone=True,
     ),
@@ -101,6 +106,16 @@ _ROWS = (
                 "layer, for `hull` and `knapsack` only",
                 "the model's KL with this layer at other shares",
                 "tokens, the whole model, decompositions; for `knapsack` kept",
+            ),
+        ),
+    ),
+    Stage(
+        "predict",
+        (
+            Kind(
+                "layer (or stack), for `fisher` only",
+                "the KL that every rank is predicted to leave",
+                "its gradients, the Gram of its inputs, weight, decomposition, damping",
             ),
         ),
     ),

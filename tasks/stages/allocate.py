@@ -11,6 +11,7 @@ from tasks.engine.job import Job
 from tasks.engine.session import Group, Work
 from tasks.engine.units import Unit, View
 from tasks.stages.arrays import get_tensor
+from tasks.stages.predict import PREDICTED
 
 
 def allocate_group(
@@ -18,6 +19,7 @@ def allocate_group(
     collected: Mapping[str, Unit],
     decomposed: Mapping[str, Unit],
     probed: Mapping[str, Unit],
+    predicted: Mapping[str, Unit],
 ) -> Group:
     """The one unit that divides the budget.
 
@@ -26,6 +28,7 @@ def allocate_group(
         collected: Block path, among others, to its ``collect`` unit.
         decomposed: Stack name to its ``decompose`` unit.
         probed: Stack name to its ``probe`` unit; empty where the allocator reads no table.
+        predicted: Stack name to its ``predict`` unit; empty where the allocator reads no curve.
     """
     allocator, layers = job.method.allocate, job.layers
     views: dict[str, tuple[Unit, View]] = {}
@@ -34,6 +37,7 @@ def allocate_group(
         inputs |= {f"losses of {name}": unit for name, unit in decomposed.items()}
     if "divergence" in allocator.reads:
         views |= {f"divergence of {name}": (unit, _divergence) for name, unit in probed.items()}
+    inputs |= {f"prediction of {name}": unit for name, unit in predicted.items()}
     views |= {f"similarity of {path}": (collected[path], _cosine) for path in _read_blocks(job)}
     unit = Unit(
         "allocate",
@@ -50,7 +54,8 @@ def allocate_group(
         inputs=inputs,
         views=views,
     )
-    return Group("allocate", "model", [unit], _Allocate(job, collected, decomposed, probed))
+    compute = _Allocate(job, collected, decomposed, probed, predicted)
+    return Group("allocate", "model", [unit], compute)
 
 
 class _Allocate:
@@ -60,11 +65,13 @@ class _Allocate:
         collected: Mapping[str, Unit],
         decomposed: Mapping[str, Unit],
         probed: Mapping[str, Unit],
+        predicted: Mapping[str, Unit],
     ) -> None:
         self.job = job
         self.collected = collected
         self.decomposed = decomposed
         self.probed = probed
+        self.predicted = predicted
 
     def __call__(self, work: Work) -> None:
         job, reads = self.job, self.job.method.allocate.reads
@@ -81,6 +88,10 @@ class _Allocate:
                 name: _divergence(work.artifact(unit)) for name, unit in self.probed.items()
             },
             tokens=job.samples * job.length,
+            predicted={
+                name: get_tensor(work.artifact(unit), PREDICTED)
+                for name, unit in self.predicted.items()
+            },
         )
         shares = job.method.allocate.allocate(job.layers, job.kept, evidence)
         with work.draft(work.missing[0]) as draft:

@@ -24,7 +24,7 @@ from tasks.stages.arrays import Stored, dense_weight_of, get_tensor
 def probe_groups(
     job: Job, models: Models, calibration: Unit | None, decomposed: Mapping[str, Unit]
 ) -> list[Group]:
-    """One group per block, one unit per layer or stack; none unless the allocator reads a table.
+    """One group per block, one unit per layer or stack; none unless the allocator reads it.
 
     Args:
         job: Gives allocator and decomposer.
@@ -33,7 +33,7 @@ def probe_groups(
         decomposed: Stack name to its ``decompose`` unit.
     """
     probe = job.method.allocate.probe(job.kept)
-    if probe is None:
+    if not isinstance(probe, Probe):
         return []
     assert calibration is not None
     compute = _Probe(job, models, calibration, decomposed, probe)

@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from compress_core.allocate import ALLOCATORS, DEVICE, allocator_options, build_allocator
-from compress_core.allocate.base import Evidence
+from compress_core.allocate.base import Curvature, Evidence, Probe
 from compress_core.allocate.spend import step_cost
 from compress_core.allocate.uniform import Uniform
 from compress_core.errors import BudgetError, ConfigError
@@ -115,6 +115,7 @@ class TestAllocator:
             similarity=dict.fromkeys(found.similarity, 0.5),
             divergence={x: found.divergence[twin[x]] for x in found.divergence},
             tokens=found.tokens,
+            predicted={x: found.predicted[twin[x]] for x in found.predicted},
         )
         shares = allocator.allocate(layers, kept, alike)
         assert allocator.allocate(layers[::-1], kept, alike) == shares
@@ -175,9 +176,15 @@ class TestAllocator:
         def only(what: str) -> Any:
             return getattr(found, what) if what in allocator.reads else Untouchable()
 
-        read = Evidence(only("losses"), only("similarity"), only("divergence"), found.tokens)
+        read = Evidence(
+            only("losses"),
+            only("similarity"),
+            only("divergence"),
+            found.tokens,
+            only("predicted"),
+        )
         assert cost_of(layers, allocator.allocate(layers, 0.5, read)) > 0
-        assert allocator.reads <= {"losses", "similarity", "divergence"}
+        assert allocator.reads <= {"losses", "similarity", "divergence", "predicted"}
 
     def test_it_needs_kilobytes_and_no_factors(self, name: str) -> None:
         allocator = build_allocator(name)
@@ -188,14 +195,16 @@ class TestAllocator:
         ]
         layer = LayerRef("model.layers.0.up_proj", 0, 11008, 4096, "tap")
         found = evidence_for(allocator, [layer], 0.5, seed=0)
-        numbers = sum(len(x) for x in (*found.losses.values(), *found.divergence.values()))
+        tables = (found.losses, found.divergence, found.predicted)
+        numbers = sum(len(x) for table in tables for x in table.values())
         assert numbers + len(found.similarity) < 4096
 
     def test_it_asks_for_a_probe_exactly_if_it_reads_one(self, name: str) -> None:
         allocator = build_allocator(name)
         probe = allocator.probe(0.55)
-        assert (probe is not None) == ("divergence" in allocator.reads)
-        if probe is not None:
+        assert isinstance(probe, Probe) == ("divergence" in allocator.reads)
+        assert isinstance(probe, Curvature) == ("predicted" in allocator.reads)
+        if isinstance(probe, Probe):
             assert probe.windows == 32
             assert all(0 < share <= 1 for share in probe.shares)
             assert probe.base in (None, 0.55)
@@ -225,6 +234,9 @@ class TestAllocator:
         ("hull", {"probe_share": "1"}, "probe_share is in (0, 1), got 1"),
         ("hull", {"probe_windows": 0}, "probe_windows must be at least 1, got 0"),
         ("hull", {"probe_windows": 1.5}, "must be an int, got 1.5"),
+        ("fisher", {"windows": -1}, "windows must be at least 0 (0 for all), got -1"),
+        ("fisher", {"labels": "txt"}, "must be one of sampled, text; got 'txt'. Did you mean 'te"),
+        ("fisher", {"damp": -0.1}, "damp must be at least 0, got -0.1"),
         ("knapsack", {"probe_windows": -1}, "probe_windows must be at least 1, got -1"),
         ("knapsack", {"resolution": 99}, "a resolution of at least 100"),
     ],

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import compress_core.methods
-from compress_core.allocate.base import Evidence
+from compress_core.allocate.base import Evidence, Probe
 from compress_core.decompose import LowRank, Prepared
 from compress_core.fit import PREFIX
 from compress_core.method import Method
@@ -76,7 +76,7 @@ def compress(method: Method, kept: float) -> list[Result]:
     parts = decomposed(method)
     layers = [stack.as_layer for stack, _, _ in parts.values()]
     probe = method.allocate.probe(kept)
-    shares_probed = probe.shares if probe is not None else ()
+    shares_probed = probe.shares if isinstance(probe, Probe) else ()
     evidence = Evidence(
         losses={name: prepared.loss for name, (_, _, prepared) in parts.items() if prepared},
         similarity={0: 0.9, 1: 0.7},

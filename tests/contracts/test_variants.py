@@ -93,7 +93,7 @@ def test_any_method_goes_with_any_allocator(method: str, allocator: str) -> None
     assert built.allocate == ALLOCATORS[allocator]()
     assert built.name == method
     assert built == build_method(method, allocate=allocator)
-    measured = allocator in ("importance", "hull", "knapsack")
+    measured = allocator in ("importance", "hull", "fisher", "knapsack")
     assert built.needs_calibration == (build_method(method).needs_calibration or measured)
 
 

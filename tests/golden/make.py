@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from compress_core.allocate.base import Evidence
+from compress_core.allocate.base import Evidence, Probe
 from compress_core.decompose import LowRank, split_inputs
 from compress_core.learn.teacher import teach
 from compress_core.method import Method
@@ -192,7 +192,7 @@ def allocation(method: Method) -> list[float]:
         losses[layer.name] = (3 + place) * torch.exp(-decay * ranks)
         divergence[layer.name] = [
             (1 + math.sin(place)) * (1 - share) ** (1 + place / 3)
-            for share in (probe.shares if probe else ())
+            for share in (probe.shares if isinstance(probe, Probe) else ())
         ]
     evidence = Evidence(losses, {b: 0.9 - 0.1 * ((3 * b) % 4) for b in range(4)}, divergence, 500)
     shares = method.allocate.allocate(layers, KEPT, evidence)

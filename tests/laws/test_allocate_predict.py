@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from compress_core.allocate.hull import Hull, sensitivity
-from compress_core.allocate.predict import predicted_divergence, predicted_error
+from compress_core.allocate.predict import predicted_divergence, predicted_error, summed
 from compress_core.decompose import ProjectOutputs
 from compress_core.metric import Plain
 from compress_core.types import LayerRef, Share
@@ -46,3 +46,9 @@ def test_the_predicted_divergence_of_the_probed_cut_is_what_was_probed() -> None
         found = predicted_divergence(LAYERS, losses, table, probed, shares)
         assert found == pytest.approx(table[layer.name][0])
         assert sensitivity(layer, losses[layer.name], table[layer.name][0], probed) > 0
+
+
+def test_what_curves_leave_is_added_up_and_a_dense_layer_leaves_nothing() -> None:
+    curves = {"a": torch.tensor([8.0, 4.0, 2.0, 1.0]), "b": torch.tensor([9.0, 3.0, 1.0, 0.5])}
+    assert summed(LAYERS, curves, {"a": Share(2), "b": Share(1)}) == 5.0
+    assert summed(LAYERS, curves, {"a": Share(None), "b": Share(0)}) == 9.0

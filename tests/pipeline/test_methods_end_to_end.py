@@ -200,7 +200,9 @@ def test_methods_share_what_they_measure_on_the_dense_model(done: Get) -> None:
             assert name[0] not in ("tokenise", "collect", "weigh", "decompose") or keys[name] == key
 
 
-@pytest.mark.parametrize("allocator", ["uniform", "by_type", "importance", "hull", "knapsack"])
+@pytest.mark.parametrize(
+    "allocator", ["uniform", "by_type", "importance", "hull", "fisher", "knapsack"]
+)
 def test_any_allocator_divides_the_budget_of_any_method(
     allocator: str, done: Get, models: dict[str, pico.Inputs]
 ) -> None:
@@ -211,7 +213,9 @@ def test_any_allocator_divides_the_budget_of_any_method(
         )
     )
     assert by_flag.computed == {} and by_flag.keys == walk.keys
-    assert not {"tokenise", "collect", "weigh", "decompose"} & set(walk.computed)
+    assert not {"tokenise", "weigh", "decompose"} & set(walk.computed)
+    gradients = allocator == "fisher"
+    assert ("collect" in walk.computed) == ("predict" in walk.computed) == gradients
     layers = walk.pipeline.job.layers
     budget = KEPT * sum(layer.dense_cost for layer in layers)
     spent = walk.session.artifact(walk.pipeline.folder).attrs["compressible"]
@@ -226,7 +230,10 @@ def test_any_allocator_divides_the_budget_of_any_method(
     )
 
 
-@pytest.mark.parametrize("method", ["basis_sharing@hull", "basis_sharing@knapsack", "asvd@by_type"])
+@pytest.mark.parametrize(
+    "method",
+    ["basis_sharing@hull", "basis_sharing@fisher", "basis_sharing@knapsack", "asvd@by_type"],
+)
 def test_an_allocator_divides_among_stacks_too(method: str, done: Get) -> None:
     walk = done("llama", method)
     dense = sum(layer.dense_cost for layer in walk.pipeline.job.model.layout.layers)

@@ -29,6 +29,7 @@ RUNS: dict[str, dict[str, Any]] = {
     **{shortened(name): {} for name in METHODS},
     "svd_llm:update=u": {},
     "svd_llm@hull": {},
+    "svd_llm@fisher": {},
     "cap:iterations=3:policy=group": {},
     "cap:iterations=3:policy=gradient:steps=3:refit=prefix": {},
     "dobi_svd:steps=2:remap=true": {},

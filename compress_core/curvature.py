@@ -1,0 +1,80 @@
+"""How much the model's predictions move where a layer's outputs err: the output side of K-FAC.
+
+For small errors δ_t of a layer's outputs the KL divergence from the dense model is ½ Σ δ_tᵀ F_t δ_t
+with F_t the Fisher information of output t. K-FAC (arXiv 1503.05671) takes F_t and the input x_t to
+be independent: with G = E[F_t], H = E[x xᵀ] and E = W − W′ it is ½ tr(G E H Eᵀ) nats per token.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from compress_core.record import Packed, Record, pack_symmetric, unpack_symmetric
+
+
+@dataclass(frozen=True)
+class OutputFisher:
+    """The Fisher information of one layer's outputs, G = Σ g gᵀ / tokens.
+
+    g is the gradient of a window's summed negative log-likelihood with respect to the output at one
+    token, its labels sampled from the model. It belongs to the dense model and some text, not to
+    any method or budget.
+
+    Attributes:
+        tokens: Number of tokens behind it.
+        gram: Σ g gᵀ, (out, out), symmetric, in nats squared per squared unit of output.
+    """
+
+    tokens: int
+    gram: Tensor
+
+    def damped(self, damp: float) -> Tensor:
+        """G + damp · (its mean diagonal) · I, float64 (out, out).
+
+        Sums over few tokens know only so many directions; the others would seem to cost nothing.
+        """
+        moment = self.gram.to(torch.float64) / self.tokens
+        ridge = damp * moment.diagonal().mean()
+        return moment + ridge * torch.eye(len(moment), dtype=torch.float64, device=moment.device)
+
+    def pack(self) -> Packed:
+        """What is kept: the lower triangle in float32, whose rounding is far below any damping."""
+        tensors = {"gradient_gram": pack_symmetric(self.gram).to(torch.float32)}
+        return Packed(tensors, {"tokens": self.tokens, "out": len(self.gram)})
+
+    @classmethod
+    def unpack(cls, record: Record) -> "OutputFisher":
+        """What :meth:`pack` kept; the Gram in float64."""
+        gram = unpack_symmetric(record.tensor("gradient_gram"), int(record.attrs["out"]))
+        return cls(int(record.attrs["tokens"]), gram.to(torch.float64))
+
+
+def divergence_by_rank(
+    weight: Tensor, u: Tensor, v: Tensor, moment: Tensor, fisher: Tensor
+) -> Tensor:
+    """½ tr(G E H Eᵀ) of the errors E = W − u[:, :r] v[:r] at every rank r, exactly.
+
+    For components that are optimal in the metric H itself v H vᵀ is diagonal, its entries are the
+    energies λ_i, and the sum is ½ Σ_{i >= r} λ_i u_iᵀ G u_i. Components of any other metric have
+    cross terms, which are counted here, and so is what lies beyond the last component.
+
+    Args:
+        weight: W (out, in).
+        u: (out, ranks), best component first.
+        v: (ranks, in).
+        moment: H = E[x xᵀ] (in, in).
+        fisher: G (out, out).
+
+    Returns:
+        float64 (ranks + 1,), in nats per token where G and H are per token.
+    """
+    w, u, v = (part.to(torch.float64) for part in (weight, u, v))
+    rest = w - u @ v
+    slopes = fisher @ rest @ moment
+    beyond = (slopes * rest).sum()
+    across = ((u.T @ slopes) * v).sum(dim=1)
+    pairs = (u.T @ fisher @ u) * (v @ moment @ v.T)
+    each = pairs.diagonal() + 2 * (pairs.triu(1).sum(dim=1) + across)
+    left = torch.cat([each.flip(0).cumsum(0).flip(0), each.new_zeros(1)])
+    return ((left + beyond) / 2).clamp_min(0.0)  # below zero by rounding only

@@ -1,0 +1,42 @@
+"""The report's prediction where the allocator reads curves of predicted KL."""
+
+from typing import Any
+
+from flows.report.shown import Prediction
+from flows.runs.prediction import Known, predict
+from tests.made_up import layers_of, losses_of, predicted_of
+
+LAYERS = layers_of([(40, 40), (20, 40), (40, 30), (30, 40)])
+RESULT: dict[str, Any] = {"metrics": {"dense": {"texts": {"text": {"length": 64}}}}}
+
+
+def predicted(method: str, **kept: Any) -> Prediction:
+    """What is predicted where this much is left in the store."""
+    losses = {layer.name: losses_of(layer, 0).numpy() for layer in LAYERS}
+    config: dict[str, Any] = {
+        "method": method,
+        "options": {},
+        "allocate": None,
+        "samples": 8,
+        "length": 64,
+    }
+    known = {"similarity": {}, "divergence": {}, "predicted": {}} | kept
+    found = predict(config, RESULT, LAYERS, Known(losses, **known))
+    assert isinstance(found, Prediction)
+    return found
+
+
+def test_the_divergence_is_what_the_curves_leave_at_every_budget() -> None:
+    curves = {layer.name: predicted_of(layer, 0).numpy() for layer in LAYERS}
+    found = predicted("svd_llm@fisher", predicted=curves)
+    assert found.how == "the run's own allocation (fisher)"
+    assert found.divergence is not None and len(found.divergence) == len(found.shares) > 5
+    assert found.divergence == sorted(found.divergence, reverse=True)
+    assert 0 < found.divergence[-1] < sum(float(curve[1]) for curve in curves.values())
+
+
+def test_without_all_curves_shares_are_uniform_and_no_divergence_is_predicted() -> None:
+    first = {LAYERS[0].name: predicted_of(LAYERS[0], 0).numpy()}
+    for kept in ({}, first):
+        found = predicted("svd_llm@fisher", predicted=kept)
+        assert found.how.startswith("uniform shares") and found.divergence is None
