@@ -59,8 +59,8 @@ families: $(STAMP) ## try every causal model of transformers, small; writes docs
 build/smollm2-135m: | $(STAMP)
 	$(BIN)/python ../shared/models/make_smollm2.py $@
 
-results: build/smollm2-135m ## measure all of docs/results again (hours); needs ../shared beside the repository
-	for config in docs/results/*.yaml; do \
+results: build/smollm2-135m ## measure docs/results again, or ONLY=NAME (hours); needs ../shared beside the repository
+	for config in docs/results/$(or $(ONLY),*).yaml; do \
 		$(BIN)/eigenpress sweep --config $$config --report $${config%.yaml} || exit; done
 
 clean: ## remove .venv and every tool's cache; your data directory is not touched
