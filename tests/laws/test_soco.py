@@ -249,6 +249,27 @@ def test_the_pressure_stays_within_float32() -> None:
     assert bool(curves["kl"].isfinite().all())
 
 
+def test_the_pressure_leaves_no_trace_in_the_moments_of_the_kl() -> None:
+    """Else KL's steps would vanish behind a gradient that is a million times larger."""
+    school, moments, raws = lesson(), [], []
+    for pressure in (0.0, 0.1, 1e6):
+        run = _Run(SHORT, school.assignment(SHORT, KEPT))
+        with torch.no_grad():  # away from the dense model, whose KL has no gradient
+            run.gated.raw += torch.linspace(-0.3, 0.3, len(run.gated.raw))
+        run.pressure.fill_(pressure)
+        before = run.gated.raw.detach().clone()
+        run.step(0)
+        moments.append(run.optimizer.state[run.gated.raw])
+        raws.append(run.gated.raw.detach() - before)
+    for name in ("exp_avg", "exp_avg_sq"):
+        assert float(moments[0][name].abs().max()) > 0
+        assert all(torch.equal(moments[0][name], found[name]) for found in moments)
+    free, light, heavy = raws
+    assert float(heavy.abs().max()) <= SHORT.rate * (1 + 1e-5)  # by no more than the rate
+    assert bool((light <= free).all()) and bool((heavy <= light).all())
+    assert bool((light < free).any()) and bool((heavy < light).any())
+
+
 def test_an_end_that_is_not_finite_is_refused() -> None:
     school = lesson()
     run = _Run(SHORT, school.assignment(SHORT, KEPT))
