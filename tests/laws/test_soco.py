@@ -120,6 +120,19 @@ def test_a_dropped_component_does_not_contribute_but_has_a_gradient() -> None:
     assert spectra.part(0).start == 0
 
 
+def test_with_the_gate_from_phase_3_on_the_weight_is_literally_scored_until_then() -> None:
+    """W′ = U (Σ ⊙ S) Vᵀ, also below the threshold."""
+    learner = dataclasses.replace(SHORT, gate_from=3)
+    run = _Run(learner, lesson().assignment(learner, KEPT))
+    with torch.no_grad():
+        run.gated.raw[0] = -1.0  # a score of 0.31
+    first, third = 0, SHORT.phase1 + SHORT.phase2
+    run._set(first, run.phase(first))
+    assert torch.equal(run.gated.effective(0), run.gated.scores(0))
+    run._set(third, run.phase(third))
+    assert float(run.gated.effective(0)[0]) == 0.0
+
+
 def test_kl_is_what_the_teacher_says_and_zero_at_the_first_step() -> None:
     curves = lesson().learn(SHORT, KEPT).curves
     assert float(curves["kl"][0]) == pytest.approx(0.0, abs=1e-5)
