@@ -268,7 +268,7 @@ def test_the_pressure_leaves_no_trace_in_the_moments_of_the_kl() -> None:
     for pressure in (0.0, 0.1, 1e6):
         run = _Run(SHORT, school.assignment(SHORT, KEPT))
         with torch.no_grad():  # away from the dense model, whose KL has no gradient
-            run.gated.raw += torch.linspace(-0.3, 0.3, len(run.gated.raw))
+            run.gated.raw.add_(torch.linspace(-0.3, 0.3, len(run.gated.raw)))
         run.pressure.fill_(pressure)
         before = run.gated.raw.detach().clone()
         run.step(0)
