@@ -54,10 +54,10 @@ def add_up_to_nearest(
     return states[nearest][1]
 
 
-def ada_cr(similarity: Sequence[float], mrr: float, trr: float) -> list[float]:
+def ada_cr(importance: Sequence[float], mrr: float, trr: float) -> list[float]:
     """arXiv 2502.01403, adaCR: I_n = I / mean(I), CR = mrr + I_n (trr − mrr)."""
-    mean = sum(similarity) / len(similarity)
-    return [mrr + value / mean * (trr - mrr) for value in similarity]
+    mean = sum(importance) / len(importance)
+    return [mrr + value / mean * (trr - mrr) for value in importance]
 
 
 def by_type(losses: Sequence[float], kept: float) -> list[float]:

@@ -3,9 +3,10 @@
 Layers are frozen spectra, W′ = U (Σ ⊙ S) Vᵀ, and d is added to their outputs; the scores S and d
 are trained on the whole model by KL to the dense one. Phase 1 presses the stored share down to the
 target. Phase 2 oscillates around it: there is pressure only while more than the target is stored,
-so that what was cut too far recovers. Phase 3 drives scores away from the threshold, then drops for
-good what is below it, at the exact budget, and trains what stays on, so that the cut costs nothing.
-What of this is reconstruction is said in ``methods.soco``.
+so that what was cut too far recovers. The pressure is added to Adam's step of the KL and never to
+its moments (:meth:`_Run._press`); the polarisation, in units of the KL, is. Phase 3 drives scores
+away from the threshold, then drops for good what is below it, at the exact budget, and trains what
+stays on, so that the cut costs nothing. What of this is reconstruction is said in ``methods.soco``.
 """
 
 import math
@@ -31,10 +32,10 @@ from compress_core.learn.loop import (
 from compress_core.learn.spectrum import Spectra, choose, install, overlap
 from compress_core.types import LayerRef
 
-FIRST_PRESSURE, RAMP = 0.1, 1e4  # weight of the share, and how much it grows over phase 1
+FIRST_PRESSURE, RAMP = 0.01, 1e4  # nats for the whole share, and its growth over phase 1
 MOST_PRESSURE = 1e6  # above it only float32 would be strained
 UP, DOWN = 1.02, 0.97  # how it follows the share after that
-NEAR = 0.1  # distance of the share from the target below which phase 1 presses less
+NEAR = 0.2  # distance of the share from the target below which it is pressed less
 SETTLING = 0.5  # part of phase 3 after which what stays is settled
 LAST_RATE = 0.1  # of the learning rates, at the end of their half cosine
 
@@ -147,10 +148,9 @@ class _Run:
             betas=(0.9, 0.95),
         )
         self.pressure = torch.tensor(FIRST_PRESSURE, dtype=torch.float64)
-        self.free = torch.tensor(False)  # whether the target has been met once
         gated = self.gated
         decided = {"dense": gated.dense, "stays": gated.stays, "settled": gated.settled}
-        remembered = {**decided, "pressure": self.pressure, "free": self.free}
+        remembered = {**decided, "pressure": self.pressure}
         parameters = {"raw": self.gated.raw, "shift": self.gated.shift}
         self.state = TrainState(parameters | remembered, self.optimizer)
 
@@ -173,16 +173,18 @@ class _Run:
             scores = gated.all_scores()
             now = gated.kept_now(scores)
             gate = gated.gate(scores)
-            pressing = self._pressing(phase, now)
-            loss = kl + pressing * (self.costs * gate).sum()
+            push = self._push(phase, now, gate)
+            loss = kl
             if phase == 3 and not gated.settled:
                 weight = settings.polarise * float(kl.detach()) * self._done(step)
                 below = scores * (scores < settings.threshold)
                 loss = loss + weight * (gate * (1 - gate) + below).mean()
             descend(loss, self.optimizer, self.parameters, self.model.dtype)
-        self._release(pressing == 0)
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        before = gated.raw.detach().clone()
         self.optimizer.step()
+        if push is not None:
+            self._press(before, push)
         self._adapt(phase, now)
         value = float(kl.detach())
         measured = {"kl": value, "kept": now, "phase": phase, **_described(scores, gate)}
@@ -198,19 +200,31 @@ class _Run:
         elif phase > 1:
             self.pressure.mul_(UP if over else DOWN)
 
-    def _release(self, released: bool) -> None:
-        """Forgets momentum when the target is first met, or the share would fall on."""
-        moments = self.optimizer.state.get(self.gated.raw)
-        if moments and released and not bool(self.free):
-            moments["exp_avg"].zero_()
-            self.free.fill_(True)
+    def _push(self, phase: int, now: float, gate: Tensor) -> Tensor | None:
+        """The weighted gradient of the share by the raw scores, (components,).
 
-    def _pressing(self, phase: int, now: float) -> float:
-        """Weight of the share in the loss: none at or below the target."""
+        None at or below the target, and once what stays is settled.
+        """
         over = now - self.kept
         if over <= 0 or self.gated.settled:
-            return 0.0
-        return float(self.pressure) * (min(1.0, over / NEAR) if phase == 1 else 1.0)
+            return None
+        share = (self.costs * gate).sum()
+        (gradient,) = torch.autograd.grad(share, self.gated.raw, retain_graph=True)
+        return float(self.pressure) * min(1.0, over / NEAR) * gradient
+
+    @torch.no_grad()
+    def _press(self, before: Tensor, push: Tensor) -> None:
+        """Adds the pressure to the step that Adam has made of the KL alone.
+
+        It is measured in the root of the KL's second moment and never enters it, so that the KL's
+        steps afterwards are as large as before; so weighed a score falls where the weighted share
+        falls faster than the KL rises, and by no more than the learning rate.
+        """
+        group, moments = self.optimizer.param_groups[0], self.optimizer.state[self.gated.raw]
+        seen = 1 - group["betas"][1] ** float(moments["step"])
+        unit = (moments["exp_avg_sq"] / seen).sqrt() + group["eps"]
+        steps = (before - self.gated.raw) / group["lr"] + push / unit
+        self.gated.raw.copy_(before - group["lr"] * steps.clamp_(-1, 1))
 
     def _done(self, step: int) -> float:
         """How far phase 3 is, in [0, 1); negative before it."""

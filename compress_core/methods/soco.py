@@ -11,10 +11,13 @@ is that of the model which would be stored, while its gradient passes a sigmoid 
 back (``gate_from=3`` lets dropped components contribute until phase 3); the compression loss counts
 components by that sigmoid, and a layer of more components than pay as dense in the target's count
 only (in the loss it would have no gradient); the pressure's weight grows until the target is met,
-then follows the share; half-way through phase 3 what stays is settled at the exact budget, where a
-layer of more components than pay stays dense as it was, and only survivors are trained on; the
-sparsity loss weighs as much as the KL of the moment; steps, rates and thresholds. The 256 most
-likely tokens of the dense model stand for all of its logits.
+then follows the share; it is no part of what Adam normalises, else the KL's steps would vanish
+behind it: its gradient is added to the KL's step in units of the KL's own second moment, and
+together they move a raw score by no more than the learning rate; half-way through phase 3 what
+stays is settled at the exact budget, where a layer of more components than pay stays dense as it
+was, and only survivors are trained on; the sparsity loss weighs as much as the KL of the moment and
+is therefore part of what Adam normalises; steps, rates and thresholds. The 256 most likely tokens
+of the dense model stand for all of its logits.
 
 ``basis=weight`` is the plain SVD as the abstract reads; ``basis=whitened`` are the components of
 SVD-LLM, each of which costs exactly its energy in output error.

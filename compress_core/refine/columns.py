@@ -150,8 +150,9 @@ def _golden(error: Callable[[int], float], rank: int) -> None:
     """Golden-section search over Δ in [0, rank), after two cheap probes: one must beat Δ = 0."""
     low, high = 0, rank - 1
     without = error(0)
-    probes = [round((1 - GOLDEN) * rank), round(GOLDEN * (1 - GOLDEN) ** 2 * rank)]
-    if min(error(min(high, probe)) for probe in probes) >= without:  # both count as tried
+    parts = (1 - GOLDEN, GOLDEN * (1 - GOLDEN) ** 2)
+    probes = [min(high, max(1, round(part * rank))) for part in parts]  # Δ = 0 would probe nothing
+    if min(error(probe) for probe in probes) >= without:  # both count as tried
         return
     _narrow(error, low, high)
 

@@ -127,11 +127,30 @@ def check_idle(settings: Settings, methods: Mapping[str, Method]) -> None:
 
 
 def idle_notes(settings: Settings, methods: Mapping[str, Method]) -> list[str]:
-    """What people should know of settings that have no effect, a sentence per reader."""
+    """What people should know of settings that have no effect: a sentence per reader, and one of
+    stack-of-batch that averages nothing.
+    """
     use = Use(settings, methods)
-    return [
+    unread = [
         f"{', '.join(flags)}: no effect, {READERS[reader].without.format(first=use.first)}"
         for reader, flags in _unread(use, refused=False).items()
+    ]
+    return unread + _stacking(use)
+
+
+def _stacking(use: Use) -> list[str]:
+    """Methods whose stack-of-batch calibration has no more windows than buckets."""
+    found = {
+        name: method.prefix.buckets
+        for name, method in use.methods.items()
+        if method.sequential and use.settings.samples <= method.prefix.buckets
+    }
+    if not found:
+        return []
+    return [
+        f"{', '.join(found)}: stack-of-batch averages nothing, there is a bucket for each of "
+        f"{use.settings.samples} windows; the paper has --samples 256, buckets here are "
+        f"{max(found.values())}"
     ]
 
 

@@ -133,6 +133,15 @@ def test_what_has_no_effect_is_said() -> None:
     ]
 
 
+def test_a_stack_of_batch_that_averages_nothing_is_said() -> None:
+    methods = ["svd_llm", "ada_svd", "ada_svd:buckets=16", "ada_svd:calibration=streaming"]
+    assert checked(LEAST | {"methods": methods, "samples": 64}) == [
+        "ada_svd: stack-of-batch averages nothing, there is a bucket for each of 64 windows; the "
+        "paper has --samples 256, buckets here are 64"
+    ]
+    assert checked(LEAST | {"methods": methods, "samples": 65}) == []
+
+
 @pytest.mark.parametrize("stage", ["learn", "recover", "probe", "measure", "teacher"])
 def test_a_stage_that_no_run_has_is_not_refreshed(
     stage: str, inputs: pico.Inputs, refuse: Refuse

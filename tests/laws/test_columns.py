@@ -12,7 +12,7 @@ from compress_core.decompose import LowRank, energies, project
 from compress_core.errors import ConfigError
 from compress_core.fit import Moments
 from compress_core.metric import SecondMoment
-from compress_core.refine.columns import PreserveColumns, Search, index_cost
+from compress_core.refine.columns import PreserveColumns, Search, _golden, index_cost
 from tests import literal
 from tests.made_up import SEEDS, weight_and_inputs
 
@@ -100,7 +100,7 @@ def test_columns_and_error_are_the_published_ones(
 
     assert error_at(0) == pytest.approx(plain, rel=1e-6)
     low = refined(PreserveColumns(search=search), weight, inputs, rank)
-    probes = [min(rank - 1, round(part * rank)) for part in (0.382, 0.618 * 0.382**2)]
+    probes = [min(rank - 1, max(1, round(part * rank))) for part in (0.382, 0.618 * 0.382**2)]
     at_probes = min(error_at(traded) for traded in probes)
     if low.index is None:
         assert at_probes >= 0.99 * plain * (1 - 1e-9)
@@ -174,6 +174,19 @@ def planted(rank: int, loud: list[int]) -> tuple[Tensor, Tensor]:
     weight = 5 * normal(30, rank) @ normal(rank, 40) + 1e-3 * normal(30, 40)
     weight[:, loud] += 5 * normal(30, len(loud))
     return weight, normal(200, 40)
+
+
+@pytest.mark.parametrize("rank", [2, 3, 4, 5])
+def test_a_small_rank_is_probed_at_one_traded_component(rank: int) -> None:
+    """A tenth of five ranks is none; the published code then tries one."""
+    tried = []
+
+    def error(given: int) -> float:
+        tried.append(given)
+        return {0: 1.0, 1: 0.5}.get(given, 2.0)
+
+    _golden(error, rank)
+    assert 1 in tried and max(tried) < rank
 
 
 @pytest.mark.parametrize("refit", [False, True])

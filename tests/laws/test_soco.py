@@ -120,6 +120,19 @@ def test_a_dropped_component_does_not_contribute_but_has_a_gradient() -> None:
     assert spectra.part(0).start == 0
 
 
+def test_with_the_gate_from_phase_3_on_the_weight_is_literally_scored_until_then() -> None:
+    """W′ = U (Σ ⊙ S) Vᵀ, also below the threshold."""
+    learner = dataclasses.replace(SHORT, gate_from=3)
+    run = _Run(learner, lesson().assignment(learner, KEPT))
+    with torch.no_grad():
+        run.gated.raw[0] = -1.0  # a score of 0.31
+    first, third = 0, SHORT.phase1 + SHORT.phase2
+    run._set(first, run.phase(first))
+    assert torch.equal(run.gated.effective(0), run.gated.scores(0))
+    run._set(third, run.phase(third))
+    assert float(run.gated.effective(0)[0]) == 0.0
+
+
 def test_kl_is_what_the_teacher_says_and_zero_at_the_first_step() -> None:
     curves = lesson().learn(SHORT, KEPT).curves
     assert float(curves["kl"][0]) == pytest.approx(0.0, abs=1e-5)
@@ -247,6 +260,27 @@ def test_the_pressure_stays_within_float32() -> None:
     learner = dataclasses.replace(SHORT, phase1=1, phase2=40, phase3=2, rate=1e-3)
     curves = lesson().learn(learner, 0.3).curves  # far above the target all along
     assert bool(curves["kl"].isfinite().all())
+
+
+def test_the_pressure_leaves_no_trace_in_the_moments_of_the_kl() -> None:
+    """Else KL's steps would vanish behind a gradient that is a million times larger."""
+    school, moments, raws = lesson(), [], []
+    for pressure in (0.0, 0.1, 1e6):
+        run = _Run(SHORT, school.assignment(SHORT, KEPT))
+        with torch.no_grad():  # away from the dense model, whose KL has no gradient
+            run.gated.raw.add_(torch.linspace(-0.3, 0.3, len(run.gated.raw)))
+        run.pressure.fill_(pressure)
+        before = run.gated.raw.detach().clone()
+        run.step(0)
+        moments.append(run.optimizer.state[run.gated.raw])
+        raws.append(run.gated.raw.detach() - before)
+    for name in ("exp_avg", "exp_avg_sq"):
+        assert float(moments[0][name].abs().max()) > 0
+        assert all(torch.equal(moments[0][name], found[name]) for found in moments)
+    free, light, heavy = raws
+    assert float(heavy.abs().max()) <= SHORT.rate * (1 + 1e-5)  # by no more than the rate
+    assert bool((light <= free).all()) and bool((heavy <= light).all())
+    assert bool((light < free).any()) and bool((heavy < light).any())
 
 
 def test_an_end_that_is_not_finite_is_refused() -> None:
