@@ -1,6 +1,12 @@
-"""What CAP's three policies have in common: items, windows, the cut, and the report."""
+"""What CAP's policies have in common: items and their first ranking, windows, the cut, the report.
 
-from collections.abc import Sequence
+A training has two phases. Where the first ranking is by gradients, their windows come first; then a
+policy may move what that ranking says. Either may be empty.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -8,18 +14,25 @@ from torch import Tensor
 from compress_core.allocate.base import check_one_component_each
 from compress_core.errors import ConfigError
 from compress_core.learn.base import Assignment, Learned
+from compress_core.learn.gains import Gains
 from compress_core.learn.items import Items
-from compress_core.learn.keep import ranking
-from compress_core.learn.loop import require_finite
-from compress_core.learn.worth import Init, hold_back, mean_loss, worths
+from compress_core.learn.loop import TrainState, require_finite, run_steps
+from compress_core.learn.worth import GRADIENTS, METHOD, Init, hold_back, mean_loss, worths
 from compress_core.types import LayerRef
 
-METHOD = "cap"
 LEAST_WINDOWS = 2  # one to learn from and one to report on
 
 
 class MaskPolicy:
     """What CAP's policies have in common as learners."""
+
+    init: Init
+    updates: int
+
+    @property
+    def steps(self) -> int:
+        """Of both phases, at most."""
+        return self.updates + (GRADIENTS if self.init == "gradient" else 0)
 
     @property
     def reads_teacher(self) -> bool:
@@ -40,6 +53,18 @@ class MaskPolicy:
             )
 
 
+class Policy(Protocol):
+    """The second phase."""
+
+    def begin(self) -> Mapping[str, Tensor]:
+        """What it changes from step to step, made from what items are worth."""
+        ...
+
+    def step(self, number: int) -> tuple[Mapping[str, float], str]:
+        """One step, counted from 0, as :data:`compress_core.learn.loop.Step`."""
+        ...
+
+
 class MaskTraining:
     """A training on masks: what it is given, put in order.
 
@@ -49,7 +74,7 @@ class MaskTraining:
 
     Attributes:
         items: What can be kept.
-        worth: Per stored number, before anything is trained, float32 (items,).
+        worth: Per stored number, float32 (items,); known where the second phase begins.
         windows: To learn from.
         held: To report on.
     """
@@ -58,7 +83,12 @@ class MaskTraining:
         self.model, self.layout, self.training = given.model, given.layout, given.training
         self.items = Items(given.model, given.layout, given.atoms, given.kept)
         self.windows, self.held = hold_back(given.training.windows)
-        self.worth = worths(self.items, given.layout, init, self.windows, given.training.device)
+        self.first = min(GRADIENTS, len(self.windows)) if init == "gradient" else 0
+        self.worth = (
+            torch.zeros(len(self.items))
+            if init == "gradient"
+            else worths(self.items, given.layout, init, self.windows, given.training.device)
+        )
 
     def loss(self, windows: Tensor, step: int) -> Tensor:
         """Mean loss of the model as it stands, float64.
@@ -71,29 +101,87 @@ class MaskTraining:
         require_finite(found, METHOD, step, self.model, self.layout, ids)
         return found
 
-    def finish(self, score: Tensor, curves: dict[str, Tensor]) -> Learned:
-        """Cuts by score, and compares that with the cut by what items were worth at first.
+    def loss_of(self, cut: tuple[Tensor, list[bool]], step: int) -> float:
+        """Loss on windows that nothing learns from, of the model that a cut makes."""
+        self.items.put_cut(*cut)
+        return float(self.loss(self.held, step))
+
+    def run(self, policy: Policy | None = None, updates: int = 0) -> dict[str, Tensor]:
+        """Curves of both phases; weights that they change are put back."""
+        state = _State({"worth": self.worth} if self.first else {})
+        gains = Gains(self.model, self.layout, self.items, self.worth)
+        begun = False
+        with self.items.restored(), ExitStack() as gradients:
+
+            def step(number: int) -> tuple[Mapping[str, float], str]:
+                nonlocal begun
+                if number < self.first:
+                    return gains.step(number, self.windows, self.training, gradients)
+                gradients.close()
+                assert policy is not None
+                if not begun:
+                    state.add(policy.begin())
+                    begun = True
+                return policy.step(number - self.first)
+
+            return run_steps(self.first + updates, step, state, self.training)
+
+    def finish(
+        self,
+        curves: dict[str, Tensor],
+        score: Callable[[], Tensor] | None = None,
+        *,
+        better: bool = True,
+    ) -> Learned:
+        """Cuts by what items are worth and by a score, and compares the two.
 
         Args:
-            score: Larger for what is better kept, (items,); equal scores go by worth.
             curves: What was measured on the way.
+            score: Makes what was learned: larger for what is better kept, (items,); None for
+                nothing learned.
+            better: Whether the better of both on held-out windows comes out, or the score's.
         """
         items, steps = self.items, max((len(curve) for curve in curves.values()), default=0)
         report = {"loss dense": float(self.loss(self.held, steps))}
-        first = items.cut(ranking(self.worth, self.worth))
-        last = items.cut(ranking(score, self.worth))
+        first = last = items.cut(self.worth)
         with items.restored():
-            for name, cut in (("loss before", first), ("loss after", last)):
-                items.put_cut(*cut)
-                report[name] = float(self.loss(self.held, steps))
+            before = trained = self.loss_of(first, steps)
+            if score is not None:
+                last = items.cut(score())
+                trained = self.loss_of(last, steps)
+        if better and trained > before:
+            last = first
+        report["loss before"], report["loss trained"] = before, trained
+        report["loss after"] = before if last is first else trained
         chosen = items.chosen(*last)
         stored = sum(chosen[layer.name].cost(layer) for layer in items.layers)
         report["kept"] = stored / items.total
-        report["changed by training"] = float((first[0] != last[0]).double().mean())
+        report["changed by training"] = float((first[0] != last[0]).sum()) / max(len(items), 1)
         report["dense layers"] = float(sum(last[1]))
         entries = sum(int(x.entries.sum()) for x in chosen.values() if x.entries is not None)
         report["entries, part of what is kept"] = entries / max(stored, 1)
         return Learned(chosen, curves, report)
+
+
+class _State(TrainState):
+    """A state of which some is made when the second phase begins."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__(tensors)
+        self._saved: Mapping[str, Tensor] = {}
+
+    def load(self, saved: Mapping[str, Tensor]) -> None:
+        """As :meth:`TrainState.load`; what is not there yet waits for :meth:`add`."""
+        super().load(saved)
+        self._saved = saved
+
+    def add(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes tensors in, as they were saved if they were."""
+        for name, tensor in tensors.items():
+            if f"state.{name}" in self._saved:
+                tensor.copy_(self._saved[f"state.{name}"])
+            self.tensors[name] = tensor
+        self._saved = {}
 
 
 def generator_of(seed: int, *place: int) -> torch.Generator:

@@ -6,9 +6,12 @@ budget or seed trains again and computes nothing else.
 
 from collections.abc import Mapping
 
+import torch
+
 from compress_core.errors import ConfigError
 from compress_core.layer.make import read_atoms
 from compress_core.learn.base import Assignment, Atoms, Chosen, Learned
+from compress_core.robust_pca import SOLVED
 from compress_core.types import LayerRef
 from tasks.engine.components import describe
 from tasks.engine.cost import MODEL, Cost, forward_operations
@@ -130,6 +133,18 @@ class _Learn:
         for unit in work.missing:
             self._keep(work, unit, learned)
 
+    def _solved(self, work: Work) -> dict[str, float]:
+        """How far an iterative decomposition came in the layer where it came least far."""
+        records = [Stored(work.artifact(unit)) for unit in self.decomposed.values()]
+        solved = [record.tensor(SOLVED) for record in records if SOLVED in record.names]
+        if not solved:
+            return {}
+        iterations, residual = torch.stack(solved).amax(dim=0).tolist()
+        return {
+            "robust PCA, iterations at most": iterations,
+            "robust PCA, residual at most": residual,
+        }
+
     def _require_same(self, work: Work, learned: Learned) -> None:
         """What is left of an earlier training has to go with this one: they share the budget."""
         missing = {unit.name for unit in work.missing}
@@ -145,7 +160,7 @@ class _Learn:
     def _keep(self, work: Work, unit: Unit, learned: Learned) -> None:
         with work.draft(unit) as draft:
             if unit.name == CURVES:
-                draft.attrs["report"] = dict(learned.report)
+                draft.attrs["report"] = {**self._solved(work), **learned.report}
                 for name, curve in learned.curves.items():
                     put_tensor(draft, name, curve)
             elif unit.name in learned.chosen:
