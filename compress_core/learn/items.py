@@ -15,6 +15,7 @@ from torch import Tensor
 from compress_core.learn.base import Atoms, Chosen
 from compress_core.learn.keep import Prices
 from compress_core.learn.select import Run, buy
+from compress_core.sparse import Sparse
 from compress_core.types import LayerRef, ModelLayout, affordable
 
 HELD_BYTES = 1 << 30
@@ -30,6 +31,8 @@ class Items:
         layout: Its layout.
         atoms: Reads a layer's atoms.
         kept: Of the compressible parameters.
+        anchored: Whether a weight is the dense model's wherever an entry stays, as ``refit=anchor``
+            makes it, in place of the sum of what stays.
 
     Attributes:
         prices: Of the items.
@@ -37,12 +40,18 @@ class Items:
     """
 
     def __init__(
-        self, model: Any, layout: ModelLayout, atoms: Callable[[LayerRef], Atoms], kept: float
+        self,
+        model: Any,
+        layout: ModelLayout,
+        atoms: Callable[[LayerRef], Atoms],
+        kept: float,
+        anchored: bool = False,
     ) -> None:
-        self.model = model
+        self.model, self.anchored = model, anchored
         self.layers: Sequence[LayerRef] = layout.layers
         self._read = atoms
         self._held: dict[str, Atoms] = {}
+        self._dense: list[Tensor] = []  # weights, while they are overwritten
         self._bytes = 0
         self.total = sum(layer.dense_cost for layer in self.layers)
         self.budget = affordable(kept, self.total)
@@ -92,19 +101,28 @@ class Items:
             keep: Of a layer's number: bool masks over its components and over its entries.
         """
         for number, layer in enumerate(self.layers):
-            weight = self.weight(layer)
-            weight.copy_(build(self.atoms(layer), *keep(number), weight.device))
+            weight, atoms, masks = self.weight(layer), self.atoms(layer), keep(number)
+            found = build(atoms, *masks, weight.device)
+            if self.anchored and atoms.sparse is not None:
+                places = where(atoms.sparse, masks[1]).to(weight.device)
+                found[places] = self.dense(number)[places].to(found.dtype)
+            weight.copy_(found)
+
+    def dense(self, number: int) -> Tensor:
+        """The dense weight of a layer (out, in) while :meth:`restored` is open, on its device."""
+        return self._dense[number].to(self.weight(self.layers[number]).device)
 
     @contextmanager
     def restored(self) -> Iterator[None]:
         """Puts the dense weights back at the end; the copies are on the CPU."""
-        dense = [self.weight(layer).to("cpu", copy=True) for layer in self.layers]
+        self._dense = [self.weight(layer).to("cpu", copy=True) for layer in self.layers]
         try:
             yield
         finally:
             with torch.no_grad():
-                for layer, weight in zip(self.layers, dense, strict=True):
+                for layer, weight in zip(self.layers, self._dense, strict=True):
                     self.weight(layer).copy_(weight)
+            self._dense = []
 
     def cut(self, score: Tensor) -> tuple[Tensor, list[bool]]:
         """What to keep of items by how good they are, never above the budget.
@@ -177,6 +195,11 @@ class Items:
                 Chosen(None) if dense[number] else Chosen(index, torch.ones(len(index)), keeps)
             )
         return found
+
+
+def where(sparse: Sparse, entries: Tensor) -> Tensor:
+    """The mask (out, in) of the kept ones of a layer's entries."""
+    return sparse.mask.masked_scatter(sparse.mask, entries)
 
 
 def build(atoms: Atoms, components: Tensor, entries: Tensor, device: torch.device | str) -> Tensor:

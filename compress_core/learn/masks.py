@@ -12,12 +12,23 @@ import torch
 from torch import Tensor
 
 from compress_core.allocate.base import check_one_component_each
+from compress_core.decompose import LowRank
 from compress_core.errors import ConfigError
-from compress_core.learn.base import Assignment, Learned
+from compress_core.learn.base import Assignment, Learned, pick
 from compress_core.learn.gains import Gains
 from compress_core.learn.items import Items
 from compress_core.learn.loop import TrainState, require_finite, run_steps
-from compress_core.learn.worth import GRADIENTS, METHOD, Init, hold_back, mean_loss, worths
+from compress_core.learn.worth import (
+    GRADIENTS,
+    METHOD,
+    Init,
+    hold_back,
+    mean_loss,
+    mean_squares,
+    worths,
+)
+from compress_core.refine.turns import Refit
+from compress_core.sparse import Sparse
 from compress_core.types import LayerRef
 
 LEAST_WINDOWS = 2  # one to learn from and one to report on
@@ -71,6 +82,8 @@ class MaskTraining:
     Args:
         given: What a learner is given.
         init: What items are worth at first.
+        anchored: How weights are made of items; see :class:`Items`.
+        refit: What is fitted to the weights of a cut before its loss is measured; None for nothing.
 
     Attributes:
         items: What can be kept.
@@ -79,10 +92,22 @@ class MaskTraining:
         held: To report on.
     """
 
-    def __init__(self, given: Assignment, init: Init) -> None:
+    def __init__(
+        self,
+        given: Assignment,
+        init: Init,
+        *,
+        anchored: bool = False,
+        refit: Refit | None = None,
+    ) -> None:
         self.model, self.layout, self.training = given.model, given.layout, given.training
-        self.items = Items(given.model, given.layout, given.atoms, given.kept)
+        self.items = Items(given.model, given.layout, given.atoms, given.kept, anchored)
         self.windows, self.held = hold_back(given.training.windows)
+        self._refit, self._squares = refit, {}
+        if refit is not None and refit.scaled:
+            self._squares = mean_squares(
+                given.model, given.layout, self.windows, given.training.device
+            )
         self.first = min(GRADIENTS, len(self.windows)) if init == "gradient" else 0
         self.worth = (
             torch.zeros(len(self.items))
@@ -102,9 +127,29 @@ class MaskTraining:
         return found
 
     def loss_of(self, cut: tuple[Tensor, list[bool]], step: int) -> float:
-        """Loss on windows that nothing learns from, of the model that a cut makes."""
-        self.items.put_cut(*cut)
+        """Loss on windows that nothing learns from, of the model that a cut makes, refitted."""
+        items = self.items
+        items.put_cut(*cut)
+        if self._refit is not None:
+            chosen = items.chosen(*cut)
+            for number, layer in enumerate(items.layers):
+                factors = pick(items.atoms(layer), chosen[layer.name])
+                if factors is not None:
+                    self._fit(number, factors)
         return float(self.loss(self.held, step))
+
+    @torch.no_grad()
+    def _fit(self, number: int, factors: LowRank) -> None:
+        """Overwrites a layer's weight by what its factors and entries are fitted to."""
+        assert self._refit is not None
+        layer, dense = self.items.layers[number], self.items.dense(number).to(torch.float64)
+        sparse = factors.sparse and Sparse(
+            factors.sparse.mask.to(dense.device), factors.sparse.values.to(dense)
+        )
+        start = LowRank(factors.u.to(dense), factors.v.to(dense), sparse=sparse)
+        squares = self._squares.get(layer.tap)
+        d = torch.ones_like(dense[0]) if squares is None else squares.sqrt().to(dense)
+        self.items.weight(layer).copy_(self._refit.solve(dense, start, d).dense())
 
     def run(self, policy: Policy | None = None, updates: int = 0) -> dict[str, Tensor]:
         """Curves of both phases; weights that they change are put back."""
@@ -132,6 +177,7 @@ class MaskTraining:
         score: Callable[[], Tensor] | None = None,
         *,
         better: bool = True,
+        losses: tuple[float, float] | None = None,
     ) -> Learned:
         """Cuts by what items are worth and by a score, and compares the two.
 
@@ -140,15 +186,19 @@ class MaskTraining:
             score: Makes what was learned: larger for what is better kept, (items,); None for
                 nothing learned.
             better: Whether the better of both on held-out windows comes out, or the score's.
+            losses: On those windows, of the first cut and of the score's, where they are known.
         """
         items, steps = self.items, max((len(curve) for curve in curves.values()), default=0)
         report = {"loss dense": float(self.loss(self.held, steps))}
-        first = last = items.cut(self.worth)
-        with items.restored():
-            before = trained = self.loss_of(first, steps)
-            if score is not None:
-                last = items.cut(score())
-                trained = self.loss_of(last, steps)
+        first = items.cut(self.worth)
+        last = first if score is None else items.cut(score())
+        if losses is None:
+            with items.restored():
+                before = trained = self.loss_of(first, steps)
+                if last is not first:
+                    trained = self.loss_of(last, steps)
+        else:
+            before, trained = losses
         if better and trained > before:
             last = first
         report["loss before"], report["loss trained"] = before, trained

@@ -5,7 +5,7 @@ every singular triple and every sparse entry a keep-probability and moves them b
 under one budget; what is most probable stays. Where an entry is does not count as a parameter, only
 in bytes. Every layer keeps at least one item, and one whose items cost its weight stays dense.
 
-WORDS
+The default reading keeps the two stages and makes both work (see the results).
 
 ``reading=printed`` is the paper's letter: ten iterations of fixed μ, the data-free split, first
 probabilities by energy, three steps of its policy gradient, no refit. An option given beside it
@@ -22,7 +22,7 @@ from compress_core.method import Method
 from compress_core.metric import ChannelScale, Unweighted
 from compress_core.options import one_of
 from compress_core.refine.masked import MaskedLeastSquares, PrefixMaskedLeastSquares
-from compress_core.refine.turns import Anchor, ScaledTurns, Turns
+from compress_core.refine.turns import refit_to_weight
 from compress_core.robust_pca import RobustPca
 
 OWNER = "method 'cap'"
@@ -58,7 +58,7 @@ def cap(
         policy: What moves that: "entry", "printed", "group" for one threshold per layer and part,
             or "none".
         steps: Of the policy; 0 for three passes (192 at most) of entry, 3 of printed, 30 of group.
-        eta: Step size of the policy; 0 for 0.5 of entry, 0.05 of printed, 0.3 of group.
+        eta: Step size of the policy; 0 for 1.5 of entry, 0.05 of printed, 0.3 of group.
         refit: "none", "anchor" or "turns" for entries, or both parts, fitted to the weight, "dense"
             for a least-squares fit on its inputs, "prefix" for one behind compressed layers.
 
@@ -75,17 +75,21 @@ def cap(
     one_of(OWNER, "init", init, ("energy", "activation", "gradient"))
     one_of(OWNER, "policy", policy, ("entry", "printed", "group", "none"))
     one_of(OWNER, "refit", refit, ("none", "anchor", "turns", "dense", "prefix"))
+    scaled = scale == "activations"
+    entry = EntryPolicy(
+        steps or 192,
+        eta=eta or 1.5,
+        init=init,  # type: ignore[arg-type]  # checked above
+        refit=refit,
+        scaled=scaled,
+    )
     learners: dict[str, Learner] = {
-        "entry": EntryPolicy(steps or 192, eta=eta or 0.5, init=init),  # type: ignore[arg-type]  # checked above
+        "entry": entry,
         "printed": PrintedPolicy(steps or 3, eta=eta or 0.05, init=init),  # type: ignore[arg-type]
         "group": GroupPolicy(steps or 30, eta=eta or 0.3, init=init),  # type: ignore[arg-type]
         "none": Ranking(init),  # type: ignore[arg-type]
     }
-    scaled = scale == "activations"
-    refiners: dict[str, Fitter | None] = {
-        "none": None,
-        "anchor": Anchor(),
-        "turns": ScaledTurns() if scaled else Turns(),
+    refiners: dict[str, Fitter] = {
         "dense": MaskedLeastSquares(),
         "prefix": PrefixMaskedLeastSquares(),
     }
@@ -95,7 +99,7 @@ def cap(
         "2505.03801",
         weighting=ChannelScale() if scaled else Unweighted(),
         decompose=RobustPca(iterations or auto[4], lambda_scale, growth=auto[5]),
-        fit=refiners[refit],
+        fit=refiners.get(refit) or refit_to_weight(refit, scaled=scaled),
         prefix=Prefix("layer"),
         learn=learners[policy],
     )

@@ -1,25 +1,35 @@
 """Refits of factors and entries to the weight itself, without least squares on inputs.
 
 A component that does not stay takes away what the entries had left to it. ``Anchor`` gives every
-kept entry the value at which the layer's weight is that of the dense model there: S ← W − L on its
-support. ``Turns`` goes on as OATS does (arXiv 2409.13652): L is the best of its rank for W − S, then
-S the largest entries of W − L, as many as before, so that places move and counts do not. No turn
-makes ‖(W − L − S) D‖ larger, D being 1 or the root mean square of the inputs.
+kept entry the value that makes the layer's weight that of the dense model there: S ← W − L on its
+support. ``Turns`` goes on as OATS does (arXiv 2409.13652): L is the best of its rank for W − S,
+then S the largest entries of W − L, as many as before, so that places move and counts do not. No
+turn makes ‖(W − L − S) D‖ larger, D being 1 or the root mean square of the inputs.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from compress_core.decompose import LowRank
 from compress_core.errors import ConfigError
-from compress_core.fit import DENSE, Moments, Start, start_factors
+from compress_core.fit import DENSE, Fitter, Moments, Start, start_factors
 from compress_core.prune.alternate import truncate
 from compress_core.sparse import Sparse
 
 FLOOR = 1e-3  # of the mean scale of inputs: a dead one is never divided by zero
+
+
+class Refit(Fitter, Protocol):
+    """What all of them are beside fitters."""
+
+    scaled: ClassVar[bool]  # whether the scale of the inputs is read
+
+    def solve(self, weight: Tensor, factors: LowRank, d: Tensor) -> LowRank:
+        """Fits factors and entries to the weight, inputs counting by their scale ``d`` (in,)."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -27,10 +37,14 @@ class Anchor:
     """Entries of W − L in their places."""
 
     reads: ClassVar[frozenset[str]] = frozenset()
+    scaled: ClassVar[bool] = False
 
     def fit(self, weight: Tensor, start: Start, moments: Moments) -> LowRank:
         """The same factors, and entries at which nothing is left of the weight."""
-        factors = start_factors(start)
+        return self.solve(weight, start_factors(start), torch.ones_like(weight[0]))
+
+    def solve(self, weight: Tensor, factors: LowRank, d: Tensor) -> LowRank:
+        """The fit itself, as :meth:`Turns.solve`; it is the same in every scale."""
         if factors.sparse is None:
             return factors
         entries = Sparse.of(weight - factors.u @ factors.v, factors.sparse.mask)
@@ -47,6 +61,7 @@ class Turns:
 
     turns: int = 30
     reads: ClassVar[frozenset[str]] = frozenset()
+    scaled: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.turns < 1:
@@ -87,17 +102,33 @@ class ScaledTurns:
 
     turns: int = 30
     reads: ClassVar[frozenset[str]] = frozenset({DENSE})
+    scaled: ClassVar[bool] = True
 
     def fit(self, weight: Tensor, start: Start, moments: Moments) -> LowRank:
         """Factors of the same rank, and as many entries, in places of their own."""
         assert moments.dense is not None
-        scale = moments.dense.diagonal().sqrt()
-        scale = scale.clamp_min(FLOOR * float(scale.mean()))
-        return Turns(self.turns).solve(weight, start_factors(start), scale)
+        return self.solve(weight, start_factors(start), moments.dense.diagonal().sqrt())
+
+    def solve(self, weight: Tensor, factors: LowRank, d: Tensor) -> LowRank:
+        """The fit itself, as :meth:`Turns.solve`; ``d`` may be zero for inputs that are."""
+        return Turns(self.turns).solve(weight, factors, d.clamp_min(FLOOR * float(d.mean())))
+
+
+def refit_to_weight(name: str, *, scaled: bool, turns: int = 30) -> Refit | None:
+    """The refit of a name, "anchor" or "turns"; None for any other, which reads more.
+
+    Args:
+        name: Of the refit.
+        scaled: Whether inputs count by their scale.
+        turns: Of "turns".
+    """
+    if name == "turns":
+        return ScaledTurns(turns) if scaled else Turns(turns)
+    return Anchor() if name == "anchor" else None
 
 
 def largest(scores: Tensor, count: int) -> Tensor:
-    """The mask (out, in) of the ``count`` highest scores; equal ones by place. Nothing is sorted."""
+    """The mask (out, in) of the ``count`` highest scores, equal ones by place, without a sort."""
     flat = scores.flatten()
     if count == 0:
         return torch.zeros_like(scores, dtype=torch.bool)
