@@ -11,6 +11,7 @@ import torch
 from compress_core.errors import ConfigError
 from compress_core.layer.make import read_atoms
 from compress_core.learn.base import Assignment, Atoms, Chosen, Learned
+from compress_core.learn.items import HELD_BYTES
 from compress_core.robust_pca import SOLVED
 from compress_core.types import LayerRef
 from tasks.engine.components import describe
@@ -24,7 +25,7 @@ from tasks.stages.checkpoints import clear_checkpoints
 from tasks.stages.teacher import read_teacher, teacher_group, training_of
 
 CURVES = "curves"
-ITEM_BYTES = 50  # of memory per weight, where each may be an entry; about half of them are
+ITEM_BYTES = 20  # of memory per weight, where each may be an entry: scores, masks, two copies
 
 
 def learn_groups(
@@ -88,7 +89,7 @@ def _unit(
         cost=Cost(
             products={MODEL: learner.steps * per_step / (len(decomposed) + 1)},
             held=4 * model.parameters,
-            memory=ITEM_BYTES * layers if entries else 0,
+            memory=ITEM_BYTES * layers + min(HELD_BYTES, 8 * layers) if entries else 0,
             disk=1000,
         ),
     )
