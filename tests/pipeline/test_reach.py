@@ -31,7 +31,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "svd_llm@hull": {},
     "cap:reading=printed:iterations=3": {},
     "cap:policy=group:steps=3:refit=anchor": {},
-    "cap:policy=none:scale=none:refit=turns": {},
+    "cap:policy=none:scale=none": {},
     "cap:steps=3:refit=prefix": {},
     "dobi_svd:steps=2:remap=true": {},
     "svd recovered": {"method": "svd", "recover": "factors", "recover_steps": 2},
