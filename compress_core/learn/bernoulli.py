@@ -10,9 +10,8 @@ with Π the nearest point of {0 ≤ s ≤ 1, Σ cost · s ≤ K}. In the end wha
 
 Open in the paper, and ours: s begins as sigmoid(log worth − θ) with Σ cost · s = K (see ``worth``);
 the sliding window of 5 is read as β = 1 − 1/5; δ begins as the loss of one more draw, so that the
-first step moves too; ties go by worth per stored number. Three steps are three numbers for all the
-probabilities, so what was worth most at first decides nearly everything: ``group`` and ``gains``
-are policies of ours that learn more.
+first step moves too. Three steps are three numbers for all the probabilities, and what they made
+is returned even where it is worse than the first ranking; ``entry`` is ours, and learns.
 """
 
 import math
@@ -24,8 +23,8 @@ from torch import Tensor
 
 from compress_core.errors import ConfigError
 from compress_core.learn.base import Assignment, Learned
-from compress_core.learn.keep import probabilities, project, spent
-from compress_core.learn.loop import TrainState, batch_of, run_steps
+from compress_core.learn.keep import probabilities, project
+from compress_core.learn.loop import batch_of
 from compress_core.learn.masks import MaskPolicy, MaskTraining, generator_of
 from compress_core.learn.worth import Init
 
@@ -33,27 +32,27 @@ EPSILON = 1e-6
 
 
 @dataclass(frozen=True)
-class EntryPolicy(MaskPolicy):
-    """A probability for every item.
+class PrintedPolicy(MaskPolicy):
+    """A probability for every item, as printed.
 
     Attributes:
-        steps: Of policy gradient.
+        updates: Steps of policy gradient.
         batch: Windows in a step.
         eta: Step size η.
         window: Losses that the baseline averages over.
         init: What items are worth at first.
     """
 
-    steps: int = 3
+    updates: int = 3
     batch: int = 128
     eta: float = 0.05
     window: int = 5
     init: Init = "energy"
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.batch < 1 or self.window < 1 or not 0 < self.eta < math.inf:
+        if self.updates < 1 or self.batch < 1 or self.window < 1 or not 0 < self.eta < math.inf:
             raise ConfigError(
-                f"cap needs steps, windows and a finite eta above 0, got {self.steps}, "
+                f"cap needs steps, windows and a finite eta above 0, got {self.updates}, "
                 f"{self.window} and {self.eta:g}"
             )
 
@@ -61,20 +60,23 @@ class EntryPolicy(MaskPolicy):
         """See :class:`compress_core.learn.base.Learner`."""
         run = MaskTraining(given, self.init)
         policy = _Policy(self, run)
-        with run.items.restored():
-            curves = run_steps(self.steps, policy.step, policy.state, given.training)
-        return run.finish(policy.s, curves)
+        curves = run.run(policy, self.updates)
+        return run.finish(curves, lambda: policy.s, better=False)
 
 
 class _Policy:
     """Probabilities and baseline."""
 
-    def __init__(self, options: EntryPolicy, run: MaskTraining) -> None:
+    def __init__(self, options: PrintedPolicy, run: MaskTraining) -> None:
         self.options, self.run = options, run
-        items = run.items
-        self.s = probabilities(run.worth.log(), items.costs, items.budget)
+        self.s = torch.zeros(0)
         self.baseline = torch.full((), torch.nan, dtype=torch.float64)
-        self.state = TrainState({"probabilities": self.s, "baseline": self.baseline})
+
+    def begin(self) -> Mapping[str, Tensor]:
+        """First probabilities."""
+        items = self.run.items
+        self.s = probabilities(self.run.worth.log(), items.prices, items.budget)
+        return {"probabilities": self.s, "baseline": self.baseline}
 
     def step(self, number: int) -> tuple[Mapping[str, float], str]:
         """One step of policy gradient."""
@@ -88,15 +90,14 @@ class _Policy:
         self.baseline.mul_(beta).add_((1 - beta) * loss)
         advantage = float(loss - self.baseline)
         stored = 0.0
-        pairs = zip(items.parts(self.s), items.parts(items.costs), strict=True)
-        for layer, (s, costs) in enumerate(pairs):
+        for layer, s in enumerate(items.parts(self.s)):
             for part, mask in enumerate(self._masks(number, 0, layer)):
                 s[part].sub_(options.eta * reinforce(advantage, mask, s[part]))
-                stored += spent(mask, costs[part])
-        self.s.copy_(project(self.s, items.costs, items.budget))
+                stored += int(mask.sum()) * (1 if part else items.layers[layer].atom_cost)
+        project(self.s, items.prices, items.budget)
         kept = stored / items.total
         measured = {"loss": float(loss), "baseline": float(self.baseline), "kept": kept}
-        return measured, f"cap loss {float(loss):.3f} kept {kept:.3f}"
+        return measured, f"loss {float(loss):.3f} kept {kept:.3f}"
 
     def _loss(self, windows: Tensor, number: int, draw: int) -> Tensor:
         self.run.items.put(lambda layer: self._masks(number, draw, layer))

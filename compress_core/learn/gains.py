@@ -1,110 +1,82 @@
-"""A policy of ours for CAP's budget: what each item's absence costs, from gradients.
+"""What each item's absence costs, from gradients: a first ranking of ours for CAP's budget.
 
 With m = 1 for everything the model is the dense one. The loss of leaving item i out is ½ h_i to
 second order, and h_i is taken as the empirical Fisher information of its mask: the square of
 ∂J_w/∂m_i, averaged over single windows w. ∂J/∂m_i is uᵀ G v of a component (σ in v) and G_ij S_ij
 of an entry, with G the gradient of the loss with respect to the weight: one backward pass serves
-every item of every layer, so nothing is drawn and no item is left without a signal. Items are
-ranked by that per stored number.
+every item of every layer, so nothing is drawn and no item is left without a signal.
 
-Memory: the model, activations of one window, one layer's gradient at a time, and on the CPU what
-the cut needs, 90 bytes per item.
+Memory: the model, activations of one window, one layer's gradient at a time, and 4 bytes per item.
 """
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from contextlib import ExitStack
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from compress_core.errors import ConfigError, NumericsError
+from compress_core.errors import NumericsError
 from compress_core.gradients import token_loss, weight_gradients
-from compress_core.learn.base import Assignment, Atoms, Learned
-from compress_core.learn.loop import (
-    TrainState,
-    batch_of,
-    require_finite,
-    run_steps,
-    saving_memory,
-)
-from compress_core.learn.masks import METHOD, MaskPolicy, MaskTraining
-from compress_core.learn.worth import Init
-from compress_core.types import LayerRef
+from compress_core.learn.base import Atoms
+from compress_core.learn.items import Items
+from compress_core.learn.loop import Training, batch_of, require_finite, saving_memory
+from compress_core.learn.worth import METHOD
+from compress_core.types import LayerRef, ModelLayout
 
 
-@dataclass(frozen=True)
-class GainPolicy(MaskPolicy):
-    """Ranks items by the Fisher information of their masks.
+class Gains:
+    """Sums of squared gradients of masks, per stored number.
 
-    Attributes:
-        steps: Windows whose gradients are taken; each at most once.
-        init: What items are worth at first; decides among items without a gradient.
+    Args:
+        model: The dense model.
+        layout: Its layout.
+        items: Its items.
+        worth: What is added to, float32 (items,).
     """
 
-    steps: int = 128
-    init: Init = "energy"
-
-    def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ConfigError(f"cap needs steps above 0, got {self.steps}")
-
-    @property
-    def batch(self) -> int:
-        """One window: squares of single windows' gradients are averaged."""
-        return 1
-
-    def learn(self, given: Assignment) -> Learned:
-        """See :class:`compress_core.learn.base.Learner`."""
-        run = MaskTraining(given, self.init)
-        gains = _Gains(run)
-        steps = min(self.steps, len(run.windows))
-        with (
-            gains.taking() as gains.scale,
-            saving_memory(given.model, given.layout, run.windows.shape[1]),
-        ):
-            curves = run_steps(steps, gains.step, gains.state, given.training)
-        return run.finish(gains.squares / run.items.costs, curves)
-
-
-class _Gains:
-    """Sums of squared gradients of masks."""
-
-    def __init__(self, run: MaskTraining) -> None:
-        self.run = run
-        self.squares = torch.zeros(len(run.items), dtype=torch.float32)
-        self.state = TrainState({"squares": self.squares})
-        self.scale = 1.0
+    def __init__(self, model: Any, layout: ModelLayout, items: Items, worth: Tensor) -> None:
+        self.model, self.layout, self.items = model, layout, items
+        names = [layer.name for layer in items.layers]
+        self._parts = dict(zip(names, items.parts(worth), strict=True))
+        self._scale: float | None = None
         self._step = 0
 
-    def step(self, number: int) -> tuple[Mapping[str, float], str]:
-        """One window's gradients."""
-        run, training = self.run, self.run.training
+    def step(
+        self, number: int, windows: Tensor, training: Training, stack: ExitStack
+    ) -> tuple[Mapping[str, float], str]:
+        """One window's gradients.
+
+        Args:
+            number: Of the step.
+            windows: Token ids (samples, length); each is taken once.
+            training: Its seed says in which order.
+            stack: While it is open, layers' weights have gradients; the first step enters that.
+        """
         self._step = number
-        ids = run.windows[batch_of(number, len(run.windows), 1, training.seed)].to(training.device)
+        if self._scale is None:
+            weights = weight_gradients(self.model, self.items.layers, self._add)
+            self._scale = stack.enter_context(weights)
+            stack.enter_context(saving_memory(self.model, self.layout, windows.shape[1]))
+        ids = windows[batch_of(number, len(windows), 1, training.seed)].to(training.device)
         with torch.enable_grad():
-            loss = token_loss(run.model, ids)
-            require_finite(loss, METHOD, number, run.model, run.layout, ids)
-            (loss * self.scale).backward()
-        return {"loss": float(loss.detach()), "kept": 1.0}, f"cap loss {float(loss.detach()):.3f}"
+            loss = token_loss(self.model, ids)
+            require_finite(loss, METHOD, number, self.model, self.layout, ids)
+            (loss * self._scale).backward()
+        found = float(loss.detach())
+        return {"loss_dense": found}, f"gradients, loss {found:.3f}"
 
-    def taking(self) -> AbstractContextManager[float]:
-        """While it is open, only layers' weights have gradients, and each is used and freed."""
-        items = self.run.items
-        names = [layer.name for layer in items.layers]
-        parts = dict(zip(names, items.parts(self.squares), strict=True))
-
-        def add(layer: LayerRef, wide: Tensor) -> None:
-            gradient = wide.float()
-            if not bool(gradient.isfinite().all()):
-                raise NumericsError(
-                    f"cap: the gradient of layer {layer.name} is not finite at step {self._step}"
-                )
-            found = mask_gradients(items.atoms(layer), gradient)
-            for total, part in zip(parts[layer.name], found, strict=True):
-                total.add_(part.square().to(total.device))
-
-        return weight_gradients(self.run.model, items.layers, add)
+    def _add(self, layer: LayerRef, wide: Tensor) -> None:
+        """Adds the squares of a layer's gradient; it is used and freed."""
+        gradient = wide.float()
+        if not bool(gradient.isfinite().all()):
+            raise NumericsError(
+                f"cap: the gradient of layer {layer.name} is not finite at step {self._step}"
+            )
+        found = mask_gradients(self.items.atoms(layer), gradient)
+        prices = (layer.atom_cost, 1)
+        for total, part, price in zip(self._parts[layer.name], found, prices, strict=True):
+            total.add_(part.square().to(total.device), alpha=1 / price)
 
 
 def mask_gradients(atoms: Atoms, gradient: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,8 +20,7 @@ from torch import Tensor
 
 from compress_core.errors import ConfigError
 from compress_core.learn.base import Assignment, Learned
-from compress_core.learn.keep import ranking
-from compress_core.learn.loop import TrainState, batch_of, run_steps
+from compress_core.learn.loop import batch_of
 from compress_core.learn.masks import MaskPolicy, MaskTraining, generator_of
 from compress_core.learn.worth import Init
 
@@ -31,7 +30,7 @@ class GroupPolicy(MaskPolicy):
     """A threshold for each layer's components and one for its entries.
 
     Attributes:
-        steps: Of policy gradient.
+        updates: Steps of policy gradient.
         batch: Windows in a step; each draw sees all of them.
         eta: Step size, in natural logarithms of worth.
         pairs: Antithetic pairs of draws in a step.
@@ -39,7 +38,7 @@ class GroupPolicy(MaskPolicy):
         init: What items are worth at first.
     """
 
-    steps: int = 30
+    updates: int = 30
     batch: int = 8
     eta: float = 0.3
     pairs: int = 4
@@ -48,21 +47,17 @@ class GroupPolicy(MaskPolicy):
 
     def __post_init__(self) -> None:
         positive = all(0 < value < math.inf for value in (self.eta, self.spread))
-        if min(self.steps, self.batch, self.pairs) < 1 or not positive:
+        if min(self.updates, self.batch, self.pairs) < 1 or not positive:
             raise ConfigError(
-                f"cap needs steps and a finite eta above 0, got {self.steps} and {self.eta:g}"
+                f"cap needs steps and a finite eta above 0, got {self.updates} and {self.eta:g}"
             )
 
     def learn(self, given: Assignment) -> Learned:
         """See :class:`compress_core.learn.base.Learner`; never worse than where it began."""
         run = MaskTraining(given, self.init)
         policy = _Policy(self, run)
-        with run.items.restored():
-            curves = run_steps(self.steps, policy.step, policy.state, given.training)
-        learned = run.finish(policy.score(policy.mean), curves)
-        if learned.report["loss after"] <= learned.report["loss before"]:
-            return learned
-        return run.finish(policy.score(torch.zeros_like(policy.mean)), curves)
+        curves = run.run(policy, self.updates)
+        return run.finish(curves, lambda: policy.score(policy.mean))
 
 
 class _Policy:
@@ -71,7 +66,10 @@ class _Policy:
     def __init__(self, options: GroupPolicy, run: MaskTraining) -> None:
         self.options, self.run = options, run
         self.mean = torch.zeros(2 * len(run.items.layers), dtype=torch.float64)
-        self.state = TrainState({"thresholds": self.mean})
+
+    def begin(self) -> Mapping[str, Tensor]:
+        """Thresholds of zero."""
+        return {"thresholds": self.mean}
 
     def score(self, z: Tensor) -> Tensor:
         """Of every item, at thresholds z (2 · layers,): components' and entries' in turn."""
@@ -99,11 +97,11 @@ class _Policy:
         loss = float(losses.mean())
         kept = run.items.budget / run.items.total
         measured = {"loss": loss, "baseline": loss, "kept": kept}
-        return measured, f"cap loss {loss:.3f} kept {kept:.3f}"
+        return measured, f"loss {loss:.3f} kept {kept:.3f}"
 
     def _loss(self, z: Tensor, windows: Tensor, number: int) -> Tensor:
         items = self.run.items
-        items.put_cut(*items.cut(ranking(self.score(z), self.run.worth)))
+        items.put_cut(*items.cut(self.score(z)))
         return self.run.loss(windows, number)
 
 

@@ -1,9 +1,11 @@
-"""Probabilities of keeping priced items under a budget, and the cut that follows from them.
+"""Probabilities of keeping priced items under a budget.
 
-All vectors run over the same items, in the same order; a cost is a whole number of stored numbers.
+Vectors run over items in one order; a price is a whole number of stored numbers, the same for many
+items in a row, so that prices take no memory and nothing here makes a second vector.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,53 +13,101 @@ from torch import Tensor
 HALVINGS = 80  # of an interval; more than float64 can tell apart
 
 
-def project(wanted: Tensor, costs: Tensor, budget: float) -> Tensor:
-    """The point of {0 ≤ s ≤ 1, Σ cost · s ≤ budget} nearest to ``wanted`` (items,).
+@dataclass(frozen=True)
+class Prices:
+    """What items cost.
 
-    By the conditions of optimality it is clip(wanted − θ · cost) with θ = 0, or the θ at which the
-    budget is met; the spending falls with θ, which is found by halving.
-
-    Args:
-        wanted: Any numbers, (items,).
-        costs: Positive, (items,).
-        budget: At least 0.
+    Attributes:
+        runs: How many items follow one another at one price, and that price.
     """
-    costs = costs.to(wanted.dtype)  # whole numbers times a float would be torch's default dtype
 
-    def at(theta: float) -> Tensor:
-        return torch.clamp(wanted - theta * costs, 0, 1)
+    runs: Sequence[tuple[int, int]]
 
-    if spent(at(0.0), costs) <= budget:
-        return at(0.0)
-    most = float((wanted / costs).max())  # where nothing is left
-    return at(_least(lambda theta: spent(at(theta), costs) <= budget, 0.0, most))
+    def __len__(self) -> int:
+        return sum(count for count, _ in self.runs)
+
+    @property
+    def total(self) -> int:
+        """Of all items together."""
+        return sum(count * price for count, price in self.runs)
+
+    def split(self, vector: Tensor) -> Iterator[tuple[Tensor, int]]:
+        """Views of a vector over items, each with the price of every item in it."""
+        parts = vector.split([count for count, _ in self.runs])
+        return zip(parts, (price for _, price in self.runs), strict=True)
 
 
-def probabilities(logits: Tensor, costs: Tensor, budget: float) -> Tensor:
-    """sigmoid(logits − θ), with the θ at which Σ cost · s is the budget (items,).
+def spent(probability: Tensor, prices: Prices) -> float:
+    """Σ price · s, summed in float64."""
+    parts = prices.split(probability)
+    return sum(price * float(part.sum(dtype=torch.float64)) for part, price in parts)
+
+
+def project(wanted: Tensor, prices: Prices, budget: float) -> None:
+    """Moves ``wanted`` (items,) to the nearest point of {0 ≤ s ≤ 1, Σ price · s ≤ budget}.
+
+    By the conditions of optimality that is clip(wanted − θ · price) with θ = 0, or the θ at which
+    the budget is met; the spending falls with θ, which is found by halving.
+    """
+
+    def cost(theta: float) -> float:
+        return _total(prices, wanted, lambda part, price: (part - theta * price).clamp(0, 1))
+
+    theta = 0.0
+    if cost(theta) > budget:
+        pairs = [(part, price) for part, price in prices.split(wanted) if len(part)]
+        most = max(float(part.max()) / price for part, price in pairs)  # where nothing is left
+        theta = _least(lambda theta: cost(theta) <= budget, 0.0, most)
+    for part, price in prices.split(wanted):
+        part.sub_(theta * price).clamp_(0, 1)
+
+
+def shift(wanted: Tensor, prices: Prices, budget: float) -> None:
+    """Moves ``wanted`` (items,) to clip(wanted − θ) with the θ at which Σ price · s is ``budget``.
+
+    One θ for all: whatever an item costs, none overtakes another. A budget for more than all of
+    them makes every s one.
+    """
+    if prices.total <= budget:
+        wanted.fill_(1.0)
+        return
+
+    def fits(theta: float) -> bool:
+        return _total(prices, wanted, lambda part, _: (part - theta).clamp(0, 1)) <= budget
+
+    if len(wanted):
+        theta = _least(fits, float(wanted.min()) - 1, float(wanted.max()))
+        wanted.sub_(theta).clamp_(0, 1)
+
+
+def probabilities(logits: Tensor, prices: Prices, budget: float) -> Tensor:
+    """sigmoid(logits − θ), with the θ at which Σ price · s is the budget (items,).
 
     Args:
         logits: Larger for what is better kept; −inf where it is worth nothing.
-        costs: Positive, (items,).
+        prices: Of the items.
         budget: Above 0; where it pays for everything, that is what is kept.
     """
-    if float(costs.sum(dtype=torch.float64)) <= budget:
+    if prices.total <= budget:
         return torch.ones_like(logits)
     known = logits[logits.isfinite()]
     if not len(known):
         return torch.zeros_like(logits)
     low, high = float(known.min()) - 50.0, float(known.max()) + 50.0
-    fits = _least(lambda theta: spent(_sigmoid(logits, theta), costs) <= budget, low, high)
-    return _sigmoid(logits, fits)
+    del known
+
+    def fits(theta: float) -> bool:
+        return _total(prices, logits, lambda part, _: torch.sigmoid(part - theta)) <= budget
+
+    return torch.sigmoid(logits - _least(fits, low, high))
 
 
-def _sigmoid(logits: Tensor, theta: float) -> Tensor:
-    return torch.sigmoid(logits - theta)
-
-
-def spent(probability: Tensor, costs: Tensor) -> float:
-    """Σ cost · s, summed in float64."""
-    return float(torch.dot(probability.to(torch.float64), costs.to(torch.float64)))
+def _total(prices: Prices, vector: Tensor, moved: Callable[[Tensor, int], Tensor]) -> float:
+    """Σ price · moved(vector), one price at a time."""
+    return sum(
+        price * float(moved(part, price).sum(dtype=torch.float64))
+        for part, price in prices.split(vector)
+    )
 
 
 def _least(holds: Callable[[float], bool], low: float, high: float) -> float:
@@ -68,29 +118,6 @@ def _least(holds: Callable[[float], bool], low: float, high: float) -> float:
             break
         low, high = (low, middle) if holds(middle) else (middle, high)
     return high
-
-
-def fill(order: Tensor, costs: Tensor, room: int) -> tuple[Tensor, int]:
-    """Buys items in their order, passing over what does not fit into what is left.
-
-    Args:
-        order: Indices of the items that may be bought, best first, int64.
-        costs: Of all items.
-        room: Whole numbers that may be spent.
-
-    Returns:
-        The indices bought, and the room that is left.
-    """
-    bought: list[Tensor] = []
-    while len(order):
-        total = costs[order].cumsum(0, dtype=torch.int64)
-        count = int(torch.searchsorted(total, room, right=True))
-        if count:
-            bought.append(order[:count])
-            room -= int(total[count - 1])
-        rest = order[count:]
-        order = rest[costs[rest] <= room]
-    return (torch.cat(bought) if bought else order), room
 
 
 def ranking(score: Tensor, worth: Tensor) -> Tensor:

@@ -3,7 +3,8 @@
 CAP (arXiv 2505.03801) leaves the first probabilities open. Here an item is worth the energy that it
 carries: σ² of a component and S_ij² of an entry, each as part of its layer's own energy, so that
 layers of different scale can be compared; with ``activation`` every input counts by its mean square
-E[x_j²], measured on the calibration windows.
+E[x_j²], measured on the calibration windows; with ``gradient`` an item is worth what its absence
+costs to second order (see ``gains``).
 """
 
 from collections.abc import Callable
@@ -16,7 +17,9 @@ from compress_core.gradients import token_loss
 from compress_core.learn.items import Items
 from compress_core.types import LayerRef, ModelLayout
 
-Init = Literal["energy", "activation"]
+METHOD = "cap"
+Init = Literal["energy", "activation", "gradient"]
+GRADIENTS = 128  # windows whose gradients are taken, at most
 FORWARD = 8  # windows in one forward at most; it changes rounding only
 
 
@@ -27,7 +30,7 @@ def worths(items: Items, layout: ModelLayout, init: Init, windows: Tensor, devic
     Args:
         items: The model's, its weights still the dense ones.
         layout: The model's layout.
-        init: What counts.
+        init: "energy" or "activation".
         windows: Token ids (samples, length) on which inputs are measured; "energy" reads none.
         device: Where the model is.
     """

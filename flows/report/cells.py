@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flows.report.shown import Shown
-from flows.report.tables import number
+from flows.report.tables import entries_part, number
 from tasks.engine.stages import STAGES
 
 STDERR = "_stderr"
@@ -57,14 +57,18 @@ def results_table(shown: Sequence[Shown]) -> Table:
     for place, label in enumerate(labels, 1):
         which = f"text {place}" if len(labels) > 1 else label
         heads += [Head("perplexity", which), Head("KL", f"nats/token, {which}")]
+    mixed = any("entries" in run.result for run in shown)
+    heads += [Head("entries", "% of the layers' numbers")] if mixed else []
     heads += [Head({"parameters": "parameters"}.get(name, "size"), unit) for name, unit in sizes]
     best = _best(shown, labels)
-    rows = [Row("dense", [Cell("1", 1.0), *_measures(first, "dense", labels, sizes, best)], True)]
+    dense = _measures(first, "dense", labels, sizes, best, mixed)
+    rows = [Row("dense", [Cell("1", 1.0), *dense], True)]
     for run in shown:
         kept = Cell(f"{run.result['kept']:g}", run.result["kept"])
         for which in [name for name in run.result["metrics"] if name != "dense"]:
             name = run.method if which == "compressed" else f"{run.method} before recovery"
-            rows.append(Row(name, [kept, *_measures(run.result, which, labels, sizes, best)]))
+            cells = _measures(run.result, which, labels, sizes, best, mixed)
+            rows.append(Row(name, [kept, *cells]))
     return Table(_caption(first, bool(best)), heads, rows)
 
 
@@ -98,6 +102,7 @@ def _measures(
     labels: Sequence[str],
     sizes: Sequence[tuple[str, str]],
     best: set[tuple[float, str, float]],
+    mixed: bool,
 ) -> Iterable[Cell]:
     for label in labels:
         text = result["metrics"][which]["texts"][label]
@@ -105,6 +110,9 @@ def _measures(
         marked = which != "dense" and (result["kept"], label, found) in best
         yield Cell(number(found), found, marked)
         yield Cell(f"{kl:.4f}", kl)
+    if mixed:
+        part = entries_part(result) if which != "dense" else ""
+        yield Cell(part or "–", result["entries"] if part else None)
     for name, _ in sizes:
         stored = result[name]["dense" if which == "dense" else "compressed"]
         yield Cell(f"{stored / 1e6:,.2f}", stored)

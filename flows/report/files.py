@@ -9,6 +9,7 @@ from typing import Any
 from compress_core.errors import ConfigError
 from flows.report.series import baseline, sweep_series, training_series
 from flows.report.spent import cost_lines, with_spent
+from flows.report.tables import entries_part
 from tasks.stages.materialise import cannot_write
 from tasks.tracking.plots import plot_sweep, plot_training
 
@@ -81,17 +82,22 @@ def markdown_table(results: Sequence[Mapping[str, Any]]) -> str:
     cell = {(result["method"], result["kept"]): result for result in results}
     first = results[0]
     lines = []
+    entries = (
+        " Of what stores components and entries: entries' part of the layers' numbers."
+        if any("entries" in result for result in results)
+        else ""
+    )
     for label, dense in first["metrics"]["dense"]["texts"].items():
         lines += [
             f"{first['model']} on {label}: perplexity (KL to the dense model, nats per token), "
             f"{dense['windows']} windows of {dense['length']} tokens, seed {first['seed']}; "
-            f"dense {dense['perplexity']:.4g}.",
+            f"dense {dense['perplexity']:.4g}.{entries}",
             "",
             "| method | " + " | ".join(f"kept {kept:g}" for kept in budgets) + " |",
             "|---|" + "---|" * len(budgets),
         ]
         for method in methods:
-            cells = [_measured(cell[method, kept]["metrics"], label) for kept in budgets]
+            cells = [_measured(cell[method, kept], label) for kept in budgets]
             lines.append(f"| {method} | " + " | ".join(cells) + " |")
         lines.append("")
     lines += [
@@ -112,10 +118,11 @@ def markdown_table(results: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _measured(metrics: Mapping[str, Any], label: str) -> str:
+def _measured(result: Mapping[str, Any], label: str) -> str:
     """Perplexity and KL on a text; with what a recovery began with before it."""
+    metrics, part = result["metrics"], entries_part(result)
     text = metrics["compressed"]["texts"][label]
-    found = f"{text['perplexity']:.4g} ({text['kl']:.3f})"
+    found = f"{text['perplexity']:.4g} ({text['kl']:.3f}{f'; {part} % entries' if part else ''})"
     if "unrecovered" in metrics:
         found = f"{metrics['unrecovered']['texts'][label]['perplexity']:.4g} → {found}"
     return found

@@ -123,6 +123,8 @@ def sweep_tables(results: Sequence[Mapping[str, Any]], width: int) -> list[Table
         ]
     for task in measured[0]["tasks"]:
         columns.append(Column(task, [_main_score(found["tasks"][task]) for found in measured]))
+    if any("entries" in run for run in results):
+        columns.append(Column("% of it entries", [entries_part(run) or "–" for run in results]))
     for heading, what, digits in (
         ("million parameters", "parameters", 2),
         ("MB on disk", "bytes", 1),
@@ -133,6 +135,11 @@ def sweep_tables(results: Sequence[Mapping[str, Any]], width: int) -> list[Table
     columns.append(Column("s", [f"{run['seconds']:,.1f}" for run in results]))
     columns.append(Column("reused", [_reused(run) for run in results]))
     return fitted_tables(keys, columns, width)
+
+
+def entries_part(result: Mapping[str, Any]) -> str:
+    """Which part of its layers' numbers are entries, in percent; "" without both parts."""
+    return f"{100 * result['entries']:.1f}" if "entries" in result else ""
 
 
 def _main_score(scores: Mapping[str, float]) -> str:

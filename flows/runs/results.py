@@ -66,6 +66,7 @@ def collect_result(
         },
         "bytes": {"dense": model.nbytes, "compressed": written["bytes"]},
         "memory": written["memory"],
+        **entries_of(pipeline, session),
         "metrics": collect_metrics(pipeline.evaluations, session),
         "measured": vars(measured_of(workspace, pipeline.evaluations, session)),
         **asking_of(config),
@@ -110,6 +111,15 @@ def learned_of(pipeline: Pipeline, session: Session) -> dict[str, Any]:
         }
         return {"learned": dict(artifact.attrs["report"]), "curves": curves}
     return {}
+
+
+def entries_of(pipeline: Pipeline, session: Session) -> dict[str, float]:
+    """Entries' part of all the layers' numbers ("entries"), where some store both parts."""
+    stored = list(stored_of(pipeline, session).values())
+    if not any(layer["rank"] and layer["nonzeros"] for layer in stored):
+        return {}
+    entries, numbers = (sum(layer[what] for layer in stored) for what in ("nonzeros", "numbers"))
+    return {"entries": entries / numbers}
 
 
 def stored_of(pipeline: Pipeline, session: Session) -> dict[str, dict[str, Any]]:

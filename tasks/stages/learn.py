@@ -6,9 +6,13 @@ budget or seed trains again and computes nothing else.
 
 from collections.abc import Mapping
 
+import torch
+
 from compress_core.errors import ConfigError
 from compress_core.layer.make import read_atoms
 from compress_core.learn.base import Assignment, Atoms, Chosen, Learned
+from compress_core.learn.items import HELD_BYTES
+from compress_core.robust_pca import SOLVED
 from compress_core.types import LayerRef
 from tasks.engine.components import describe
 from tasks.engine.cost import MODEL, Cost, forward_operations
@@ -21,7 +25,7 @@ from tasks.stages.checkpoints import clear_checkpoints
 from tasks.stages.teacher import read_teacher, teacher_group, training_of
 
 CURVES = "curves"
-ITEM_BYTES = 50  # of memory per weight, where each may be an entry; about half of them are
+ITEM_BYTES = 20  # of memory per weight, where each may be an entry: scores, masks, two copies
 
 
 def learn_groups(
@@ -85,7 +89,7 @@ def _unit(
         cost=Cost(
             products={MODEL: learner.steps * per_step / (len(decomposed) + 1)},
             held=4 * model.parameters,
-            memory=ITEM_BYTES * layers if entries else 0,
+            memory=ITEM_BYTES * layers + min(HELD_BYTES, 8 * layers) if entries else 0,
             disk=1000,
         ),
     )
@@ -130,6 +134,18 @@ class _Learn:
         for unit in work.missing:
             self._keep(work, unit, learned)
 
+    def _solved(self, work: Work) -> dict[str, float]:
+        """How far an iterative decomposition came in the layer where it came least far."""
+        records = [Stored(work.artifact(unit)) for unit in self.decomposed.values()]
+        solved = [record.tensor(SOLVED) for record in records if SOLVED in record.names]
+        if not solved:
+            return {}
+        iterations, residual = torch.stack(solved).amax(dim=0).tolist()
+        return {
+            "robust PCA, iterations at most": iterations,
+            "robust PCA, residual at most": residual,
+        }
+
     def _require_same(self, work: Work, learned: Learned) -> None:
         """What is left of an earlier training has to go with this one: they share the budget."""
         missing = {unit.name for unit in work.missing}
@@ -145,7 +161,7 @@ class _Learn:
     def _keep(self, work: Work, unit: Unit, learned: Learned) -> None:
         with work.draft(unit) as draft:
             if unit.name == CURVES:
-                draft.attrs["report"] = dict(learned.report)
+                draft.attrs["report"] = {**self._solved(work), **learned.report}
                 for name, curve in learned.curves.items():
                     put_tensor(draft, name, curve)
             elif unit.name in learned.chosen:

@@ -21,7 +21,7 @@ from flows.settings.config import RunConfig, build_config
 from tasks.engine.cost import Cost
 from tasks.engine.units import Outcome
 
-LONG = "cap:policy=gradient:lambda_scale=0.1:refit=prefix"
+LONG = "cap:init=activation:lambda_scale=0.1:refit=prefix"
 METHODS = (LONG, "svd", "saes_svd:prefix=block+columns:refit_columns=true@knapsack")
 TEXTS = ("test.txt", "a-text-with-a-name-of-many-words-and-one-long-word.jsonl")
 HEADINGS = "method kept perplexity KL text million parameters MB on disk in memory s reused"
@@ -126,7 +126,7 @@ def test_numbers_have_four_digits(value: float, text: str) -> None:
 
 def test_a_name_breaks_behind_its_signs_and_loses_nothing() -> None:
     wrapped = wrap_name(LONG, 24).splitlines()
-    assert wrapped == ["cap:policy=gradient:", "lambda_scale=0.1:", "refit=prefix"]
+    assert wrapped == ["cap:init=activation:", "lambda_scale=0.1:", "refit=prefix"]
     narrow = wrap_name(LONG, 7).splitlines()
     assert max(map(len, narrow)) <= 7 and "".join(narrow) == LONG
 

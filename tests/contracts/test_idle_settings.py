@@ -77,7 +77,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"method": "ada_svd:calibration=streaming:buckets=9"},
         "option buckets=9 of",
     ),
-    "losses of another policy": ({"method": "cap:policy=group:window=9"}, "option window=9 of"),
+    "a step size without steps": ({"method": "cap:policy=none:eta=0.9"}, "option eta=0.9 of"),
     "damping of what does not damp": ({"method": "slim:damping=0.2"}, "option damping=0.2 of"),
     "one method under two names": (
         {"methods": ["svd_llm", "svd_llm:update=none"]},

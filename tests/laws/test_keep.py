@@ -1,72 +1,126 @@
-"""What CAP's budget set, estimator and cut promise, against brute force."""
+"""What CAP's budget sets, selection and estimator promise, against brute force."""
 
 import itertools
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from compress_core.learn import select
 from compress_core.learn.bernoulli import EPSILON, reinforce
 from compress_core.learn.group import leave_one_out
-from compress_core.learn.keep import fill, probabilities, project, ranking, spent
+from compress_core.learn.keep import Prices, probabilities, project, ranking, shift, spent
+from compress_core.learn.select import Run, buy, fill, ordered
 
 numbers = st.lists(st.floats(-3, 3, width=32), min_size=1, max_size=12)
+scores = st.floats(width=32, allow_nan=False)
 
 
-def with_costs(values: list[float], data: st.DataObject) -> tuple[Tensor, Tensor]:
-    costs = data.draw(
-        st.lists(st.integers(1, 9), min_size=len(values), max_size=len(values)), "costs"
-    )
-    return torch.tensor(values, dtype=torch.float64), torch.tensor(costs)
+def priced(values: list[float], data: st.DataObject) -> tuple[Tensor, Prices]:
+    cut = data.draw(st.integers(0, len(values)), "first run")
+    prices = data.draw(st.tuples(st.integers(1, 9), st.integers(1, 9)), "prices")
+    runs = [(cut, prices[0]), (len(values) - cut, prices[1])]
+    return torch.tensor(values, dtype=torch.float64), Prices(runs)
 
 
 @given(numbers, st.floats(0, 40), st.data())
 def test_the_projection_is_feasible_idempotent_and_nearest(
     values: list[float], budget: float, data: st.DataObject
 ) -> None:
-    wanted, costs = with_costs(values, data)
-    found = project(wanted, costs, budget)
-    assert bool(((found >= 0) & (found <= 1)).all()) and spent(found, costs) <= budget + 1e-9
-    assert project(found, costs, budget + 1e-9) == pytest.approx(found, abs=1e-8)
+    wanted, prices = priced(values, data)
+    found = wanted.clone()
+    project(found, prices, budget)
+    assert bool(((found >= 0) & (found <= 1)).all()) and spent(found, prices) <= budget + 1e-9
+    again = found.clone()
+    project(again, prices, budget + 1e-9)
+    assert again == pytest.approx(found, abs=1e-8)
     generator = torch.Generator().manual_seed(0)  # obtuse angle to every feasible point
     for _ in range(30):
         other = torch.rand(len(found), generator=generator, dtype=torch.float64)
-        other *= min(1.0, budget / max(spent(other, costs), 1e-9))
+        other *= min(1.0, budget / max(spent(other, prices), 1e-9))
         assert float((wanted - found) @ (other - found)) <= 1e-6
+
+
+@given(numbers, st.floats(0, 40), st.data())
+def test_the_shift_keeps_the_order_and_spends_the_budget(
+    values: list[float], budget: float, data: st.DataObject
+) -> None:
+    wanted, prices = priced(values, data)
+    found = wanted.clone()
+    shift(found, prices, budget)
+    assert bool(((found >= 0) & (found <= 1)).all())
+    assert spent(found, prices) == pytest.approx(min(budget, prices.total), abs=1e-6)
+    assert bool((found[wanted.argsort()].diff() >= 0).all())
 
 
 @given(numbers, st.floats(0.5, 40), st.data())
 def test_first_probabilities_spend_the_budget_in_the_order_of_worth(
     values: list[float], budget: float, data: st.DataObject
 ) -> None:
-    logits, costs = with_costs(values, data)
-    found = probabilities(logits, costs, budget)
-    assert spent(found, costs) == pytest.approx(min(budget, float(costs.sum())), rel=1e-6)
-    order = logits.argsort()
-    assert bool((found[order].diff() >= -1e-12).all())
+    logits, prices = priced(values, data)
+    found = probabilities(logits, prices, budget)
+    assert spent(found, prices) == pytest.approx(min(budget, prices.total), rel=1e-6)
+    assert bool((found[logits.argsort()].diff() >= -1e-12).all())
 
 
 def test_worthless_items_have_no_probability() -> None:
-    logits = torch.tensor([-torch.inf, 0.0, 1.0])
-    found = probabilities(logits, torch.tensor([5, 2, 2]), 3)
-    assert found[0] == 0 and spent(found, torch.tensor([5, 2, 2])) == pytest.approx(3)
-    assert not probabilities(logits[:1], torch.tensor([5]), 3).any()
+    logits, prices = torch.tensor([-torch.inf, 0.0, 1.0]), Prices([(1, 5), (2, 2)])
+    found = probabilities(logits, prices, 3)
+    assert found[0] == 0 and spent(found, prices) == pytest.approx(3)
+    assert not probabilities(logits[:1], Prices([(1, 5)]), 3).any()
+
+
+@settings(max_examples=300)
+@given(st.lists(st.tuples(st.lists(scores, max_size=12), st.integers(1, 9)), max_size=4), st.data())
+def test_buying_without_a_sort_buys_what_a_sort_does(
+    runs: list[tuple[list[float], int]], data: st.DataObject
+) -> None:
+    sizes = [len(values) for values, _ in runs]
+    flags = data.draw(st.lists(st.booleans(), min_size=sum(sizes), max_size=sum(sizes)), "taken")
+    room = data.draw(st.integers(0, 60), "room")
+    score = torch.tensor([x for values, _ in runs for x in values], dtype=torch.float32)
+    taken = torch.tensor(flags, dtype=torch.bool)
+    price = torch.tensor([price for values, price in runs for _ in values], dtype=torch.int64)
+    expected, left = taken.clone(), room
+    for item in ranking(score + 0.0, score + 0.0).tolist():
+        if not expected[item] and int(price[item]) <= left:
+            expected[item] = True
+            left -= int(price[item])
+    parts = zip(score.split(sizes), taken.split(sizes), strict=True) if runs else []
+    made = [Run(x, y, p) for (x, y), (_, p) in zip(parts, runs, strict=True)]
+    sizes_of = (select.PIECE, select.AHEAD)
+    select.PIECE, select.AHEAD = data.draw(st.sampled_from([(3, 1), (7, 2), sizes_of]), "pieces")
+    try:
+        assert buy(made, room) == left
+    finally:
+        select.PIECE, select.AHEAD = sizes_of
+    assert torch.equal(taken, expected)
+
+
+@given(st.lists(scores, min_size=1, max_size=20))
+def test_bit_patterns_are_in_the_order_of_scores(values: list[float]) -> None:
+    score = torch.tensor(values, dtype=torch.float32)
+    bits = ordered(score)
+    assert torch.equal(bits[:, None] < bits, score[:, None] < score)
+    assert torch.equal(bits[:, None] == bits, score[:, None] == score)
 
 
 @given(numbers, st.integers(0, 50), st.data())
 def test_the_fill_takes_all_that_fits_in_order(
     values: list[float], room: int, data: st.DataObject
 ) -> None:
-    score, costs = with_costs(values, data)
+    score = torch.tensor(values)
+    costs = st.lists(st.integers(1, 9), min_size=len(values), max_size=len(values))
+    prices = torch.tensor(data.draw(costs, "prices"))
     order = ranking(score, score)
-    bought, left = fill(order, costs, room)
+    bought, left = fill(order, prices, room)
     expected, rest = [], room
     for item in order.tolist():
-        if int(costs[item]) <= rest:
+        if int(prices[item]) <= rest:
             expected.append(item)
-            rest -= int(costs[item])
+            rest -= int(prices[item])
     assert (bought.tolist(), left) == (expected, rest)
 
 
@@ -103,8 +157,8 @@ def test_leave_one_out_compares_with_the_others() -> None:
     assert leave_one_out(losses[:1]).tolist() == [0.0]
 
 
-def test_no_budget_buys_nothing_whatever_the_dtype_of_costs() -> None:
+def test_no_budget_buys_nothing() -> None:
     wanted = torch.tensor([0.0, 0.0, 0.0, 1.7171722650527954], dtype=torch.float64)
-    for dtype in (torch.int64, torch.int32, torch.float64):
-        costs = torch.tensor([1, 1, 1, 9], dtype=dtype)
-        assert spent(project(wanted, costs, 0.0), costs) <= 1e-9
+    prices = Prices([(3, 1), (1, 9)])
+    project(wanted, prices, 0.0)
+    assert spent(wanted, prices) <= 1e-9

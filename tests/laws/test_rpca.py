@@ -1,12 +1,14 @@
 """Robust PCA: a planted split is found, and components and entries are always the whole weight."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
 
 from compress_core.errors import ConfigError, NumericsError
 from compress_core.metric import ChannelScale, Diagonal, Metric, Plain, SecondMoment
-from compress_core.robust_pca import RobustPca, shrink, shrink_singular, split
+from compress_core.robust_pca import SOLVED, RobustPca, Split, shrink, shrink_singular, split
 from compress_core.stats import InputStats
 from compress_core.types import Share
 
@@ -33,15 +35,36 @@ def weight_of(shape: tuple[int, int], seed: int = 0) -> Tensor:
 )
 def test_a_planted_split_is_recovered(shape: tuple[int, int], corrupted: float) -> None:
     low, entries = planted(*shape, rank=min(shape) // 20, corrupted=corrupted, seed=1)
-    found = split(low + entries, 1.0, iterations=2000, tolerance=1e-9)
-    assert found.residual <= 1e-9
-    assert float((found.low - low).norm() / low.norm()) < 1e-6
-    assert float((found.entries - entries).norm() / entries.norm()) < 1e-6
+    for growth in (1.0, 1.2):
+        found = split(low + entries, 1.0, iterations=2000, tolerance=1e-9, growth=growth)
+        assert found.residual <= 1e-9
+        assert float((found.low - low).norm() / low.norm()) < 1e-6
+        assert float((found.entries - entries).norm() / entries.norm()) < 1e-6
     prepared = RobustPca(2000, tolerance=1e-9).prepare(low + entries, Plain(), min(shape))
     big = prepared.arrays["v"].norm(dim=1) > 1e-5
     assert int(big.sum()) == min(shape) // 20
     assert prepared.sparse is not None
     assert prepared.sparse.dense().double() == pytest.approx(entries, abs=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(24, 40), (40, 24)])
+@pytest.mark.parametrize("scale", [0.3, 1.0])
+def test_the_default_converges_to_nearly_the_least_objective(
+    shape: tuple[int, int], scale: float
+) -> None:
+    weight = weight_of(shape) * torch.logspace(-1, 1, shape[1], dtype=torch.float64)
+    defaults = RobustPca()
+    found = split(weight, scale, defaults.iterations, defaults.tolerance, defaults.growth)
+    best = split(weight, scale, 3000, 1e-8)
+    assert found.iterations < defaults.iterations and found.residual <= defaults.tolerance
+
+    def objective(parts: Split) -> float:
+        penalty = scale / math.sqrt(max(shape))
+        return float(torch.linalg.svdvals(parts.low).sum() + penalty * parts.entries.abs().sum())
+
+    assert objective(found) == pytest.approx(objective(best), rel=2e-3)
+    solved = RobustPca(lambda_scale=scale).prepare(weight, Plain(), min(shape)).arrays[SOLVED]
+    assert solved.tolist() == [found.iterations, found.residual]
 
 
 @pytest.mark.parametrize("shape", [(24, 40), (40, 24), (32, 32)])
@@ -117,6 +140,8 @@ def test_what_is_refused() -> None:
         RobustPca(0)
     with pytest.raises(ConfigError, match="lambda_scale"):
         RobustPca(lambda_scale=0)
+    with pytest.raises(ConfigError, match="growth must be at least 1"):
+        RobustPca(growth=0.9)
     with pytest.raises(ConfigError, match="tolerance"):
         RobustPca(tolerance=1.0)
     with pytest.raises(NumericsError, match="not finite"):
