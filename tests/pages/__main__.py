@@ -12,7 +12,8 @@ from tests.pages.marked import replaced
 def made() -> dict[Path, str]:
     """Every page that is made, wholly or in part, with what it has to be."""
     return {
-        headline.PAGE: replaced(headline.PAGE, "results", headline.render()),
+        headline.README: replaced(headline.README, "results", headline.render_headline()),
+        headline.PAGE: replaced(headline.PAGE, "smollm2", headline.render_all()),
         stage_table.PAGE: replaced(stage_table.PAGE, "stages", stage_table.render()),
         file_map.PAGE: file_map.render(),
     }

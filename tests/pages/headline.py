@@ -1,4 +1,4 @@
-"""Tables of one real model, from the results that are on record for it: README's and docs/results'."""
+"""Tables of one real model, from the results on record for it: of README and of docs/results."""
 
 import json
 from collections.abc import Iterable
