@@ -118,9 +118,9 @@ def _measures(
         yield Cell(f"{stored / 1e6:,.2f}", stored)
 
 
-def scores_table(shown: Sequence[Shown]) -> Table | None:
+def scores_table(results: Sequence[Mapping[str, Any]]) -> Table | None:
     """A row per run, a column per task and measure, with standard errors; None without tasks."""
-    tasks = shown[0].result["metrics"]["dense"]["tasks"]
+    tasks = results[0]["metrics"]["dense"]["tasks"]
     columns = [
         (task, measure)
         for task, scores in tasks.items()
@@ -129,12 +129,13 @@ def scores_table(shown: Sequence[Shown]) -> Table | None:
     ]
     if not columns:
         return None
-    dense = shown[0].result["metrics"]["dense"]
+    dense = results[0]["metrics"]["dense"]
     rows = [Row("dense", [_score(dense["tasks"][task], name) for task, name in columns], True)]
-    for run in shown:
-        scores = run.result["metrics"]["compressed"]["tasks"]
-        rows.append(Row(run.label, [_score(scores[task], name) for task, name in columns]))
-    asked = shown[0].result.get("asked", {})
+    for run in results:
+        scores = run["metrics"]["compressed"]["tasks"]
+        label = f"{run['method']} kept {run['kept']:g}"
+        rows.append(Row(label, [_score(scores[task], name) for task, name in columns]))
+    asked = results[0].get("asked", {})
     how = [f"{asked['task_limit']} documents per task"] if asked.get("task_limit") else []
     how += [f"{asked['num_fewshot']} examples"] if asked.get("num_fewshot") is not None else []
     how += ["through the chat template"] if asked.get("apply_chat_template") else []

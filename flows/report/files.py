@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from compress_core.errors import ConfigError
+from flows.report.markdown import markdown_table
 from flows.report.series import baseline, sweep_series, training_series
-from flows.report.spent import cost_lines, with_spent
-from flows.report.tables import entries_part
+from flows.report.spent import with_spent
 from tasks.stages.materialise import cannot_write
 from tasks.tracking.plots import plot_sweep, plot_training
 
@@ -73,78 +73,6 @@ def draw_sweep(results: Sequence[Mapping[str, Any]], file: Path) -> None:
         chosen = sweep_series(measured)
         rest = len({run["method"] for run in measured}) - len(chosen)
         plot_sweep(measured, {row: baseline(row) for row in chosen}, rest, file)
-
-
-def markdown_table(results: Sequence[Mapping[str, Any]]) -> str:
-    """Methods in rows, budgets in columns: a table per text, and one of sizes."""
-    budgets = sorted({result["kept"] for result in results}, reverse=True)
-    methods = list(dict.fromkeys(result["method"] for result in results))
-    cell = {(result["method"], result["kept"]): result for result in results}
-    first = results[0]
-    lines = []
-    entries = (
-        " Of what stores components and entries: entries' part of the layers' numbers."
-        if any("entries" in result for result in results)
-        else ""
-    )
-    for label, dense in first["metrics"]["dense"]["texts"].items():
-        lines += [
-            f"{first['model']} on {label}: perplexity (KL to the dense model, nats per token), "
-            f"{dense['windows']} windows of {dense['length']} tokens, seed {first['seed']}; "
-            f"dense {dense['perplexity']:.4g}.{entries}",
-            "",
-            "| method | " + " | ".join(f"kept {kept:g}" for kept in budgets) + " |",
-            "|---|" + "---|" * len(budgets),
-        ]
-        for method in methods:
-            cells = [_measured(cell[method, kept], label) for kept in budgets]
-            lines.append(f"| {method} | " + " | ".join(cells) + " |")
-        lines.append("")
-    lines += [
-        "The whole model: parameters (MB on disk, MB in memory after a forward on the CPU); "
-        "indices of kept columns count as parameters, places of sparse entries do not, numbers of "
-        "8 bits (mixed quantisation) as half a parameter; dense "
-        f"{_sizes(first, 'dense')}.",
-        "",
-        "| method | " + " | ".join(f"kept {kept:g}" for kept in budgets) + " |",
-        "|---|" + "---|" * len(budgets),
-    ]
-    for method in methods:
-        runs = [cell[method, kept] for kept in budgets]
-        sizes = [_sizes(run, "compressed") for run in runs]
-        lines.append(f"| {method} | " + " | ".join(sizes) + " |")
-    lines += _learned(results)
-    lines += cost_lines(results)
-    return "\n".join(lines) + "\n"
-
-
-def _measured(result: Mapping[str, Any], label: str) -> str:
-    """Perplexity and KL on a text; with what a recovery began with before it."""
-    metrics, part = result["metrics"], entries_part(result)
-    text = metrics["compressed"]["texts"][label]
-    found = f"{text['perplexity']:.4g} ({text['kl']:.3f}{f'; {part} % entries' if part else ''})"
-    if "unrecovered" in metrics:
-        found = f"{metrics['unrecovered']['texts'][label]['perplexity']:.4g} → {found}"
-    return found
-
-
-def _learned(results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What trainings said of themselves, a line per run; nothing where nothing was trained."""
-    rows = [
-        f"| {run['method']} | {run['kept']:g} | "
-        + ", ".join(f"{name} {value:.4g}" for name, value in run["learned"].items())
-        + " |"
-        for run in results
-        if run.get("learned")
-    ]
-    return (
-        ["", "What was learned.", "", "| method | kept | |", "|---|---|---|", *rows] if rows else []
-    )
-
-
-def _sizes(run: Mapping[str, Any], which: str) -> str:
-    disk, memory = run["bytes"][which] / 1e6, run["memory"][which] / 1e6
-    return f"{run['parameters'][which]:,} ({disk:,.2f}, {memory:,.2f})"
 
 
 def portable(result: Mapping[str, Any]) -> dict[str, Any]:

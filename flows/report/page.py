@@ -253,7 +253,7 @@ def _training(shown: Sequence[Shown]) -> list[Part]:
 
 
 def _scores(shown: Sequence[Shown]) -> list[Part]:
-    table = scores_table(shown)
+    table = scores_table([run.result for run in shown])
     return [_table(table) if table else _text("No tasks were asked for; --tasks names some.")]
 
 

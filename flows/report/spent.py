@@ -26,24 +26,9 @@ def with_spent(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def cost_lines(results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What a sweep took, as a paragraph and a table; nothing where that is not on record."""
+def spent_of(results: Sequence[Mapping[str, Any]]) -> tuple[float, float] | None:
+    """CPU seconds of all runs, shared units once, and of each by itself; None if not on record."""
     if not all("cpu_seconds" in run for run in results):
-        return []
-    together = sum(run["cpu_seconds"]["added"] for run in results)
-    cold = sum(run["cpu_seconds"]["alone"] for run in results)
-    budgets = sorted({run["kept"] for run in results}, reverse=True)
-    alone = {(run["method"], run["kept"]): run["cpu_seconds"]["alone"] for run in results}
-    lines = [
-        "",
-        f"What it took: {together / HOUR:.2f} CPU hours, what several runs share counted once; "
-        f"each of the {len(results)} runs by itself, with nothing cached, {cold / HOUR:.2f} CPU "
-        "hours in all. CPU seconds of a run by itself:",
-        "",
-        "| method | " + " | ".join(f"kept {kept:g}" for kept in budgets) + " |",
-        "|---|" + "---|" * len(budgets),
-    ]
-    for method in dict.fromkeys(run["method"] for run in results):
-        cells = [f"{alone[method, kept]:,.0f}" for kept in budgets]
-        lines.append(f"| {method} | {' | '.join(cells)} |")
-    return lines
+        return None
+    added, alone = (sum(r["cpu_seconds"][of] for r in results) for of in ("added", "alone"))
+    return added, alone

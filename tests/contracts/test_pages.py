@@ -9,7 +9,7 @@ import typer
 
 from compress_core.allocate import ALLOCATORS
 from flows.commands.cli import app
-from flows.report.files import markdown_table
+from flows.report.markdown import markdown_table
 from tests.pages import file_map
 from tests.pages.__main__ import made, recorded
 

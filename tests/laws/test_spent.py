@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from flows.report.spent import cost_lines, with_spent
+from flows.report.spent import spent_of, with_spent
 
 
 def run(method: str, kept: float, **units: float | None) -> dict[str, Any]:
@@ -19,9 +19,7 @@ def test_what_runs_share_is_added_once_and_counts_alone_in_each() -> None:
     assert second["cpu_seconds"] == {"alone": 62, "added": 2}
 
 
-def test_hours_of_all_runs_together_and_apart_are_said() -> None:
-    lines = cost_lines(with_spent([run("svd", 0.8, a=3600), run("svd", 0.6, a=3600, c=3600)]))
-    assert "2.00 CPU hours, what several runs share counted once" in lines[1]
-    assert "with nothing cached, 3.00 CPU hours" in lines[1]
-    assert lines[-1] == "| svd | 3,600 | 7,200 |"
-    assert cost_lines(with_spent([run("svd", 0.8, a=None)])) == []
+def test_runs_together_and_apart_are_added_up() -> None:
+    found = with_spent([run("svd", 0.8, a=3600), run("svd", 0.6, a=3600, c=1800)])
+    assert spent_of(found) == (5400, 9000)
+    assert spent_of(with_spent([run("svd", 0.8, a=None)])) is None
