@@ -9,7 +9,7 @@ from typing import Any
 from compress_core.errors import ConfigError
 from flows.report.markdown import markdown_table
 from flows.report.series import baseline, sweep_series, training_series
-from flows.report.spent import with_spent
+from flows.report.spent import SPENT, with_spent
 from tasks.stages.materialise import cannot_write
 from tasks.tracking.plots import plot_sweep, plot_training
 
@@ -53,7 +53,7 @@ def check_report(folder: Path, flag: str = "--report") -> None:
 
 def _write(folder: Path, given: Sequence[Mapping[str, Any]]) -> None:
     results = with_spent(given)
-    lines = ",\n".join(json.dumps(portable(run), ensure_ascii=False) for run in results)
+    lines = ",\n".join(json.dumps(_saved(run), ensure_ascii=False) for run in results)
     (folder / "results.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
     (folder / "table.md").write_text(markdown_table(results), encoding="utf-8")
     draw_sweep(results, folder / "perplexity.png")
@@ -75,7 +75,11 @@ def draw_sweep(results: Sequence[Mapping[str, Any]], file: Path) -> None:
         plot_sweep(measured, {row: baseline(row) for row in chosen}, rest, file)
 
 
+def _saved(result: Mapping[str, Any]) -> dict[str, Any]:
+    return portable(result) | {name: result[name] for name in (SPENT,) if name in result}
+
+
 def portable(result: Mapping[str, Any]) -> dict[str, Any]:
     """The result without what is true of one machine or one moment only."""
-    local = ("curves", "model_dir", "stages", "seconds", "registered", "run_id")
+    local = ("curves", "model_dir", "stages", "seconds", "registered", "run_id", SPENT)
     return {name: value for name, value in result.items() if name not in local}

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from flows.report.cells import scores_table
-from flows.report.spent import HOUR, spent_of
+from flows.report.spent import HOUR, SPENT, spent_of
 from flows.report.tables import entries_part
 
 Results = Sequence[Mapping[str, Any]]
@@ -116,5 +116,5 @@ def _took(results: Results) -> list[str]:
         f"What it took: {together / HOUR:.2f} CPU hours, what several runs share counted once; "
         f"each of the {len(results)} runs by itself, with nothing cached, {cold / HOUR:.2f} CPU "
         "hours in all. CPU seconds of a run by itself:",
-        *grid(results, lambda result: f"{result['cpu_seconds']['alone']:,.0f}"),
+        *grid(results, lambda result: f"{result[SPENT]['alone']:,.0f}"),
     ]

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 HOUR = 3600
+SPENT = "cpu_seconds"
+"""Where a result says what its units took: "alone" and "added"."""
 
 
 def with_spent(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -22,13 +24,13 @@ def with_spent(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         added = sum(spent for key, spent in seconds.items() if key not in counted)
         counted |= set(seconds)
         spent = {"alone": round(sum(seconds.values()), 1), "added": round(added, 1)}
-        found.append({**result, "cpu_seconds": spent})
+        found.append({**result, SPENT: spent})
     return found
 
 
 def spent_of(results: Sequence[Mapping[str, Any]]) -> tuple[float, float] | None:
     """CPU seconds of all runs, shared units once, and of each by itself; None if not on record."""
-    if not all("cpu_seconds" in run for run in results):
+    if not all(SPENT in run for run in results):
         return None
-    added, alone = (sum(r["cpu_seconds"][of] for r in results) for of in ("added", "alone"))
+    added, alone = (sum(r[SPENT][of] for r in results) for of in ("added", "alone"))
     return added, alone

@@ -145,7 +145,7 @@ def _of_results(home: Path, records: Sequence[RunRecord], folder: Path) -> Asked
     ]
     runs = []
     for result in results:
-        same = (run for run in known if portable(run["result"]) == result)
+        same = (run for run in known if portable(run["result"]) == portable(result))
         runs.append(next(same, {"result": result}))
     return Asked(folder.name, runs, True)
 

@@ -47,9 +47,15 @@ def perplexity(run: dict[str, Any], text: int = 0, state: str = "compressed") ->
 
 
 def check(cell: str, model: str, method: str, kept: float, text: int = 0) -> None:
-    """One cell: a perplexity, or two of them around an arrow: before and after recovery."""
+    """One cell: a perplexity, or two of them around an arrow: before and after recovery.
+
+    Behind it, in percent, the part of the layers' numbers that entries are, where there is one.
+    """
     runs = RUNS[model, method, kept]
     assert runs, f"no run of {method} on {model} at {kept}"
+    cell, _, part = cell.partition(" (")
+    if part:
+        assert all(part == f"{100 * run['entries']:.0f} %)" for run in runs), (model, method)
     states = ("unrecovered", "compressed") if "→" in cell else ("compressed",)
     for state, number in zip(states, cell.split("→"), strict=True):
         for run in runs:

@@ -92,7 +92,7 @@ def test_the_plan_says_so_to_people(
         assert re.match(rf"{stage} +to run +{pico.UNITS[stage]} ", line)
     plan_as_run_or_sweep(settings, None, False, print)
     lines = capsys.readouterr().out.splitlines()
-    rows = [line for line in lines[:-1] if not line.startswith(" ")]  # those go on with the names
+    rows = [line for line in lines[:-1] if not line.startswith((" ", "note"))]  # " " goes on
     assert rows and all(line.split()[1] == "cached" for line in rows)
     assert re.fullmatch(r"0 of \d+ units to run", lines[-1])
 
