@@ -15,6 +15,7 @@ ROWS = (
     "asvd",
     "svd_llm",
     f"svd_llm{HULL}",
+    "svd_llm@importance",
     "svd_llm@fisher",
     "saes_svd@fisher",
     "ada_svd",
