@@ -1,9 +1,11 @@
 """Tables of one real model, from the results on record for it: of README and of docs/results."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from flows.report.markdown import grid
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "docs" / "results"
@@ -27,7 +29,6 @@ ROWS = (
     "cap",
 )
 KEPT = (0.9, 0.8, 0.6, 0.5)
-NOT_MEASURED = "–"
 
 Runs = dict[tuple[str, float], dict[str, Any]]
 
@@ -59,37 +60,27 @@ def render_all() -> str:
     return "\n".join(parts)
 
 
-def table(runs: Runs, rows: Iterable[str], budgets: Iterable[float], texts: int = 1) -> str:
-    """Methods in rows, budgets in columns."""
-    budgets = list(budgets)
-    rows = [row for row in rows if any((row, kept) in runs for kept in budgets)]
-    dense = next((cell(run, "dense", texts) for run in runs.values()), NOT_MEASURED)
-    best = {kept: _best(runs, rows, kept) for kept in budgets}
-    lines = [
-        "| method | " + " | ".join(f"kept {kept:g}" for kept in budgets) + " |",
-        "|---|" + "---|" * len(budgets),
-        f"| dense |{f' {dense} |' * len(budgets)}",
-    ]
-    for method in rows:
-        cells = [
-            cell(runs[method, kept], "compressed", texts, bold=method == best[kept])
-            if (method, kept) in runs
-            else NOT_MEASURED
-            for kept in budgets
-        ]
-        lines.append(f"| {method} | {' | '.join(cells)} |")
+def table(runs: Runs, rows: Iterable[str], budgets: Sequence[float], texts: int = 1) -> str:
+    """Methods in rows, budgets in columns, the dense model first."""
+    chosen = [runs[row, kept] for row in rows for kept in budgets if (row, kept) in runs]
+    best = {kept: _best([run for run in chosen if run["kept"] == kept]) for kept in budgets}
+    _, *lines = grid(
+        chosen, lambda run: cell(run, "compressed", texts, bold=run is best[run["kept"]])
+    )
+    columns = lines[1].count("---|") - 1
+    dense = cell(chosen[0], "dense", texts)
+    lines.insert(2, f"| dense |{f' {dense} |' * columns}")
     return "\n".join(lines) + "\n"
 
 
-def cell(run: dict[str, Any], state: str, texts: int, *, bold: bool = False) -> str:
+def cell(run: Mapping[str, Any], state: str, texts: int, *, bold: bool = False) -> str:
     """Perplexities on the first ``texts`` texts, and megabytes."""
     measured = list(run["metrics"][state]["texts"].values())[:texts]
     found = " / ".join(f"{text['perplexity']:.4g}" for text in measured)
     return f"{f'**{found}**' if bold else found} ({run['bytes'][state] / 1e6:.0f} MB)"
 
 
-def _best(runs: Runs, rows: Iterable[str], kept: float) -> str:
-    found = {row: runs[row, kept] for row in rows if (row, kept) in runs}
+def _best(runs: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     return min(
-        found, key=lambda row: float(found[row]["metrics"]["compressed"]["perplexity"]), default=""
+        runs, key=lambda run: float(run["metrics"]["compressed"]["perplexity"]), default=None
     )
