@@ -176,6 +176,7 @@ class MaskTraining:
         curves: dict[str, Tensor],
         score: Callable[[], Tensor] | None = None,
         *,
+        first: Tensor | None = None,
         better: bool = True,
         losses: tuple[float, float] | None = None,
     ) -> Learned:
@@ -185,28 +186,29 @@ class MaskTraining:
             curves: What was measured on the way.
             score: Makes what was learned: larger for what is better kept, (items,); None for
                 nothing learned.
+            first: What items are worth where training begins; None for what they were at first.
             better: Whether the better of both on held-out windows comes out, or the score's.
             losses: On those windows, of the first cut and of the score's, where they are known.
         """
         items, steps = self.items, max((len(curve) for curve in curves.values()), default=0)
         report = {"loss dense": float(self.loss(self.held, steps))}
-        first = items.cut(self.worth)
-        last = first if score is None else items.cut(score())
+        start = items.cut(self.worth if first is None else first)
+        last = start if score is None else items.cut(score())
         if losses is None:
             with items.restored():
-                before = trained = self.loss_of(first, steps)
-                if last is not first:
+                before = trained = self.loss_of(start, steps)
+                if last is not start:
                     trained = self.loss_of(last, steps)
         else:
             before, trained = losses
         if better and trained > before:
-            last = first
+            last = start
         report["loss before"], report["loss trained"] = before, trained
-        report["loss after"] = before if last is first else trained
+        report["loss after"] = before if last is start else trained
         chosen = items.chosen(*last)
         stored = sum(chosen[layer.name].cost(layer) for layer in items.layers)
         report["kept"] = stored / items.total
-        report["changed by training"] = float((first[0] != last[0]).sum()) / max(len(items), 1)
+        report["changed by training"] = float((start[0] != last[0]).sum()) / max(len(items), 1)
         report["dense layers"] = float(sum(last[1]))
         entries = sum(int(x.entries.sum()) for x in chosen.values() if x.entries is not None)
         report["entries, part of what is kept"] = entries / max(stored, 1)

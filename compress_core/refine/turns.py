@@ -3,8 +3,10 @@
 A component that does not stay takes away what the entries had left to it. ``Anchor`` gives every
 kept entry the value that makes the layer's weight that of the dense model there: S ← W − L on its
 support. ``Turns`` goes on as OATS does (arXiv 2409.13652): L is the best of its rank for W − S,
-then S the largest entries of W − L, as many as before, so that places move and counts do not. No
-turn makes ‖(W − L − S) D‖ larger, D being 1 or the root mean square of the inputs.
+then S the largest entries of each row of W − L, as many in all as before, so that places move and
+counts do not. After the first, no turn makes ‖(W − L − S) D‖ larger, D being 1 or the root mean
+square of the inputs. Within rows as in Wanda and OATS: the largest of a whole layer leave some
+outputs next to nothing.
 """
 
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ from compress_core.decompose import LowRank
 from compress_core.errors import ConfigError
 from compress_core.fit import DENSE, Fitter, Moments, Start, start_factors
 from compress_core.prune.alternate import truncate
+from compress_core.prune.select import best_of_rows
 from compress_core.sparse import Sparse
 
 FLOOR = 1e-3  # of the mean scale of inputs: a dead one is never divided by zero
@@ -87,7 +90,7 @@ class Turns:
         for _ in range(self.turns if factors.rank else 1):
             u, v = truncate(scaled - rest, factors.rank)
             rest = scaled - u @ v
-            mask = largest(rest.abs(), count)
+            mask = best_of_rows(rest.abs(), count)
             rest = rest * mask
         return LowRank(u, v / d, sparse=Sparse.of(rest / d, mask), bias=factors.bias)
 
@@ -125,14 +128,3 @@ def refit_to_weight(name: str, *, scaled: bool, turns: int = 30) -> Refit | None
     if name == "turns":
         return ScaledTurns(turns) if scaled else Turns(turns)
     return Anchor() if name == "anchor" else None
-
-
-def largest(scores: Tensor, count: int) -> Tensor:
-    """The mask (out, in) of the ``count`` highest scores, equal ones by place, without a sort."""
-    flat = scores.flatten()
-    if count == 0:
-        return torch.zeros_like(scores, dtype=torch.bool)
-    least = flat.kthvalue(flat.numel() - count + 1).values
-    mask = flat > least
-    mask[(flat == least).nonzero().flatten()[: count - int(mask.sum())]] = True
-    return mask.view_as(scores)
