@@ -15,7 +15,6 @@ from torch import Tensor
 
 from compress_core.errors import NumericsError
 from compress_core.metric import Metric
-from compress_core.quantise import Codes, quantise
 from compress_core.sparse import Sparse
 from compress_core.types import Share
 
@@ -48,8 +47,6 @@ class LowRank:
         index: (kept,) int64, ascending: which inputs the columns belong to; None without columns.
         sparse: What is added to the product, (out, in); None for nothing. Never with columns.
         bias: What is added to the layer's bias, (out,); None for nothing.
-        codes: What is stored in 8 bits in the place of ``u`` and ``v``, which are then what it
-            stands for; None where they are stored themselves. Never with columns or entries.
     """
 
     u: Tensor
@@ -58,7 +55,6 @@ class LowRank:
     index: Tensor | None = None
     sparse: Sparse | None = None
     bias: Tensor | None = None
-    codes: Codes | None = None
 
     @property
     def rank(self) -> int:
@@ -82,17 +78,6 @@ class LowRank:
         whole[:, rest] = product
         whole[:, kept] = self.columns
         return whole
-
-
-def in_eight_bits(factors: LowRank, dtype: torch.dtype) -> LowRank:
-    """Factors alone, with a bias at most, as their 8-bit codes in a model of ``dtype``."""
-    return coded(quantise(factors.u, factors.v, dtype), factors.bias)
-
-
-def coded(codes: Codes, bias: Tensor | None = None) -> LowRank:
-    """What codes stand for, in a dtype that rounds none of it away."""
-    u, v = codes.factors(torch.float64 if codes.scale.dtype.itemsize >= 4 else torch.float32)
-    return LowRank(u, v, bias=bias, codes=codes)
 
 
 def split_inputs(features: int, index: Tensor) -> tuple[Tensor, Tensor]:

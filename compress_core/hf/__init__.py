@@ -4,6 +4,6 @@ After it, `AutoModelForCausalLM.from_pretrained(FOLDER)` gives the stock class w
 """
 
 import compress_core.hf.counting  # noqa: F401  before all that reads the variables it sets
-from compress_core.hf.quantizer import register
+from compress_core.folder.load import register
 
 register()

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
-import compress_core.hf.quantizer  # noqa: F401  registers the compressed format
+import compress_core.folder.load  # noqa: F401  registers the compressed format
 from compress_core.errors import ModelError
 from compress_core.hf.text import load_tokenizer
 

@@ -22,8 +22,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from compress_core.errors import ModelError
+from compress_core.forms.kinds import SLOTS
+from compress_core.forms.linear import CompressedLinear
 from compress_core.hf.checkpoint import Checkpoint
-from compress_core.hf.factored import is_factored
 from compress_core.hf.inside import read_json
 from compress_core.hf.layout import load_config
 from compress_core.hf.linear import is_linear
@@ -230,17 +231,11 @@ def products_per_token(model: nn.Module) -> int:
     """
     total = 0
     for module in model.modules():
-        if is_factored(module):
-            total += _stored(module)
+        if isinstance(module, CompressedLinear):
+            total += sum(t.numel() for name, t in module.tensors().items() if SLOTS[name].halves)
         elif is_linear(module):
             total += module.weight.numel()  # type: ignore[operator]
     return total
-
-
-def _stored(module: Any) -> int:
-    tensors = {n: t for n, t in module.named_parameters(recurse=False) if n != "bias"}
-    codes = [t for n, t in module.named_buffers(recurse=False) if n.startswith("codes")]
-    return sum(tensor.numel() for tensor in (*tensors.values(), *codes))
 
 
 def _compressed(folder: Path) -> bool:

@@ -1,21 +1,27 @@
-"""What a layer stores, in which dtype and packed how, and how many numbers that is."""
+"""What a layer stores: the parts that a fit ended with, as tensors of its file and their entry."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from compress_core.decompose import LowRank, coded, in_eight_bits
-from compress_core.quantise import Codes
+from compress_core.decompose import LowRank
+from compress_core.forms.columns import Columns
+from compress_core.forms.eight_bits import BITS, EightBits
+from compress_core.forms.entries import Entries
+from compress_core.forms.factors import Factors
+from compress_core.forms.kinds import SLOTS, dense_of, numbers_of, sizes_of
 from compress_core.record import Packed, Record
-from compress_core.refine.columns import index_cost, index_dtype
-from compress_core.sparse import PLACES, Sparse, pack, unpack
+from compress_core.sparse import Sparse, unpack
 
-CODE_PARTS = ("scale", "codes_out", "codes_in", "rest_out", "rest_in")
+BIAS = "bias"  # added to the layer's own
 
 
 def pack_layer(
     factors: LowRank | None, dtype: torch.dtype, dense_cost: int, *, own: bool, eight_bits: bool
 ) -> Packed:
-    """What is kept of a layer, with its rank, columns, entries and numbers.
+    """What is kept of a layer, with its entry, rank, columns, entries and numbers.
 
     Args:
         factors: What it stores; None for the dense weight, of which nothing is kept.
@@ -26,89 +32,77 @@ def pack_layer(
     """
     if factors is None:
         return Packed({}, {"rank": None, "columns": 0, "nonzeros": 0, "numbers": dense_cost})
+    tensors, entry = as_parts(factors, dtype, eight_bits=eight_bits)
+    sizes = sizes_of(factors.u.shape[0], factors.in_features, entry)
+    numbers = numbers_of(entry, sizes)
+    if factors.bias is not None:
+        tensors[BIAS] = factors.bias.to(dtype)
+        numbers += factors.bias.numel()
+    if not own:
+        for name in [name for name in tensors if name in SLOTS and SLOTS[name].shared]:
+            numbers -= tensors.pop(name).numel()
+    counts = {"rank": 0, "columns": 0, "nonzeros": 0} | entry
+    known = {"entry": entry, "sizes": [sizes.out, sizes.inputs], **counts, "numbers": numbers}
+    return Packed(tensors, known)
+
+
+def as_parts(
+    factors: LowRank, dtype: torch.dtype, *, eight_bits: bool = False
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What a fit ended with as the tensors of its parts, numbers in ``dtype``, and their entry."""
+    entry: dict[str, Any] = {"rank": factors.rank}
+    tensors: dict[str, Tensor] = {}
+    for tensors_of, says in _parts(factors, dtype, eight_bits):
+        tensors |= tensors_of
+        entry |= says
+    sizes = sizes_of(factors.u.shape[0], factors.in_features, entry)
+    for name, tensor in tensors.items():
+        slot = SLOTS[name]
+        tensors[name] = tensor.to(dtype) if slot.dtype is None else slot.save(tensor, sizes)
+    return tensors, entry
+
+
+def _parts(
+    factors: LowRank, dtype: torch.dtype, eight_bits: bool
+) -> Iterator[tuple[Mapping[str, Tensor], Mapping[str, Any]]]:
     if eight_bits:
-        factors = in_eight_bits(factors, dtype)
-    packed = pack_factors(factors, dtype, own=own)
-    return Packed(packed.tensors, {**packed.attrs, **stored_numbers(factors, own)})
+        yield EightBits.pack(factors.u, factors.v, dtype), {"bits": BITS}
+    else:
+        yield Factors.pack(factors.u, factors.v), {}
+    if factors.columns is not None and factors.index is not None:
+        packed = Columns.pack(factors.columns, factors.index)
+        yield packed, {"columns": len(factors.index)}
+    if factors.sparse is not None and factors.sparse.nonzeros:
+        packed = Entries.pack(factors.sparse.mask, factors.sparse.values)
+        yield packed, {"nonzeros": factors.sparse.nonzeros}
 
 
-def unpack_layer(record: Record, shared: Record | None = None) -> LowRank | None:
-    """What a layer stores; None where it stays dense.
+def tensors_of(record: Record, shared: Record | None = None) -> dict[str, Tensor]:
+    """The tensors that :func:`pack_layer` kept, the bias among them.
 
     Args:
-        record: What :func:`pack_layer` kept.
+        record: What was kept.
         shared: The record with the in-factor, where that is another layer's.
     """
-    return None if record.attrs["rank"] is None else unpack_factors(record, shared)
+    found = {name: record.tensor(name) for name in record.names}
+    if shared is not None:
+        names = [name for name in shared.names if name in SLOTS and SLOTS[name].shared]
+        found |= {name: shared.tensor(name) for name in names}
+    return found
 
 
-def stored_numbers(factors: LowRank, own: bool) -> dict[str, int]:
-    """Rank, kept columns, sparse entries, and numbers stored.
-
-    In-factors count where they are ``own``, the index of a column as a number, the place of a
-    sparse entry not at all, as in the papers: it is in the bytes. Of factors in 8 bits two codes
-    count as one number, and a scale as one.
-    """
-    numbers = factors.u.numel() + (factors.v.numel() if own else 0)
-    if factors.codes is not None:
-        numbers = factors.codes.numbers
-    columns = 0 if factors.index is None else len(factors.index)
-    entries = 0 if factors.sparse is None else factors.sparse.nonzeros
-    numbers += entries + (0 if factors.bias is None else factors.bias.numel())
-    if factors.columns is not None:
-        numbers += factors.columns.numel() + columns * index_cost(factors.in_features)
-    return {
-        "rank": factors.rank,
-        "columns": columns,
-        "nonzeros": entries,
-        "numbers": numbers,
-    }
-
-
-def pack_factors(factors: LowRank, dtype: torch.dtype, *, own: bool = True) -> Packed:
-    """A layer's factors in ``dtype``; the in-factor only where it is the layer's ``own``."""
-    tensors: dict[str, Tensor] = {}
-    if factors.bias is not None:
-        tensors["bias"] = factors.bias.to(dtype)
-    if factors.codes is not None:
-        return Packed(tensors | _code_parts(factors.codes, dtype))
-    tensors["u"] = factors.u.to(dtype)
-    if own:
-        tensors["v"] = factors.v.to(dtype)
-    if factors.columns is not None and factors.index is not None:
-        tensors["columns"] = factors.columns.to(dtype)
-        tensors["index"] = factors.index.to(index_dtype(factors.in_features))
-    if factors.sparse is None:
-        return Packed(tensors)
-    entries = pack_sparse(factors.sparse, dtype)
-    return Packed(tensors | dict(entries.tensors), entries.attrs)
-
-
-def unpack_factors(record: Record, shared: Record | None = None) -> LowRank:
-    """The factors that :func:`pack_factors` kept; the in-factor of ``shared`` where given."""
-    bias = record.tensor("bias") if "bias" in record.names else None
-    if "codes_out" in record.names:
-        parts = {name: record.tensor(name) for name in CODE_PARTS if name in record.names}
-        return coded(Codes(**parts), bias)
-    u, v = record.tensor("u"), (shared or record).tensor("v")
-    if "columns" not in record.names:
-        return LowRank(u, v, sparse=unpack_sparse(record), bias=bias)
-    return LowRank(u, v, record.tensor("columns"), record.tensor("index").to(torch.int64))
-
-
-def _code_parts(codes: Codes, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Codes as they are, scale and rest in ``dtype``."""
-    parts = {name: getattr(codes, name) for name in CODE_PARTS}
-    return {
-        name: part if part.dtype is torch.int8 else part.to(dtype)
-        for name, part in parts.items()
-        if part is not None
-    }
+def stored_weight(record: Record, shared: Record | None = None) -> Tensor | None:
+    """The dense weight (out, in) that a layer's parts stand for; None where it stays dense."""
+    if record.attrs["rank"] is None:
+        return None
+    out_features, in_features = record.attrs["sizes"]
+    entry, tensors = record.attrs["entry"], tensors_of(record, shared)
+    return dense_of(entry, tensors, sizes_of(out_features, in_features, entry))
 
 
 def pack_sparse(sparse: Sparse, dtype: torch.dtype) -> Packed:
     """Entries: values in ``dtype``, places in the smaller of two narrow layouts."""
-    tensors = {"sparse_values": sparse.values.to(dtype), **pack(sparse.mask)}
+    tensors = Entries.pack(sparse.mask, sparse.values.to(dtype))
     return Packed(tensors, {"sparse shape": list(sparse.mask.shape)})
 
 
@@ -116,6 +110,6 @@ def unpack_sparse(record: Record) -> Sparse | None:
     """Entries, or None where there are none."""
     if "sparse shape" not in record.attrs:
         return None
-    parts = {name: record.tensor(name) for name in PLACES if name in record.names}
+    parts = {name: record.tensor(name) for name in Entries.slots if name in record.names}
     mask = unpack(parts, *record.attrs["sparse shape"])
     return Sparse(mask, record.tensor("sparse_values"))

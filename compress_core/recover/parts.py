@@ -8,16 +8,15 @@ measured is that of the model that comes out, and an update is merged before it 
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from compress_core.hf.factored import is_factored
-from compress_core.sparse import unpack
+from compress_core.forms.kinds import SLOTS
+from compress_core.forms.linear import CompressedLinear
 
 LEAST_SIZE = 1e-3  # of a tensor that is all zeros, like a new bias
-IN_FACTOR = "factor_in"
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,11 @@ class Stored:
     tensor: nn.Parameter
     mask: Tensor | None = None
     dtype: torch.dtype | None = None
+
+    @property
+    def inward(self) -> bool:
+        """Whether another tensor of the layer stands between it and the outputs."""
+        return self.part in SLOTS and SLOTS[self.part].inward
 
     @property
     def name(self) -> str:
@@ -62,18 +66,14 @@ def stored_tensors(
         dtypes: Name of a stored tensor to the dtype of its file; of others it is the parameter's.
     """
     for name, module in model.named_modules():
-        if not is_factored(module):
+        if not isinstance(module, CompressedLinear):
             continue
+        masks = module.masks()
         for part, tensor in module.named_parameters(recurse=False):
-            shared = part == IN_FACTOR and getattr(module, "shared_with", None) is not None
-            if shared or not tensor.numel():
+            if part in module.shared_parts or not tensor.numel():
                 continue
-            mask = _mask_of(module) if part == "sparse_values" else None
-            yield Stored(name, part, tensor, mask, (dtypes or {}).get(f"{name}.{part}"))
-
-
-def _mask_of(module: Any) -> Tensor:
-    return unpack(module.places(), module.out_features, module.in_features)
+            dtype = (dtypes or {}).get(f"{name}.{part}")
+            yield Stored(name, part, tensor, masks.get(part), dtype)
 
 
 class Part(Protocol):

@@ -13,7 +13,6 @@ from compress_core.learn.loop import Training, TrainState, batch_of
 from compress_core.learn.teacher import Teacher
 from compress_core.recover.loss import Objective
 from compress_core.recover.parts import (
-    IN_FACTOR,
     LowRankUpdate,
     Part,
     Stored,
@@ -101,7 +100,7 @@ class RecoveryRun:
         self._side = side
         self._active = []
         for part in self.parts:
-            last = part.stored.part == IN_FACTOR
+            last = part.stored.inward
             wanted = self.recovery.sides == 1 or last == bool(side)
             part.stored.tensor.requires_grad_(wanted)
             part.put()

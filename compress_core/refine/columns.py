@@ -10,17 +10,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor
 
 from compress_core.decompose import LowRank, energies, project, split_inputs
 from compress_core.errors import ConfigError
 from compress_core.fit import DENSE, Moments, Start, start_factors
+from compress_core.forms.columns import index_dtype
 from compress_core.metric import SecondMoment
 from compress_core.refine.inverse import inverse
 
 GOLDEN = (math.sqrt(5) - 1) / 2
-SMALL_INDEX = 32767  # inputs that a 16-bit index can name
 KEPT_FLOOR = 1e-10
 
 Search = Literal["golden", "grid"]
@@ -28,12 +27,7 @@ Search = Literal["golden", "grid"]
 
 def index_cost(features: int) -> int:
     """Numbers that one column's index counts for."""
-    return 1 if features <= SMALL_INDEX else 2
-
-
-def index_dtype(features: int) -> torch.dtype:
-    """Dtype in which the index of a column is stored."""
-    return torch.int16 if features <= SMALL_INDEX else torch.int32
+    return index_dtype(features).itemsize // 2
 
 
 @dataclass(frozen=True)

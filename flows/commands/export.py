@@ -28,8 +28,8 @@ def export_folder(folder: Path, to: str, output: Path | None) -> Path:
     if to not in FORMS:
         raise ConfigError(f"cannot export to {to!r}; forms: {', '.join(FORMS)}")
     source, target = export_paths(folder, to, output)
-    from compress_core.hf.export import to_dense
-    from compress_core.hf.for_vllm import to_vllm
+    from compress_core.folder.export import to_dense
+    from compress_core.folder.for_vllm import to_vllm
 
     with writing(target):
         (to_dense if to == "dense" else to_vllm)(source, target)

@@ -8,8 +8,8 @@ import tempfile
 from pathlib import Path
 
 from compress_core.errors import ConfigError
+from compress_core.folder.modelling import MODELLING_FILE
 from compress_core.hf.companions import companion_files
-from compress_core.hf.modelling import MODELLING_FILE
 from flows.settings.config import RunConfig
 from flows.settings.reading import read_yaml
 from tasks.tracking.files import CARD_FILE, CONFIG_FILE, LOADED_AS

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from compress_core.compute import compute_dtype
+from compress_core.folder.memory import expected_bytes
 from compress_core.hf.binding import key_mapping, unwrapped
 from compress_core.hf.checkpoint import Checkpoint
 from compress_core.hf.companions import companion_files, tokenizer_files
-from compress_core.hf.footprint import expected_bytes
 from compress_core.hf.layout import inspect_model, load_config
 from compress_core.hf.loading import load_model
 from compress_core.hf.stream import BlockStream

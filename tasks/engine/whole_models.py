@@ -6,9 +6,9 @@ A stage that asks for one names ``LOADING`` in its code.
 from pathlib import Path
 from typing import Any
 
+from compress_core.folder.load import EigenpressConfig, EigenpressQuantizer
 from compress_core.hf.binding import unwrapped
 from compress_core.hf.loading import load_model
-from compress_core.hf.quantizer import EigenpressConfig, EigenpressQuantizer
 from tasks.engine.dense_model import FOLDER, DenseModel
 from tasks.engine.session import Work
 from tasks.engine.units import Unit

@@ -12,18 +12,18 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
-from compress_core.hf.checkpoint import Checkpoint
-from compress_core.hf.factored import FactoredLinear
-from compress_core.hf.factorise import (
-    check_indices,
-    factorise_from_config,
-    require_factors,
+from compress_core.folder.memory import expected_bytes
+from compress_core.folder.swap import (
+    SHARED,
+    require_parts,
+    settle_layers,
     shared_factors,
+    swap_from_config,
 )
-from compress_core.hf.folder import FactoredWeights, write_folder
-from compress_core.hf.footprint import expected_bytes
-from compress_core.hf.quantised_linear import QuantisedLinear
-from compress_core.hf.sparse_linear import SparseLinear
+from compress_core.folder.write import CompressedWeights, write_folder
+from compress_core.forms.linear import CompressedLinear
+from compress_core.hf.checkpoint import Checkpoint
+from compress_core.layer.stored import BIAS, tensors_of
 from storage.artifact import Artifact
 from storage.copying import copy, share
 from storage.disk import is_disk_full
@@ -34,17 +34,15 @@ from tasks.engine.dense_model import FOLDER
 from tasks.engine.job import Job
 from tasks.engine.session import Group, Work
 from tasks.engine.units import Unit
-from tasks.stages.realise import read_factors
+from tasks.stages.arrays import Stored
 
 # What the modelling file that is written has and uses; nothing else names it.
 WRITTEN = (
-    FactoredLinear,
-    SparseLinear,
-    QuantisedLinear,
-    factorise_from_config,
+    CompressedLinear,
+    swap_from_config,
     shared_factors,
-    require_factors,
-    check_indices,
+    require_parts,
+    settle_layers,
 )
 
 
@@ -89,7 +87,7 @@ class _Materialise:
             summary = write_folder(
                 draft.add_file(FOLDER),
                 model.checkpoint,
-                self._factors(work),
+                self._layers(work),
                 layout,
             )
             stored = [int(work.artifact(unit).attrs["numbers"]) for unit in self.realised.values()]
@@ -104,23 +102,16 @@ class _Materialise:
                 },
             }
 
-    def _factors(self, work: Work) -> Iterator[FactoredWeights]:
+    def _layers(self, work: Work) -> Iterator[CompressedWeights]:
         job, layers = self.job, self.job.model.layout.layers
         for done, layer in enumerate(layers):
-            found = read_factors(work, job, self.realised, layer)
-            if found is not None:
-                owner = job.owner(layer)
-                yield FactoredWeights(
-                    name=layer.name,
-                    u=found.u,
-                    v=found.v if owner == layer.name else None,
-                    columns=found.columns,
-                    column_index=found.index,
-                    shared_with=None if owner == layer.name else owner,
-                    sparse=found.sparse,
-                    bias=found.bias,
-                    codes=found.codes,
-                )
+            record = Stored(work.artifact(self.realised[layer.name]))
+            if record.attrs["rank"] is not None:
+                owner, entry = job.owner(layer), record.attrs["entry"]
+                tensors = tensors_of(record)
+                bias = tensors.pop(BIAS, None)
+                shared = {} if owner == layer.name else {SHARED: owner}
+                yield CompressedWeights(layer.name, {**entry, **shared}, tensors, bias)
             work.progress(done + 1, len(layers))
 
 

@@ -3,10 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from compress_core.decompose import LowRank
 from compress_core.fit import DENSE
 from compress_core.layer.make import Given, realise_chosen, realise_share, rows_of
-from compress_core.layer.stored import pack_layer, unpack_layer
+from compress_core.layer.stored import pack_layer, stored_weight
 from compress_core.learn.base import Chosen
 from compress_core.stats import InputStats, PrefixStats
 from compress_core.types import LayerRef, affordable
@@ -149,11 +151,11 @@ class Realise:
         )
 
 
-def read_factors(
+def read_weight(
     work: Work, job: Job, realised: Mapping[str, Unit], layer: LayerRef
-) -> LowRank | None:
-    """The stored factors of a layer; None for one that stays dense."""
+) -> Tensor | None:
+    """The weight (out, in) that a layer's parts stand for; None for one that stays dense."""
     record = Stored(work.artifact(realised[layer.name]))
     owner = job.owner(layer)
     shared = None if owner == layer.name else Stored(work.artifact(realised[owner]))
-    return unpack_layer(record, shared)
+    return stored_weight(record, shared)

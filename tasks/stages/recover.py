@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from compress_core.folder.replace import write_replaced
 from compress_core.hf.checkpoint import Checkpoint
 from compress_core.hf.loading import load_model
-from compress_core.hf.replace import write_replaced
 from compress_core.recover.parts import stored_tensors
 from compress_core.recover.recovery import Recovered, recover
 from compress_core.recover.settings import Recovery

@@ -22,7 +22,7 @@ from tasks.engine.session import Group, Session, Work
 from tasks.engine.units import Unit
 from tasks.stages.arrays import get_tensor, put
 from tasks.stages.collect import block_digest
-from tasks.stages.realise import Realise, Upstream, read_factors, realise_unit
+from tasks.stages.realise import Realise, Upstream, read_weight, realise_unit
 from tasks.stages.scratch import SCRATCH, discard, keep, load
 
 LINE = "sequential"
@@ -238,9 +238,9 @@ class _Prefix:
         for layer in self.job.model.layout.of_block(block):
             if names is not None and layer.name not in names:
                 continue
-            factors = read_factors(work, self.job, self.realised, layer)
-            if factors is not None:
-                weights[layer.name] = factors.dense()
+            weight = read_weight(work, self.job, self.realised, layer)
+            if weight is not None:
+                weights[layer.name] = weight
         return weights
 
 

@@ -13,8 +13,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from compress_core.forms.linear import is_compressed
 from compress_core.hf.checkpoint import Checkpoint
-from compress_core.hf.factored import is_factored
 from compress_core.hf.layout import inspect_model
 from compress_core.hf.loading import load_model
 from compress_core.types import LayerRef, Share
@@ -136,7 +136,7 @@ def test_the_folder_loads_both_ways_with_the_same_logits(family: str, case: Get)
     assert type(stock).__module__.startswith("transformers.models.")
     assert type(by_own_code).__module__.startswith("transformers_modules.")
     for layer in case(family).layers:
-        assert is_factored(stock.get_submodule(layer.name))
+        assert is_compressed(stock.get_submodule(layer.name))
 
 
 @pytest.mark.parametrize("family", CASES)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from compress_core.errors import ModelError
+from compress_core.forms.linear import is_compressed
 from compress_core.hf.checkpoint import Checkpoint
-from compress_core.hf.factored import is_factored
 from compress_core.hf.layout import inspect_model
 from compress_core.hf.model_code import first_line
 from compress_core.hf.stream import BlockStream
@@ -66,12 +66,12 @@ def _try_built(folder: Path, whole: Any, expected: Tensor) -> None:
     small = _compressed(folder)
     load = AutoModelForCausalLM.from_pretrained
     stock, by_own_code = load(small).eval(), load(small, trust_remote_code=True).eval()
-    names = [name for name, module in stock.named_modules() if is_factored(module)]
+    names = [name for name, module in stock.named_modules() if is_compressed(module)]
     if not names:
         raise Wrong(f"no layer of the loaded {type(stock).__name__} is factored")
     for name in names:
         module = stock.get_submodule(name)
-        if not is_factored(by_own_code.get_submodule(name)):
+        if not is_compressed(by_own_code.get_submodule(name)):
             raise Wrong(f"{name} is dense where the model is loaded by its own code")
         weight = module.dense_weight().detach()
         stored = nn.Parameter(weight.T if module.transposed else weight)

@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from compress_core.folder.swap import swap_layers
+from compress_core.folder.write import FactoredWeights, FolderSummary, write_folder
 from compress_core.hf.checkpoint import Checkpoint
-from compress_core.hf.factorise import factorise
-from compress_core.hf.folder import FactoredWeights, FolderSummary, write_folder
 from compress_core.hf.layout import inspect_model
 from compress_core.quantise import quantise
 from compress_core.sparse import Sparse, pack
@@ -56,7 +56,7 @@ def random_factors(model: Any, seed: int = 0) -> Factors:
 def in_memory(model: Any, factors: Factors) -> Any:
     """A copy of the model with the factors in place of the weights."""
     model = copy.deepcopy(model)
-    factorise(model, {name: {"rank": u.shape[1]} for name, (u, _) in factors.items()})
+    swap_layers(model, {name: {"rank": u.shape[1]} for name, (u, _) in factors.items()})
     with torch.no_grad():
         for name, (u, v) in factors.items():
             model.get_submodule(name).weight.copy_(u)
@@ -143,7 +143,7 @@ def in_memory_layers(model: Any, layers: Iterable[FactoredWeights]) -> Any:
         entries[layer.name] = layer.entry
         if layer.bias is not None and model.get_submodule(layer.name).bias is None:
             entries[layer.name]["bias"] = True
-    factorise(model, entries)
+    swap_layers(model, entries)
     with torch.no_grad():
         for layer in layers:
             module = model.get_submodule(layer.name)

@@ -10,8 +10,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 import compress_core.hf  # noqa: F401  registers the format
-from compress_core.hf.export import to_dense
-from compress_core.hf.factored import is_factored
+from compress_core.folder.export import to_dense
+from compress_core.forms.linear import is_compressed
 from tests.pipeline.folders import (
     BATCH,
     Pair,
@@ -117,7 +117,7 @@ def test_dense_again(case: str, trust: bool, pairs: dict[str, Pair], tmp_path: P
     to_dense(pair.small, tmp_path / "exported", max_shard_bytes=6000)
     for folder in (tmp_path / "dense", tmp_path / "exported"):
         loaded, found = load(folder, output_loading_info=True)
-        assert not any(is_factored(module) for module in loaded.modules())
+        assert not any(is_compressed(module) for module in loaded.modules())
         assert not found["missing_keys"] and not found["unexpected_keys"]
         assert torch.allclose(logits_of(loaded), want, atol=1e-5)
     assert torch.allclose(logits_of(dense), want, atol=1e-5)

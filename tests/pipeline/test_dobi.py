@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 import compress_core.hf  # noqa: F401  registers the format
 from compress_core.errors import ConfigError
 from compress_core.evaluate import perplexity_and_kl
-from compress_core.hf.folder import count_parameters
+from compress_core.folder.write import count_parameters
 from compress_core.layer.stored import unpack_factors
 from compress_core.methods import build_method
 from compress_core.types import EightBitLayer, affordable

@@ -15,11 +15,11 @@ from transformers import Trainer, TrainingArguments
 
 import compress_core.hf  # noqa: F401  registers the format
 from compress_core.errors import ModelError
+from compress_core.folder.export import to_dense
+from compress_core.folder.memory import bytes_in_memory, expected_bytes
+from compress_core.folder.write import count_parameters
+from compress_core.forms.linear import is_compressed
 from compress_core.hf.checkpoint import Checkpoint
-from compress_core.hf.export import to_dense
-from compress_core.hf.factored import is_factored
-from compress_core.hf.folder import count_parameters
-from compress_core.hf.footprint import bytes_in_memory, expected_bytes
 from compress_core.hf.quantised_linear import QuantisedLinear
 from compress_core.quantise import CODES, quantise
 from tests.pipeline.folders import (
@@ -120,7 +120,7 @@ def test_it_compiles_exports_and_is_built_on_the_meta_device(sizes: tuple[int, i
     empty.load_state_dict(layer.state_dict(), assign=True)
     assert torch.equal(empty(x), layer(x))
     assert bool(QuantisedLinear(sizes[1], sizes[0], 9)(x).isnan().all())  # until it is loaded
-    assert is_factored(layer) and repr(layer).endswith("rank=9, bias=True, bits=8)")
+    assert is_compressed(layer) and repr(layer).endswith("rank=9, bias=True, bits=8)")
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -204,7 +204,7 @@ def test_dense_again(case: str, trust: bool, pairs: dict[str, Pair], tmp_path: P
     to_dense(pair.small, tmp_path / "exported", max_shard_bytes=6000)
     for folder in (tmp_path / "dense", tmp_path / "exported"):
         loaded, found = load(folder, output_loading_info=True)
-        assert not any(is_factored(module) for module in loaded.modules())
+        assert not any(is_compressed(module) for module in loaded.modules())
         assert not found["missing_keys"] and not found["unexpected_keys"]
         assert torch.allclose(logits_of(loaded), want, atol=1e-4)
     with pytest.raises(ModelError, match="already compressed"):

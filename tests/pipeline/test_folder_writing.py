@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from compress_core.errors import ModelError
+from compress_core.folder.export import to_dense
+from compress_core.folder.modelling import modelling_source, stock_class
+from compress_core.folder.write import FactoredWeights, FolderSummary, write_folder
 from compress_core.hf.checkpoint import Checkpoint
-from compress_core.hf.export import to_dense
-from compress_core.hf.folder import FactoredWeights, FolderSummary, write_folder
 from compress_core.hf.layout import inspect_model
-from compress_core.hf.modelling import modelling_source, stock_class
 from compress_core.quantise import quantise
 from compress_core.sparse import Sparse
 from tests.families import tiny_model

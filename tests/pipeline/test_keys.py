@@ -78,6 +78,6 @@ def test_the_modelling_file_is_code_of_the_folder_and_of_nothing_before_it(
     for group in pipeline.groups:
         for unit in group.units:
             codes.setdefault(unit.stage, set()).update(fingerprint(unit.code))
-    assert "compress_core.hf.factorise.factorise_from_config" in codes["materialise"]
+    assert "compress_core.folder.swap.swap_from_config" in codes["materialise"]
     for stage in ("collect", "weigh", "decompose", "allocate", "realise"):
         assert not {name for name in codes[stage] if "folder" in name or "quantizer" in name}

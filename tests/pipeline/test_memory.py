@@ -8,8 +8,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import compress_core.hf  # noqa: F401  registers the format
+from compress_core.folder.memory import bytes_in_memory, expected_bytes
 from compress_core.hf.checkpoint import Checkpoint
-from compress_core.hf.footprint import bytes_in_memory, expected_bytes
 from compress_core.hf.loading import load_model
 from compress_core.hf.sparse_linear import SparseLinear
 from tests.families import tiny_model, token_batch

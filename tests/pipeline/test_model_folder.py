@@ -15,9 +15,9 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 import compress_core.hf  # noqa: F401  registers the format
 from compress_core.errors import ModelError
-from compress_core.hf.export import to_dense
-from compress_core.hf.factored import is_factored
-from compress_core.hf.folder import count_parameters
+from compress_core.folder.export import to_dense
+from compress_core.folder.write import count_parameters
+from compress_core.forms.linear import is_compressed
 from tests.families import FAMILIES, linear_names, tiny_model
 from tests.pipeline.folders import (
     BATCH,
@@ -100,7 +100,7 @@ def test_stock_class_equals_the_model_in_memory(
 ) -> None:
     model, reference = stock[case], pairs[case].reference
     assert type(model) is type(reference)
-    assert sum(is_factored(module) for module in model.modules()) == len(linear_names(reference))
+    assert sum(is_compressed(module) for module in model.modules()) == len(linear_names(reference))
     assert torch.equal(logits_of(model), logits_of(reference))
     tied = reference.config.tie_word_embeddings
     assert (model.get_output_embeddings().weight is model.get_input_embeddings().weight) == tied

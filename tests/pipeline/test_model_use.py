@@ -16,8 +16,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, pipeline
 
 import compress_core.hf
-from compress_core.hf.factored import FactoredLinear, is_factored
-from compress_core.hf.factorise import factorise
+from compress_core.folder.swap import swap_layers
+from compress_core.hf.factored import FactoredLinear, is_compressed
 from tests.families import VOCABULARY, tiny_model
 from tests.pipeline.folders import BATCH, Pair, logits_of, make_pair, random_factors, write_small
 
@@ -117,7 +117,7 @@ def test_lora_trains_and_refuses_to_merge(model: Any, llama: Pair, tmp_path: Pat
 @peft_uses_an_old_name
 def test_lora_merges_after_dequantize(model: Any, llama: Pair) -> None:
     dense = model.dequantize()
-    assert not any(is_factored(module) for module in dense.modules())
+    assert not any(is_compressed(module) for module in dense.modules())
     tuned, _ = _train_lora(dense)
     tuned.eval()
     before = logits_of(tuned)
@@ -187,7 +187,7 @@ def test_copies_save_themselves_and_not_the_original(llama: Pair, tmp_path: Path
 
 
 def test_importing_twice_registers_once() -> None:
-    module = compress_core.hf.quantizer
+    module = compress_core.folder.load
     first = dict(vars(module))
     importlib.reload(module)
     importlib.reload(compress_core.hf)
@@ -219,8 +219,8 @@ def test_importing_twice_registers_once() -> None:
 def test_factorise_refuses(modules: dict[str, Any], version: int, message: str) -> None:
     model = tiny_model("llama")
     with pytest.raises(ValueError, match=message):
-        factorise(model, modules, format_version=version)
-    assert not any(is_factored(module) for module in model.modules())
+        swap_layers(model, modules, format_version=version)
+    assert not any(is_compressed(module) for module in model.modules())
 
 
 @pytest.mark.parametrize(
@@ -238,14 +238,14 @@ def test_factorise_twice_changes_nothing_and_another_entry_is_refused(
 ) -> None:
     model = tiny_model("llama")
     modules = {GATE: {"rank": 3}, UP: entry}
-    factorise(model, modules)
-    layers = [module for module in model.modules() if is_factored(module)]
-    factorise(model, modules)
-    assert [module for module in model.modules() if is_factored(module)] == layers
+    swap_layers(model, modules)
+    layers = [module for module in model.modules() if is_compressed(module)]
+    swap_layers(model, modules)
+    assert [module for module in model.modules() if is_compressed(module)] == layers
     with pytest.raises(ValueError, match=re.escape(f"has {entry} already, not {other}")):
-        factorise(model, {GATE: {"rank": 3}, UP: other})
+        swap_layers(model, {GATE: {"rank": 3}, UP: other})
 
 
 def test_unfilled_factors_give_not_a_number() -> None:
-    model = factorise(tiny_model("llama"), {"model.layers.0.mlp.up_proj": {"rank": 3}})
+    model = swap_layers(tiny_model("llama"), {"model.layers.0.mlp.up_proj": {"rank": 3}})
     assert logits_of(model).isnan().all()

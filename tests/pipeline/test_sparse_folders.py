@@ -14,8 +14,8 @@ from transformers import AutoModel
 
 import compress_core.hf  # noqa: F401  registers the format
 from compress_core.errors import ModelError
-from compress_core.hf.export import to_dense
-from compress_core.hf.folder import count_parameters
+from compress_core.folder.export import to_dense
+from compress_core.folder.write import count_parameters
 from compress_core.sparse import PLACES, index_bytes
 from tests.families import tiny_model
 from tests.pipeline.folders import (

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compress_core.hf.factored import FactoredLinear, is_factored
+from compress_core.hf.factored import FactoredLinear, is_compressed
 from compress_core.hf.sparse_linear import SparseLinear
 from compress_core.sparse import Sparse, pack
 
@@ -311,6 +311,6 @@ def test_nothing_at_all_gives_the_bias() -> None:
 
 def test_it_is_found_among_the_factored() -> None:
     layer = layer_with("alone, dense")
-    assert is_factored(layer) and isinstance(layer, nn.Linear)
+    assert is_compressed(layer) and isinstance(layer, nn.Linear)
     assert repr(layer).endswith("rank=0, bias=True, nonzeros=900)")
     assert Sparse(torch.ones(1, 1, dtype=torch.bool), torch.ones(1)).nonzeros == 1

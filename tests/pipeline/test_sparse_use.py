@@ -12,8 +12,8 @@ from transformers import Trainer, TrainingArguments
 
 import compress_core.hf  # noqa: F401  registers the format
 from compress_core.errors import ModelError
-from compress_core.hf.export import to_dense
-from compress_core.hf.factored import is_factored
+from compress_core.folder.export import to_dense
+from compress_core.forms.linear import is_compressed
 from compress_core.sparse import PLACES
 from tests.pipeline.folders import (
     BATCH,
@@ -129,7 +129,7 @@ def test_dense_again(case: str, trust: bool, pairs: dict[str, Pair], tmp_path: P
     to_dense(pair.small, tmp_path / "exported", max_shard_bytes=6000)
     for folder in (tmp_path / "dense", tmp_path / "exported"):
         loaded, found = load(folder, output_loading_info=True)
-        assert not any(is_factored(module) for module in loaded.modules())
+        assert not any(is_compressed(module) for module in loaded.modules())
         assert not found["missing_keys"] and not found["unexpected_keys"]
         assert torch.allclose(logits_of(loaded), want, atol=1e-5)
 
@@ -139,7 +139,7 @@ def test_a_new_bias_stays_in_memory_and_out_of_an_ordinary_checkpoint(
     trust: bool, llama: Pair, tmp_path: Path
 ) -> None:
     dense = load(llama.small, trust).dequantize()
-    assert not any(is_factored(module) for module in dense.modules())
+    assert not any(is_compressed(module) for module in dense.modules())
     assert dense.get_submodule(BESIDE).bias is not None
     assert torch.allclose(logits_of(dense), logits_of(llama.reference), atol=1e-5)
     with pytest.raises(ModelError, match="got a bias from its method, which LlamaForCausalLM has"):

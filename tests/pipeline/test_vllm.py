@@ -15,8 +15,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from compress_core.errors import ModelError
-from compress_core.hf.folder import FactoredWeights
-from compress_core.hf.for_vllm import to_vllm
+from compress_core.folder.for_vllm import to_vllm
+from compress_core.folder.write import FactoredWeights
 from tests.families import tiny_model
 from tests.pipeline.folders import (
     BATCH,

@@ -13,9 +13,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, Gemma3Config
 
 from compress_core.errors import ModelError
+from compress_core.folder.export import to_dense
+from compress_core.folder.write import count_parameters, write_folder
 from compress_core.hf.checkpoint import Checkpoint
-from compress_core.hf.export import to_dense
-from compress_core.hf.folder import count_parameters, write_folder
 from compress_core.hf.layout import inspect_model
 from storage.digests import DigestCache
 from tasks.engine.dense_model import DenseModel

@@ -4,26 +4,24 @@ The factors are multiplied layer by layer while the files stream through; what c
 anywhere and is as large as the dense model was.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
 from torch import Tensor
 
 from compress_core.errors import ModelError
+from compress_core.folder.modelling import stock_class
+from compress_core.folder.shards import SHARD_BYTES, ShardWriter, new_folder, write_json
+from compress_core.folder.swap import swap_layers
+from compress_core.forms.kinds import check_parts, dense_of
+from compress_core.forms.linear import CompressedLinear
+from compress_core.forms.part import Entry, Sizes
 from compress_core.hf.binding import bind
 from compress_core.hf.checkpoint import Checkpoint
 from compress_core.hf.companions import copy_companions
-from compress_core.hf.factored import is_column_index, is_factored, product
-from compress_core.hf.factorise import factorise
-from compress_core.hf.modelling import stock_class
-from compress_core.hf.quantised_linear import QuantisedLinear, quantised_product
-from compress_core.hf.shards import SHARD_BYTES, ShardWriter, new_folder, write_json
-from compress_core.hf.sparse_linear import SparseLinear
-from compress_core.quantise import CODES, Codes
-from compress_core.sparse import Sparse, unpack
 
 OURS = ("quantization_config", "auto_map")
 
@@ -44,7 +42,7 @@ def to_dense(folder: Path, target: Path, max_shard_bytes: int = SHARD_BYTES) -> 
     layers = stored_layers(checkpoint)
     architecture = stock_class(checkpoint.config["auto_map"], "AutoModelForCausalLM")
     for layer in layers.values():
-        if layer.new_bias:
+        if layer.entry.get("bias"):
             raise ModelError(
                 f"{checkpoint.folder}: {layer.name} got a bias from its method, which "
                 f"{architecture} has no place for, so there is no ordinary checkpoint of this "
@@ -56,7 +54,7 @@ def to_dense(folder: Path, target: Path, max_shard_bytes: int = SHARD_BYTES) -> 
         writer = ShardWriter(draft, max_shard_bytes)
         for key in checkpoint.names:
             if key in layers:
-                writer.add(key, dense_weight(checkpoint, key, layers[key]))
+                writer.add(key, dense_weight(checkpoint, layers[key]))
             elif key not in parts:
                 writer.add(key, checkpoint.read(key))
         writer.close()
@@ -67,28 +65,28 @@ def to_dense(folder: Path, target: Path, max_shard_bytes: int = SHARD_BYTES) -> 
 
 @dataclass(frozen=True)
 class StoredLayer:
-    """Where a layer's tensors lie beside its out-factor.
+    """Where a layer's tensors lie.
 
-    `name` is the layer's in the model, `bias` has the key of its bias, or none, `new_bias` is
-    whether the dense layer had none. `factor_in` has the in-factor's key, `columns` those of
-    columns and column_index, `sparse` those of the values and of their places, or none; `codes`, of
-    a layer in 8 bits, part and key of all but the scale; `transposed` is whether the dense weight
-    was (in, out).
+    Attributes:
+        name: The layer's, in the model.
+        entry: What config.json says of it.
+        sizes: Its own.
+        keys: Part to key, of all that it computes with but the bias.
+        bias: Key of its bias, or none.
+        transposed: Whether the dense weight was (in, out).
     """
 
     name: str
-    new_bias: bool
+    entry: Entry
+    sizes: Sizes
+    keys: Mapping[str, str]
     bias: tuple[str, ...]
-    factor_in: tuple[str, ...]
-    columns: tuple[str, ...]
-    sparse: tuple[str, ...]
-    codes: tuple[tuple[str, str], ...]
     transposed: bool
 
     @property
     def others(self) -> tuple[str, ...]:
-        """All keys but those of the out-factor and the bias."""
-        return (*self.factor_in, *self.columns, *self.sparse, *(key for _, key in self.codes))
+        """All keys but those of `weight` and the bias."""
+        return tuple(key for part, key in self.keys.items() if part != "weight")
 
 
 def stored_layers(checkpoint: Checkpoint) -> dict[str, StoredLayer]:
@@ -102,7 +100,7 @@ def stored_layers(checkpoint: Checkpoint) -> dict[str, StoredLayer]:
         architecture = stock_class(checkpoint.config["auto_map"], "AutoModelForCausalLM")
         modules, version = settings["modules"], settings["format_version"]
         model = empty_model(checkpoint.folder, architecture)
-        factorise(model, modules, format_version=version)
+        swap_layers(model, modules, format_version=version)
     except KeyError as error:
         raise ModelError(f"{checkpoint.folder}/config.json lacks {error}: get it again") from error
     except ValueError as error:
@@ -119,21 +117,14 @@ def stored_layers(checkpoint: Checkpoint) -> dict[str, StoredLayer]:
 
     layers = {}
     for module in model.modules():
-        if is_factored(module):
+        if isinstance(module, CompressedLinear):
             name = module.layer_name
-            kept = ("columns", "column_index") if module.column_count else ()
-            sparse = ("sparse_values", *module.places()) if isinstance(module, SparseLinear) else ()
-            coded = _parts_in_8_bits(module)
-            owner = () if coded else (module.shared_with or name,)
-            layers[key(name, "weight")] = StoredLayer(
-                name,
-                module.new_bias,
-                () if module.bias is None else (key(name, "bias"),),
-                tuple(key(layer, "factor_in") for layer in owner),
-                tuple(key(name, part) for part in kept),
-                tuple(key(name, part) for part in sparse),
-                tuple((part, key(name, part)) for part in coded),
-                module.transposed,
+            owner = {part: name for part in module.parts}
+            owner |= {part: str(module.shared_with) for part in module.shared_parts}
+            keys = {part: key(layer, part) for part, layer in owner.items()}
+            bias = () if module.bias is None else (key(name, "bias"),)
+            layers[keys["weight"]] = StoredLayer(
+                name, module.entry, module.sizes, keys, bias, module.transposed
             )
     return layers
 
@@ -147,21 +138,24 @@ def empty_model(folder: Path, architecture: str) -> transformers.PreTrainedModel
     return model
 
 
-def _parts_in_8_bits(module: Any) -> tuple[str, ...]:
-    """What a layer has in 8 bits, and what is left of its factors; nothing for other layers."""
-    if not isinstance(module, QuantisedLinear):
-        return ()
-    rests = (part for part in ("rest_out", "rest_in") if getattr(module, part) is not None)
-    return (*CODES, *rests)
+def read_parts(checkpoint: Checkpoint, layer: StoredLayer) -> dict[str, Tensor]:
+    """What a layer computes with but the bias, by part.
+
+    Raises:
+        ModelError: It contradicts itself.
+    """
+    tensors = {part: checkpoint.read(key) for part, key in layer.keys.items()}
+    try:
+        check_parts(layer.entry, tensors, layer.sizes)
+    except ValueError as error:
+        raise ModelError(
+            f"{checkpoint.folder}: {layer.name}.{error}: it is damaged, get it again"
+        ) from error
+    return tensors
 
 
-def dense_weight(checkpoint: Checkpoint, key: str, layer: StoredLayer) -> Tensor:
+def dense_weight(checkpoint: Checkpoint, layer: StoredLayer) -> Tensor:
     """What a layer stands for, as the dense checkpoint kept it.
-
-    Args:
-        checkpoint: The compressed folder.
-        key: Key of the layer's out-factor.
-        layer: What else it has.
 
     Returns:
         (out, in), or (in, out) where `transposed`.
@@ -169,28 +163,5 @@ def dense_weight(checkpoint: Checkpoint, key: str, layer: StoredLayer) -> Tensor
     Raises:
         ModelError: What is stored names inputs or places that are not there.
     """
-    if layer.codes:
-        parts = {part: checkpoint.read(where) for part, where in layer.codes}
-        weight = quantised_product(Codes(checkpoint.read(key), **parts))
-        return weight.T if layer.transposed else weight
-    u, v = checkpoint.read(key), checkpoint.read(*layer.factor_in)
-    columns = index = None
-    if layer.columns:
-        columns, index = (checkpoint.read(part) for part in layer.columns)
-        if not is_column_index(index, v.shape[1] + columns.shape[1]):
-            raise ModelError(f"{checkpoint.folder}: {layer.columns[1]} is damaged: get it again")
-    sparse = _sparse_part(checkpoint, layer, (u.shape[0], v.shape[1])) if layer.sparse else None
-    weight = product(u, v, columns, index, sparse)
+    weight = dense_of(layer.entry, read_parts(checkpoint, layer), layer.sizes)
     return weight.T if layer.transposed else weight
-
-
-def _sparse_part(checkpoint: Checkpoint, layer: StoredLayer, sizes: tuple[int, int]) -> Tensor:
-    values, *places = (checkpoint.read(key) for key in layer.sparse)
-    names = [key.rpartition(".")[2] for key in layer.sparse[1:]]
-    try:
-        mask = unpack(dict(zip(names, places, strict=True)), *sizes, values.numel())
-    except ValueError as error:
-        raise ModelError(
-            f"{checkpoint.folder}: {layer.sparse[1]}: {error}: it is damaged, get it again"
-        ) from error
-    return Sparse(mask, values).dense()

@@ -12,18 +12,22 @@ import torch
 from torch import Tensor
 
 from compress_core.errors import ModelError
-from compress_core.hf.checkpoint import Checkpoint
-from compress_core.hf.companions import copy_companions
-from compress_core.hf.export import (
+from compress_core.folder.export import (
     OURS,
     StoredLayer,
     dense_weight,
     empty_model,
+    read_parts,
     stored_layers,
 )
-from compress_core.hf.factored import is_column_index, pays
-from compress_core.hf.modelling import stock_class, stock_module
-from compress_core.hf.shards import SHARD_BYTES, ShardWriter, new_folder, write_json
+from compress_core.folder.modelling import stock_class, stock_module
+from compress_core.folder.shards import SHARD_BYTES, ShardWriter, new_folder, write_json
+from compress_core.forms.columns import Columns
+from compress_core.forms.factors import Factors
+from compress_core.forms.kinds import kinds_of, pays
+from compress_core.forms.part import Sizes, Tensors
+from compress_core.hf.checkpoint import Checkpoint
+from compress_core.hf.companions import copy_companions
 
 CODE = "modeling_eigenpress_vllm"
 ARCHITECTURE = "TransformersForCausalLM"  # vLLM's name for whatever its Transformers backend runs
@@ -121,8 +125,9 @@ def _require_plain(checkpoint: Checkpoint, layers: dict[str, StoredLayer], model
             f"{type(model).__name__}, whose attention is its own; use --to dense"
         )
     for layer in layers.values():
-        if layer.sparse or layer.codes:
-            what = "sparse entries" if layer.sparse else "factors in 8 bits"
+        odd = set(kinds_of(layer.entry)) - {Factors, Columns}
+        if odd:
+            what = " and ".join(sorted(kind.words for kind in odd))
             raise ModelError(
                 f"{checkpoint.folder}: {layer.name} has {what}, which plain linear layers cannot "
                 "hold; use --to dense"
@@ -134,41 +139,38 @@ def _tensors(
 ) -> Iterator[tuple[str, Tensor]]:
     """Key and tensor of all that a layer becomes; where it is a pair, `pairs` gets its sizes."""
     stem = key.removesuffix("weight")
-    out_factor, in_factor = _factors(checkpoint, key, layer)
+    out_factor, in_factor = _factors(read_parts(checkpoint, layer), layer.sizes)
     (rows, rank), inputs = out_factor.shape, in_factor.shape[1]
-    paired = pays(rows, inputs, rank)
+    paired = pays(rows, inputs, {"rank": rank})
     if paired:
         sizes = {"in_features": inputs, "out_features": rows, "rank": rank}
         pairs[layer.name] = {**sizes, "bias": bool(layer.bias)}
         yield f"{stem}in_factor.weight", in_factor.clone()  # a shared one is stored twice
         yield f"{stem}out_factor.weight", out_factor
-    elif layer.new_bias:
+    elif layer.entry.get("bias"):
         raise ModelError(
             f"{checkpoint.folder}: {layer.name} keeps too much for a pair of linear layers, and "
             "its dense form has no place for the bias that it got; serve the folder itself"
         )
     else:
-        yield key, dense_weight(checkpoint, key, layer)
+        yield key, dense_weight(checkpoint, layer)
     for bias in layer.bias:
         yield f"{stem}out_factor.bias" if paired else bias, checkpoint.read(bias)
 
 
-def _factors(checkpoint: Checkpoint, key: str, layer: StoredLayer) -> tuple[Tensor, Tensor]:
+def _factors(tensors: Tensors, sizes: Sizes) -> tuple[Tensor, Tensor]:
     """(out, rank) and (rank, in), with kept columns as the last components, never rank 0."""
-    u, v = checkpoint.read(key), checkpoint.read(*layer.factor_in)
-    if not layer.columns:
+    u, v = tensors["weight"], tensors["factor_in"]
+    if not sizes.taken:
         # a component of zeros, for engines have no linear layer without outputs
         return (u, v) if len(v) else (u.new_zeros(len(u), 1), v.new_zeros(1, v.shape[1]))
-    columns, index = (checkpoint.read(part) for part in layer.columns)
-    count, inputs = columns.shape[1], v.shape[1] + columns.shape[1]
-    if not is_column_index(index, inputs):
-        raise ModelError(f"{checkpoint.folder}: {layer.columns[1]} is damaged: get it again")
-    kept = torch.zeros(inputs, dtype=torch.bool)
-    kept[index.long()] = True
-    whole = v.new_zeros(v.shape[0] + count, inputs)
-    whole[: v.shape[0], ~kept] = v
-    whole[torch.arange(v.shape[0], v.shape[0] + count), index.long()] = 1
-    return torch.cat([u, columns], 1), whole
+    index = tensors["column_index"].long()
+    kept = torch.zeros(sizes.inputs, dtype=torch.bool)
+    kept[index] = True
+    whole = v.new_zeros(len(v) + sizes.taken, sizes.inputs)
+    whole[: len(v), ~kept] = v
+    whole[torch.arange(len(v), len(whole)), index] = 1
+    return torch.cat([u, tensors["columns"]], 1), whole
 
 
 def _describe(checkpoint: Checkpoint, model: Any, pairs: dict[str, Any], folder: Path) -> None:

@@ -1,7 +1,7 @@
 """Let transformers load a compressed folder as the stock class, without code from the folder.
 
 Importing `compress_core.hf` registers this with transformers under the name in config.json; from
-then on `from_pretrained` puts FactoredLinear layers into the model before it reads the weights.
+then on `from_pretrained` puts CompressedLinear layers into the model before it reads the weights.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,26 +22,26 @@ from transformers.quantizers.auto import (
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from compress_core.folder.modelling import MODELLING_FILE, modelling_source, stock_class
+from compress_core.folder.swap import (
+    FORMAT_VERSION,
+    check_version,
+    require_parts,
+    settle_layers,
+    shared_factors,
+    swap_layers,
+)
+from compress_core.forms.kinds import kinds_of
+from compress_core.forms.linear import is_compressed
 from compress_core.hf.binding import bind
 from compress_core.hf.checkpoint import QUANT_METHOD, tensor_headers
-from compress_core.hf.factored import FactoredLinear, is_factored
-from compress_core.hf.factorise import (
-    FORMAT_VERSION,
-    check_indices,
-    check_version,
-    factorise,
-    require_factors,
-    shared_factors,
-)
-from compress_core.hf.modelling import MODELLING_FILE, modelling_source, stock_class
 
 
 class EigenpressConfig(QuantizationConfigMixin):
     """The compressed layers of a checkpoint, as its config.json lists them.
 
     Attributes:
-        modules: Layer name -> {"rank": int}, with "columns", "nonzeros", "factor_in", "bits" or
-            "bias" where it has them.
+        modules: Layer name -> entry, in which every kind of part finds its own.
         format_version: Version of the checkpoint format.
     """
 
@@ -66,7 +66,7 @@ class EigenpressConfig(QuantizationConfigMixin):
 
 
 class EigenpressQuantizer(HfQuantizer):
-    """Puts factored layers where the checkpoint has them; compressing itself happens elsewhere."""
+    """Puts compressed layers where the checkpoint has them; compressing happens elsewhere."""
 
     requires_calibration = True  # only compressed checkpoints are loaded, none is compressed here
     quantization_config: EigenpressConfig
@@ -75,9 +75,9 @@ class EigenpressQuantizer(HfQuantizer):
         self, model: PreTrainedModel, checkpoint_files: Sequence[str] | None = None, **_: Any
     ) -> PreTrainedModel:
         settings = self.quantization_config
-        factorise(model, settings.modules, _name_prefix(model), settings.format_version)
+        swap_layers(model, settings.modules, _name_prefix(model), settings.format_version)
         if checkpoint_files:
-            require_factors(model, _missing_keys(model, checkpoint_files))
+            require_parts(model, _missing_keys(model, checkpoint_files))
         if shared := shared_factors(model):
             model.all_tied_weights_keys.update(shared)
             # transformers' own ties nothing where the embeddings are not tied.
@@ -87,7 +87,7 @@ class EigenpressQuantizer(HfQuantizer):
     def _process_model_after_weight_loading(
         self, model: PreTrainedModel, **_: Any
     ) -> PreTrainedModel:
-        check_indices(model)
+        settle_layers(model)
         # The stock class saves no modelling file, yet the config it saves points to one.
         model.save_pretrained = partial(_save_pretrained, model)  # type: ignore[method-assign]
         return model
@@ -100,7 +100,7 @@ class EigenpressQuantizer(HfQuantizer):
         for key in shared_factors(model):
             model.all_tied_weights_keys.pop(key, None)
         for name, module in list(model.named_modules()):
-            if is_factored(module):
+            if is_compressed(module):
                 model.set_submodule(name, _dense_layer(module, wanted or module.weight.dtype))
         for name in ("save_pretrained", "get_expanded_tied_weights_keys"):
             model.__dict__.pop(name, None)
@@ -119,8 +119,9 @@ class EigenpressQuantizer(HfQuantizer):
 
     @property
     def is_qat_trainable(self) -> bool:
-        """Whether the Trainer may train the factors: yes, plain parameters, unless in 8 bits."""
-        return not any("bits" in entry for entry in self.quantization_config.modules.values())
+        """Whether the Trainer may train what is stored: yes, unless some of it is codes."""
+        entries = self.quantization_config.modules.values()
+        return not any(kind.fixed for entry in entries for kind in kinds_of(entry))
 
     @property
     def is_compileable(self) -> bool:
@@ -169,7 +170,7 @@ def _save_pretrained(
     type(self).save_pretrained(self, save_directory, *args, **kwargs)
 
 
-def _dense_layer(module: FactoredLinear, dtype: torch.dtype) -> nn.Module:
+def _dense_layer(module: Any, dtype: torch.dtype) -> nn.Module:
     weight = module.dense_weight().detach().to(dtype)
     with torch.device("meta"):
         if module.transposed:

@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from compress_core.errors import ModelError
+from compress_core.folder.shards import new_folder
 from compress_core.hf.checkpoint import tensor_headers, weight_files
-from compress_core.hf.shards import new_folder
 
 
 def write_replaced(

@@ -1,6 +1,7 @@
 """The Python file of a compressed folder, with which plain transformers loads it.
 
-It is the text of the factored layer and of the swap, then two classes named as the stock ones.
+It is the text of the parts, the compressed layer and the swap, then two classes named as the stock
+ones.
 """
 
 import sys
@@ -16,12 +17,9 @@ MODELLING_FILE = "modeling_eigenpress.py"
 
 # They need PyTorch and those before them.
 _SOURCES = (
-    "../sparse.py",
-    "../quantise.py",
-    "factored.py",
-    "sparse_linear.py",
-    "quantised_linear.py",
-    "factorise.py",
+    *("sparse.py", "quantise.py", "forms/part.py"),
+    *("forms/factors.py", "forms/eight_bits.py", "forms/columns.py", "forms/entries.py"),
+    *("forms/kinds.py", "forms/linear.py", "folder/swap.py"),
 )
 
 # The classes bear the names of the stock ones, and count as such, because transformers chooses by
@@ -32,14 +30,14 @@ import transformers  # noqa: E402
 import {base_module}  # noqa: E402
 
 
-class FactoredModelMixin:
-    """What a stock class needs to hold factored layers."""
+class CompressedModelMixin:
+    """What a stock class needs to hold compressed layers."""
 
     _eigenpress_prefix = ""
 
     def __init__(self, config, *inputs, **kwargs):
         super().__init__(config, *inputs, **kwargs)
-        factorise_from_config(self, config, self._eigenpress_prefix)
+        swap_from_config(self, config, self._eigenpress_prefix)
         self.all_tied_weights_keys.update(shared_factors(self))
 
     def get_expanded_tied_weights_keys(self, all_submodels=False):
@@ -49,8 +47,8 @@ class FactoredModelMixin:
     @classmethod
     def from_pretrained(cls, *inputs, output_loading_info=False, **kwargs):
         model, found = super().from_pretrained(*inputs, output_loading_info=True, **kwargs)
-        require_factors(model, found["missing_keys"])
-        check_indices(model)
+        require_parts(model, found["missing_keys"])
+        settle_layers(model)
         return (model, found) if output_loading_info else model
 
     @classmethod
@@ -58,21 +56,21 @@ class FactoredModelMixin:
         return False
 
 
-class {base_class}(FactoredModelMixin, {base_module}.{base_class}):
-    """{base_class} of transformers with factored layers."""
+class {base_class}(CompressedModelMixin, {base_module}.{base_class}):
+    """{base_class} of transformers with compressed layers."""
 
     _eigenpress_prefix = "{name_prefix}"
 
 
-class {architecture}(FactoredModelMixin, transformers.{architecture}):
-    """{architecture} of transformers with factored layers."""
+class {architecture}(CompressedModelMixin, transformers.{architecture}):
+    """{architecture} of transformers with compressed layers."""
 '''
 
 
 def modelling_source(architecture: str, base_class: str, base_prefix: str) -> str:
-    """The text of the modelling file: the factored layer, then the two classes that use it."""
+    """The text of the modelling file: the compressed layer, then the two classes that use it."""
     require_stock_classes(architecture, base_class)
-    here = Path(__file__).parent
+    here = Path(__file__).parents[1]
     layer = "\n\n".join(without_own_imports(here / name) for name in _SOURCES)
     return layer + _FOOTER.format(
         architecture=architecture,

@@ -1,0 +1,113 @@
+"""The kinds of parts that there are, and what follows from a layer being a sum of some of them."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+
+from compress_core.forms.columns import Columns, input_order
+from compress_core.forms.eight_bits import EightBits
+from compress_core.forms.entries import Entries
+from compress_core.forms.factors import Factors
+from compress_core.forms.part import Entry, Kind, Sizes, Slot, Tensors, wider
+
+KINDS: tuple[type[Kind], ...] = (Factors, EightBits, Columns, Entries)
+SLOTS: Mapping[str, Slot] = {name: slot for kind in KINDS for name, slot in kind.slots.items()}
+OF_SUMS = 4  # version of the format from which on any kinds may stand together
+
+
+def kinds_of(entry: Entry) -> tuple[type[Kind], ...]:
+    """The kinds of a layer's parts."""
+    return tuple(kind for kind in KINDS if kind.calls(entry))
+
+
+def sizes_of(out_features: int, in_features: int, entry: Entry) -> Sizes:
+    """A layer's sizes, with the inputs that its parts do not all read."""
+    return Sizes(out_features, in_features, entry.get("columns", 0))
+
+
+def plain_entry(settings: Entry) -> dict[str, Any]:
+    """An entry with nothing in it that says nothing, so that equal ones are equal."""
+    says = {key: value for key, value in settings.items() if value and key != "rank"}
+    return {"rank": int(settings["rank"]), **says}
+
+
+def version_of(entries: Iterable[Entry]) -> int:
+    """The least version of the format that has all of these."""
+    found = [1]
+    for entry in entries:
+        kinds = kinds_of(entry)
+        found += [kind.version for kind in kinds]
+        found.append(2 if "factor_in" in entry else 3 if "bias" in entry else 1)
+        found.append(OF_SUMS if len(set(kinds) - {Factors}) > 1 else 1)
+    return max(found)
+
+
+def shapes_of(entry: Entry, sizes: Sizes) -> dict[str, tuple[int, ...]]:
+    """Every tensor that a layer stores but its bias."""
+    return {
+        name: shape for kind in kinds_of(entry) for name, shape in kind.shapes(entry, sizes).items()
+    }
+
+
+def numbers_of(entry: Entry, sizes: Sizes) -> int:
+    """Numbers that a layer stores, as budgets count, but a bias that the dense one had.
+
+    For layers that share an in-factor ``sizes.out`` is the sum of theirs.
+    """
+    found = sum(kind.numbers(entry, sizes) for kind in kinds_of(entry))
+    return found + (sizes.out if entry.get("bias") else 0)
+
+
+def why_not(entry: Entry, sizes: Sizes) -> str | None:
+    """What is wrong with a layer's entry; None where nothing is."""
+    known = {key for kind in kinds_of(entry) for key in kind.keys} | {"bias"}
+    if odd := sorted(entry.keys() - known):
+        return f"this code knows no {odd[0]}={entry[odd[0]]!r} beside what else it stores"
+    counts = [value for value in entry.values() if isinstance(value, int)]
+    if min(counts) < 0 or sizes.rest < 1:
+        return f"({sizes.out}, {sizes.inputs}) cannot store {dict(entry)}"
+    if numbers_of(entry, sizes) >= sizes.dense:
+        beside = "".join(
+            f" and {entry[key]} {word}"
+            for key, word in (("columns", "columns"), ("nonzeros", "entries"))
+            if key in entry
+        )
+        return (
+            f"({sizes.out}, {sizes.inputs}) cannot have rank {entry['rank']}{beside}: what is "
+            "stored would not be smaller than the dense weight; leave it dense"
+        )
+    return None
+
+
+def pays(out_features: int, in_features: int, entry: Entry) -> bool:
+    """Whether what a layer stores are fewer numbers than the dense weight."""
+    return why_not(entry, sizes_of(out_features, in_features, entry)) is None
+
+
+def dense_of(entry: Entry, tensors: Tensors, sizes: Sizes) -> torch.Tensor:
+    """The dense weight (out, in) that a layer stands for.
+
+    Args:
+        entry: What config.json says of it.
+        tensors: What it stores.
+        sizes: Its own.
+
+    Returns:
+        The sum of its parts, put together in a wider dtype than theirs and rounded once.
+    """
+    dtype = tensors["weight"].dtype
+    whole = tensors["weight"].new_zeros(sizes.out, sizes.inputs, dtype=wider(dtype))
+    views: dict[str, Any] = {"all": slice(None), "rest": slice(None)}
+    if sizes.taken:
+        order = input_order(tensors["column_index"], sizes.inputs)
+        views |= {"rest": order[: sizes.rest], "taken": order[sizes.rest :]}
+    for kind in kinds_of(entry):
+        whole[:, views[kind.reads]] += kind.dense(tensors, sizes)
+    return whole.to(dtype)
+
+
+def check_parts(entry: Entry, tensors: Tensors, sizes: Sizes) -> None:
+    """Raise ValueError where what a layer stores contradicts itself."""
+    for kind in kinds_of(entry):
+        kind.check(tensors, sizes)
