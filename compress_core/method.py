@@ -8,6 +8,7 @@ from compress_core.allocate.uniform import Uniform
 from compress_core.decompose import Decomposer, ProjectOutputs
 from compress_core.errors import ConfigError
 from compress_core.fit import DENSE, PREFIX, Fitter, Prefix
+from compress_core.forms.products import PLAIN
 from compress_core.learn.base import Learner
 from compress_core.metric import Unweighted, Weighting
 from compress_core.types import LayerRef, Stack
@@ -65,8 +66,8 @@ class Method:
         prefix: How inputs behind compressed layers are measured, for a fitter that reads them.
         sharing: Which layers have an in-factor in common; None for none.
         learn: What chooses among the decomposition's atoms by training, in place of ``allocate``.
-        eight_bits: Whether components are stored in 8 bits. What is learned is then charged so, and
-            such a model cannot be trained on.
+        form: In which a product of low rank is stored and charged, a key of ``FORMS``; what layers
+            share stays plain. A model in 8 bits cannot be trained on.
     """
 
     name: str
@@ -79,7 +80,7 @@ class Method:
     prefix: Prefix = Prefix()
     sharing: Sharing | None = None
     learn: Learner | None = None
-    eight_bits: bool = False
+    form: str = PLAIN
 
     @property
     def reads_inputs(self) -> bool:
@@ -129,5 +130,10 @@ class Method:
             ConfigError: The groups do not divide the model's blocks.
         """
         if self.sharing is None:
-            return [Stack((layer,)) for layer in layers]
-        return self.sharing.stacks(layers)
+            return [Stack((replace(layer, form=self.form),)) for layer in layers]
+        return [
+            Stack((replace(found.members[0], form=self.form),))
+            if len(found.members) == 1
+            else found
+            for found in self.sharing.stacks(layers)
+        ]

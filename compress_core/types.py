@@ -1,14 +1,16 @@
 """The nouns every method speaks: a layer, a budget, and each layer's share of it.
 
-One number of a dense weight costs 1; a rank-one component of an (out, in) layer costs out + in.
+One number of a dense weight costs 1; a rank-one component of an (out, in) layer costs out + in, less
+where it is stored in another form.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Literal
 
 from compress_core.errors import BudgetError, ConfigError
+from compress_core.forms.products import PLAIN, largest_rank, rank_cost
 
 Scope = Literal["compressible", "model"]
 
@@ -24,6 +26,7 @@ class LayerRef:
         in_features: Columns of the weight in the (out, in) convention.
         tap: Name of the first layer that reads the same input; statistics are kept once per tap.
         transposed: Whether the checkpoint stores the weight as (in, out), as GPT-2 does.
+        form: In which a product of low rank will be stored, a key of ``FORMS``.
     """
 
     name: str
@@ -32,6 +35,7 @@ class LayerRef:
     in_features: int
     tap: str
     transposed: bool = False
+    form: str = PLAIN
 
     @property
     def dense_cost(self) -> int:
@@ -40,31 +44,29 @@ class LayerRef:
 
     @property
     def atom_cost(self) -> int:
-        """Numbers that one rank-one component adds."""
-        return self.out_features + self.in_features
+        """Numbers that the first component adds; every one, but in the pivot form."""
+        return self.rank_cost(1)
 
     @property
     def paying_rank(self) -> int:
-        """Largest rank whose factors cost less than the dense weight."""
-        return (self.dense_cost - 1) // self.atom_cost
+        """Largest rank whose product costs less than the dense weight."""
+        return self.affordable_rank(self.dense_cost - 1)
 
+    def rank_cost(self, rank: int) -> int:
+        """Numbers that a product of a rank takes."""
+        return rank_cost(self.form, rank, self.out_features, self.in_features)
 
-@dataclass(frozen=True)
-class EightBitLayer(LayerRef):
-    """A layer whose components are stored in 8 bits (``compress_core.quantise``).
+    def affordable_rank(self, numbers: int) -> int:
+        """Largest rank whose product takes no more than some numbers."""
+        return largest_rank(self.form, numbers, self.out_features, self.in_features)
 
-    Its numbers are those of 16 bits that take the same room: two codes count as one.
-    """
-
-    @property
-    def atom_cost(self) -> int:
-        """Numbers that one component adds: those of the longer factor, and its scale."""
-        return max(self.out_features, self.in_features) + 1
-
-    @classmethod
-    def of(cls, layer: LayerRef) -> "EightBitLayer":
-        """The same layer, stored so."""
-        return cls(**{field.name: getattr(layer, field.name) for field in fields(layer)})
+    def ideal_rank(self, numbers: float) -> float:
+        """The rank, with its fraction, that would take just so many numbers."""
+        if self.form != "pivot" and self.form != "auto":
+            return numbers / self.atom_cost
+        rank = self.affordable_rank(int(numbers))
+        here, after = self.rank_cost(rank), self.rank_cost(rank + 1)
+        return rank + (numbers - here) / (after - here)
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,11 @@ class Stack:
     members: tuple[LayerRef, ...]
 
     @property
+    def form(self) -> str:
+        """In which a member's product is stored: what is shared is so in plain factors."""
+        return self.members[0].form if len(self.members) == 1 else PLAIN
+
+    @property
     def as_layer(self) -> LayerRef:
         """The stack as the one layer that decompositions and allocators see."""
         first = self.members[0]
@@ -160,7 +167,7 @@ class Share:
         """Numbers stored for ``layer`` at this share."""
         if self.rank is None:
             return layer.dense_cost
-        return self.rank * layer.atom_cost + self.nonzeros
+        return layer.rank_cost(self.rank) + self.nonzeros
 
 
 def dense_or(rank: int, layer: LayerRef) -> Share:

@@ -130,7 +130,8 @@ def share_at(layer: LayerRef, wanted: float) -> Share:
     """A probed layer at a share: its floored rank, at least one component; dense if that pays."""
     if wanted >= 1:
         return Share(None)
-    return dense_or(max(1, affordable(wanted, layer.dense_cost) // layer.atom_cost), layer)
+    rank = layer.affordable_rank(affordable(wanted, layer.dense_cost))
+    return dense_or(max(1, rank), layer)
 
 
 def least_rank(layer: LayerRef) -> int | None:

@@ -44,7 +44,8 @@ class ByType:
         """Scores within each type, turned into whole ranks."""
         scores: dict[str, dict[str, float]] = {}
         for layer in layers:
-            rank = min(affordable(kept, layer.dense_cost) // layer.atom_cost, layer.paying_rank)
+            numbers = affordable(kept, layer.dense_cost)
+            rank = min(layer.affordable_rank(numbers), layer.paying_rank)
             squared = max(0.0, float(evidence.losses[layer.name][rank]))
             loss = math.sqrt(squared * max(1, evidence.tokens))
             scores.setdefault(type_of(layer), {})[layer.name] = 1 / math.log(math.e + loss)

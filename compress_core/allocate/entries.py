@@ -78,12 +78,12 @@ class Entries:
     def _unstructured(self, layer: LayerRef, kept: float) -> Share:
         numbers = affordable(kept, layer.dense_cost)
         rank = self._rank(layer, numbers)
-        return Share(rank, numbers - rank * layer.atom_cost)
+        return Share(rank, numbers - layer.rank_cost(rank))
 
     def _rank(self, layer: LayerRef, numbers: int) -> int:
         if self.adapter is not None:
             return affordable(self.adapter, min(layer.out_features, layer.in_features))
-        return affordable(self.low_rank, numbers) // layer.atom_cost
+        return layer.affordable_rank(affordable(self.low_rank, numbers))
 
     def _by_pattern(
         self, layers: Sequence[LayerRef], kept: float, pattern: Pattern
@@ -126,4 +126,4 @@ class Entries:
 
     def _least(self, layer: LayerRef) -> float:
         rank = 0 if self.adapter is None else self._rank(layer, 0)
-        return (rank * layer.atom_cost + 1) / layer.dense_cost
+        return (layer.rank_cost(rank) + 1) / layer.dense_cost

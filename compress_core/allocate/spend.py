@@ -22,13 +22,13 @@ def spend(layers: Sequence[LayerRef], kept: float, wanted: Scaled) -> dict[str, 
         return {layer.name: Share(None) for layer in layers}
     budget = budget_of(layers, kept)
     shares = wanted(_scale(layers, budget, wanted))
-    ideal = {x.name: shares[x.name] * x.dense_cost / x.atom_cost for x in layers}
-    ranks = {x.name: _floor(x, ideal[x.name]) for x in layers}
+    ideal = {x.name: x.ideal_rank(shares[x.name] * x.dense_cost) for x in layers}
+    ranks = {x.name: _floor(x, shares[x.name], ideal[x.name]) for x in layers}
     start = {x.name: Share(ranks[x.name]) for x in layers}
     while sum(start[x.name].cost(x) for x in layers) > budget:  # one component each was forced
         largest = max(
             (x for x in layers if (start[x.name].rank or 0) > 1 or _may_shrink(x, start[x.name])),
-            key=lambda x: (start[x.name].cost(x) - ideal[x.name] * x.atom_cost, x.name),
+            key=lambda x: (start[x.name].cost(x) - shares[x.name] * x.dense_cost, x.name),
         )
         start[largest.name] = Share((start[largest.name].rank or largest.paying_rank + 1) - 1)
     return top_up(layers, budget, start, lambda x, share: ideal[x.name] - (share.rank or 0))
@@ -87,8 +87,8 @@ def _scale(layers: Sequence[LayerRef], budget: int, wanted: Scaled) -> float:
     return low
 
 
-def _floor(layer: LayerRef, ideal: float) -> int | None:
-    if ideal * layer.atom_cost >= layer.dense_cost * (1 - 1e-9):
+def _floor(layer: LayerRef, share: float, ideal: float) -> int | None:
+    if share >= 1 - 1e-9:
         return None
     least = least_rank(layer)
     return least and min(max(least, int(ideal + 1e-9)), layer.paying_rank)

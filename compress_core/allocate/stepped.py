@@ -125,7 +125,7 @@ class Stepped:
     def _floor(self, layer: LayerRef, wanted: float, top: int) -> Share:
         if not top or wanted >= layer.dense_cost:
             return Share(None)
-        rank = math.floor(wanted / layer.atom_cost + 1e-9) // self.multiple * self.multiple
+        rank = math.floor(layer.ideal_rank(wanted) + 1e-9) // self.multiple * self.multiple
         return Share(min(max(rank, self.multiple), top))
 
     def _next(self, layer: LayerRef, share: Share) -> Share:

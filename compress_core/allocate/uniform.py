@@ -43,7 +43,7 @@ class Uniform:
             return {layer.name: Share(None) for layer in layers}
         shares = {}
         for layer in layers:
-            rank = affordable(kept, layer.dense_cost) // layer.atom_cost
+            rank = layer.affordable_rank(affordable(kept, layer.dense_cost))
             if rank == 0:
                 needed = max(other.atom_cost / other.dense_cost for other in layers)
                 raise BudgetError(

@@ -18,8 +18,14 @@ MODELLING_FILE = "modeling_eigenpress.py"
 # They need PyTorch and those before them.
 _SOURCES = (
     *("sparse.py", "quantise.py", "forms/part.py"),
-    *("forms/factors.py", "forms/eight_bits.py", "forms/columns.py", "forms/entries.py"),
-    *("forms/kinds.py", "forms/linear.py", "folder/swap.py"),
+    *("forms/factors.py", "forms/eight_bits.py", "forms/pivot.py"),
+    *(
+        "forms/columns.py",
+        "forms/entries.py",
+        "forms/kinds.py",
+        "forms/linear.py",
+        "folder/swap.py",
+    ),
 )
 
 # The classes bear the names of the stock ones, and count as such, because transformers chooses by

@@ -22,8 +22,8 @@ class Factors(Kind):
 
     @staticmethod
     def calls(entry: Entry) -> bool:
-        """Where there is a rank and nothing says in which other form."""
-        return "bits" not in entry
+        """Never by itself: it is what a rank means where nothing else calls for it."""
+        return False
 
     @staticmethod
     def shapes(entry: Entry, sizes: Sizes) -> dict[str, tuple[int, ...]]:
@@ -32,7 +32,7 @@ class Factors(Kind):
         return {"weight": (sizes.out, rank), "factor_in": (rank, sizes.rest)}
 
     @staticmethod
-    def pack(u: torch.Tensor, v: torch.Tensor) -> dict[str, torch.Tensor]:
+    def pack(u: torch.Tensor, v: torch.Tensor, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """The tensors of a product of U (out, rank) and V (rank, in)."""
         return {"weight": u, "factor_in": v}
 

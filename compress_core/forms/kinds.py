@@ -10,15 +10,17 @@ from compress_core.forms.eight_bits import EightBits
 from compress_core.forms.entries import Entries
 from compress_core.forms.factors import Factors
 from compress_core.forms.part import Entry, Kind, Sizes, Slot, Tensors, wider
+from compress_core.forms.pivot import Pivot
 
-KINDS: tuple[type[Kind], ...] = (Factors, EightBits, Columns, Entries)
+KINDS: tuple[type[Kind], ...] = (Factors, EightBits, Pivot, Columns, Entries)
 SLOTS: Mapping[str, Slot] = {name: slot for kind in KINDS for name, slot in kind.slots.items()}
 OF_SUMS = 4  # version of the format from which on any kinds may stand together
 
 
 def kinds_of(entry: Entry) -> tuple[type[Kind], ...]:
-    """The kinds of a layer's parts."""
-    return tuple(kind for kind in KINDS if kind.calls(entry))
+    """The kinds of a layer's parts: those that it calls for, and plain factors for a bare rank."""
+    called = tuple(kind for kind in KINDS if kind.calls(entry))
+    return called if any("rank" in kind.keys for kind in called) else (Factors, *called)
 
 
 def sizes_of(out_features: int, in_features: int, entry: Entry) -> Sizes:

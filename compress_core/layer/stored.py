@@ -1,6 +1,5 @@
 """What a layer stores: the parts that a fit ended with, as tensors of its file and their entry."""
 
-from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -8,10 +7,9 @@ from torch import Tensor
 
 from compress_core.decompose import LowRank
 from compress_core.forms.columns import Columns
-from compress_core.forms.eight_bits import BITS, EightBits
 from compress_core.forms.entries import Entries
-from compress_core.forms.factors import Factors
 from compress_core.forms.kinds import SLOTS, dense_of, numbers_of, sizes_of
+from compress_core.forms.products import PLAIN, product_form
 from compress_core.record import Packed, Record
 from compress_core.sparse import Sparse, unpack
 
@@ -19,7 +17,7 @@ BIAS = "bias"  # added to the layer's own
 
 
 def pack_layer(
-    factors: LowRank | None, dtype: torch.dtype, dense_cost: int, *, own: bool, eight_bits: bool
+    factors: LowRank | None, dtype: torch.dtype, dense_cost: int, *, own: bool, form: str = PLAIN
 ) -> Packed:
     """What is kept of a layer, with its entry, rank, columns, entries and numbers.
 
@@ -28,11 +26,11 @@ def pack_layer(
         dtype: That the model is stored in.
         dense_cost: Numbers of the dense weight.
         own: Whether the in-factor is the layer's own, not another one's that it shares.
-        eight_bits: Whether factors are stored as 8-bit codes.
+        form: Of the product, a key of ``FORMS``.
     """
     if factors is None:
         return Packed({}, {"rank": None, "columns": 0, "nonzeros": 0, "numbers": dense_cost})
-    tensors, entry = as_parts(factors, dtype, eight_bits=eight_bits)
+    tensors, entry = as_parts(factors, dtype, form)
     sizes = sizes_of(factors.u.shape[0], factors.in_features, entry)
     numbers = numbers_of(entry, sizes)
     if factors.bias is not None:
@@ -41,40 +39,30 @@ def pack_layer(
     if not own:
         for name in [name for name in tensors if name in SLOTS and SLOTS[name].shared]:
             numbers -= tensors.pop(name).numel()
-    counts = {"rank": 0, "columns": 0, "nonzeros": 0} | entry
+    counts = {"columns": 0, "nonzeros": 0} | entry
     known = {"entry": entry, "sizes": [sizes.out, sizes.inputs], **counts, "numbers": numbers}
     return Packed(tensors, known)
 
 
 def as_parts(
-    factors: LowRank, dtype: torch.dtype, *, eight_bits: bool = False
+    factors: LowRank, dtype: torch.dtype, form: str = PLAIN
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """What a fit ended with as the tensors of its parts, numbers in ``dtype``, and their entry."""
-    entry: dict[str, Any] = {"rank": factors.rank}
-    tensors: dict[str, Tensor] = {}
-    for tensors_of, says in _parts(factors, dtype, eight_bits):
-        tensors |= tensors_of
-        entry |= says
-    sizes = sizes_of(factors.u.shape[0], factors.in_features, entry)
+    columns = 0 if factors.index is None else len(factors.index)
+    shape = factors.u.shape[0], factors.in_features
+    kind, entry = product_form(form, factors.rank, *shape, columns)
+    tensors = kind.pack(factors.u, factors.v, dtype)
+    if factors.columns is not None and factors.index is not None:
+        tensors |= Columns.pack(factors.columns, factors.index)
+        entry |= {"columns": columns}
+    if factors.sparse is not None and factors.sparse.nonzeros:
+        tensors |= Entries.pack(factors.sparse.mask, factors.sparse.values)
+        entry |= {"nonzeros": factors.sparse.nonzeros}
+    sizes = sizes_of(*shape, entry)
     for name, tensor in tensors.items():
         slot = SLOTS[name]
         tensors[name] = tensor.to(dtype) if slot.dtype is None else slot.save(tensor, sizes)
     return tensors, entry
-
-
-def _parts(
-    factors: LowRank, dtype: torch.dtype, eight_bits: bool
-) -> Iterator[tuple[Mapping[str, Tensor], Mapping[str, Any]]]:
-    if eight_bits:
-        yield EightBits.pack(factors.u, factors.v, dtype), {"bits": BITS}
-    else:
-        yield Factors.pack(factors.u, factors.v), {}
-    if factors.columns is not None and factors.index is not None:
-        packed = Columns.pack(factors.columns, factors.index)
-        yield packed, {"columns": len(factors.index)}
-    if factors.sparse is not None and factors.sparse.nonzeros:
-        packed = Entries.pack(factors.sparse.mask, factors.sparse.values)
-        yield packed, {"nonzeros": factors.sparse.nonzeros}
 
 
 def tensors_of(record: Record, shared: Record | None = None) -> dict[str, Tensor]:

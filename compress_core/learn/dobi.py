@@ -7,13 +7,14 @@ stored share from the target. What differs from the published code is said in ``
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from compress_core.allocate.base import check_one_component_each
 from compress_core.errors import ConfigError
+from compress_core.forms.products import EIGHT_BITS, PLAIN
 from compress_core.gradients import token_loss
 from compress_core.learn.base import Assignment, Learned, train_whole
 from compress_core.learn.loop import (
@@ -25,7 +26,7 @@ from compress_core.learn.loop import (
     require_finite_parameters,
 )
 from compress_core.learn.spectrum import Spectra, affordable_dense, choose, cut, install
-from compress_core.types import EightBitLayer, LayerRef
+from compress_core.types import LayerRef
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,8 @@ class LearnTruncation:
 
     def charged(self, layers: Sequence[LayerRef]) -> list[LayerRef]:
         """The layers with the cost of a component as it will be stored."""
-        return [EightBitLayer.of(layer) if self.eight_bits else layer for layer in layers]
+        form = EIGHT_BITS if self.eight_bits else PLAIN
+        return [replace(layer, form=form) for layer in layers]
 
     def learn(self, given: Assignment) -> Learned:
         """Trains the truncation points, then rounds them to the exact budget.

@@ -9,6 +9,7 @@ from typing import Any
 from compress_core.allocate import DEVICE, allocator_options, build_allocator
 from compress_core.allocate.stepped import Stepped
 from compress_core.errors import ConfigError
+from compress_core.forms.products import FACTORS, PLAIN
 from compress_core.method import Method
 from compress_core.methods.ada_svd import ada_svd
 from compress_core.methods.asvd import asvd
@@ -27,7 +28,7 @@ from compress_core.methods.svd import svd
 from compress_core.methods.svd_llm import svd_llm
 from compress_core.methods.svd_llm_v2 import svd_llm_v2
 from compress_core.methods.wanda import wanda
-from compress_core.options import OptionValue, nearest, read_option
+from compress_core.options import OptionValue, nearest, one_of, read_option
 from compress_core.refine.columns import PreserveColumns
 
 METHODS: dict[str, Callable[..., Method]] = {
@@ -92,6 +93,7 @@ def build_method(
     options: Mapping[str, OptionValue] | None = None,
     allocate: str | None = None,
     multiple: int = 1,
+    factors: str = PLAIN,
 ) -> Method:
     """The method that ``text`` names, each option at the paper's default unless given.
 
@@ -101,6 +103,8 @@ def build_method(
             is named; text is read as the default's type. What ``text`` itself says comes first.
         allocate: A key of ``ALLOCATORS``, in place of the method's own allocator.
         multiple: What every rank is to be a multiple of.
+        factors: How products of low rank are stored, one of ``FACTORS``; ``text`` may say it as an
+            option.
 
     Raises:
         ConfigError: Unknown method, allocator or option, or a value of the wrong kind or range.
@@ -113,18 +117,20 @@ def build_method(
     defaults = option_defaults(name)
     for_allocator = allocator_options(allocate) if allocate else []
     values, of_allocator = {}, {}
-    for option, given in ({**(options or {}), **variant.options}).items():
+    given_options = {**(options or {}), **variant.options}
+    factors = str(given_options.pop("factors", factors))
+    for option, given in given_options.items():
         if option in for_allocator:
             of_allocator[option] = given
         elif option in defaults:
             values[option] = read_option(f"method {name!r}", option, given, defaults[option])
         else:
-            known = [*defaults, *for_allocator]
+            known = [*defaults, *for_allocator, "factors"]
             raise ConfigError(
                 f"method {name!r} has no option {option!r}; its options: "
                 f"{', '.join(known) or 'none'}{nearest(option, known)}"
             )
-    method = METHODS[name](**values)
+    method = _stored_as(METHODS[name](**values), factors)
     device = str(of_allocator.pop(DEVICE, ""))
     if allocate is None:
         return _stepped(method, multiple, device)
@@ -147,6 +153,30 @@ def option_defaults(name: str, allocate: str | None = None) -> dict[str, Any]:
     return own | {
         o: getattr(allocator, o, "") for o in (allocator_options(allocate) if allocate else [])
     }
+
+
+def _stored_as(method: Method, factors: str) -> Method:
+    """The method with its products of low rank stored as asked.
+
+    Raises:
+        ConfigError: There is no such form, or the method's products have one of their own.
+    """
+    one_of(f"method {method.name!r}", "factors", factors, FACTORS)
+    if factors == PLAIN:
+        return method
+    if method.form != PLAIN:
+        raise ConfigError(f"method {method.name!r} stores its factors in {method.form}: give plain")
+    if method.learn is not None:
+        if factors == "auto":
+            return method
+        raise ConfigError(
+            f"method {method.name!r} learns at the price of plain factors: leave out factors="
+            f"{factors}"
+        )
+    fit = method.fit
+    if isinstance(fit, PreserveColumns):
+        fit = replace(fit, form=factors)
+    return replace(method, form=factors, fit=fit)
 
 
 def _stepped(method: Method, multiple: int, device: str) -> Method:

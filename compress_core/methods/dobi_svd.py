@@ -26,6 +26,7 @@ here steps are even and a component's two scales one.
 """
 
 from compress_core.decompose import ProjectOutputs
+from compress_core.forms.products import EIGHT_BITS, PLAIN
 from compress_core.learn.dobi import LearnTruncation
 from compress_core.method import Method
 from compress_core.metric import OutputError
@@ -61,5 +62,5 @@ def dobi_svd(
         weighting=OutputError(),
         decompose=ProjectOutputs(whole=True),
         learn=LearnTruncation(steps, batch, beta, rate, balance, remap),
-        eight_bits=remap,
+        form=EIGHT_BITS if remap else PLAIN,
     )

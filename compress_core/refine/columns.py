@@ -16,6 +16,7 @@ from compress_core.decompose import LowRank, energies, project, split_inputs
 from compress_core.errors import ConfigError
 from compress_core.fit import DENSE, Moments, Start, start_factors
 from compress_core.forms.columns import index_dtype
+from compress_core.forms.products import PLAIN, rank_cost
 from compress_core.metric import SecondMoment
 from compress_core.refine.inverse import inverse
 
@@ -62,12 +63,14 @@ class PreserveColumns:
             are then chosen by the error of the ranks that really stay.
         search: "golden" as in the paper, which takes the error to have one minimum in Δ; "grid"
             tries Δ all over its range first.
+        form: In which the factors will be stored, a key of ``FORMS``: what a rank frees.
         accept: Least relative gain in error for which columns are kept at all.
     """
 
     refit: bool = False
     search: Search = "golden"
     accept: float = 0.01
+    form: str = PLAIN
     reads: ClassVar[frozenset[str]] = frozenset({DENSE})
 
     def __post_init__(self) -> None:
@@ -86,7 +89,7 @@ class PreserveColumns:
 
         def trial(given: int) -> _Trial | None:
             order = _worth(weight, factors, rank - given, gram) if self.refit else chosen
-            return _trial(weight, gram, order, rank, given, self.refit)
+            return _trial(weight, gram, order, rank, given, self.refit, self.form)
 
         errors: dict[int, float] = {}
 
@@ -113,12 +116,12 @@ def _worth(weight: Tensor, factors: LowRank, rank: int, gram: Tensor) -> Tensor:
 
 
 def _trial(
-    weight: Tensor, gram: Tensor, order: Tensor, rank: int, given: int, refit: bool
+    weight: Tensor, gram: Tensor, order: Tensor, rank: int, given: int, refit: bool, form: str
 ) -> _Trial | None:
     """Δ = ``given`` ranks traded; None where so many columns are not there."""
     out_features, in_features = weight.shape
     left = rank - given
-    room = given * (out_features + in_features)
+    room = rank_cost(form, rank, *weight.shape) - rank_cost(form, left, *weight.shape)
     count = room // (out_features + index_cost(in_features) - left)
     if left < 1 or left > in_features - count:
         return None

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from compress_core.forms.products import EIGHT_BITS
 from compress_core.hf.lm_eval_find import is_path
 from compress_core.types import Budget
 from flows.runs.layer_speed import on_device
@@ -75,7 +76,7 @@ def build_pipeline(workspace: Workspace, config: RunConfig) -> Pipeline:
     job = make_job(workspace, config)
     method, models = job.method, workspace.models
     note = EIGHT_BITS.format(method=config.label)
-    if method.eight_bits and note not in workspace.notes:
+    if method.form == EIGHT_BITS and note not in workspace.notes:
         workspace.notes.add(note)
     calibration, texts = workspace.texts
     collected, weighed, fisher, outputs = [], [], [], []

@@ -12,6 +12,7 @@ from compress_core.allocate.predict import predicted_divergence, predicted_error
 from compress_core.allocate.stepped import Stepped
 from compress_core.allocate.uniform import Uniform
 from compress_core.errors import BudgetError, ConfigError
+from compress_core.forms.products import EIGHT_BITS
 from compress_core.method import Method
 from compress_core.methods import build_method
 from compress_core.types import LayerRef
@@ -53,7 +54,7 @@ def predict(
         stacks = [stack.as_layer for stack in method.stacks(layers)]
     except (ConfigError, KeyError) as error:
         return f"This version of Eigenpress does not know the run's method: {error}."
-    if method.eight_bits:
+    if method.form == EIGHT_BITS:
         return "Components in 8 bits cost other than those that are predicted."
     if method.stores_entries:
         return "It stores sparse entries beside components; what they save is not predicted."

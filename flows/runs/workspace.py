@@ -89,9 +89,8 @@ class Workspace:
     def method(self, config: RunConfig) -> Method:
         """The method of one of the command's runs, built once."""
         if config.method not in self.methods:
-            built = build_method(
-                config.method, config.options, config.allocate, config.rank_multiple
-            )
+            more = config.allocate, config.rank_multiple, config.factors
+            built = build_method(config.method, config.options, *more)
             self.methods[config.method] = built
         return self.methods[config.method]
 

@@ -6,6 +6,7 @@ from itertools import combinations
 import torch
 
 from compress_core.errors import ConfigError
+from compress_core.forms.products import EIGHT_BITS
 from compress_core.method import Method
 from compress_core.methods import build_method
 from compress_core.types import Budget
@@ -67,13 +68,15 @@ def check_methods(settings: Settings, methods: list[str], kepts: list[float]) ->
     for kept in kepts:
         Budget(kept, settings.of)
     built = {
-        name: build_method(name, settings.options, settings.allocate, settings.rank_multiple)
+        name: build_method(
+            name, settings.options, settings.allocate, settings.rank_multiple, settings.factors
+        )
         for name in methods
     }
     for name, method in built.items():
         if method.needs_calibration and settings.calibration is None:
             raise ConfigError(f"method {name!r} needs calibration text: give --calibration FILE")
-        if method.eight_bits and settings.recovery is not None:
+        if method.form == EIGHT_BITS and settings.recovery is not None:
             raise ConfigError(
                 f"--recover trains numbers and {name!r} stores its factors in 8 bits, whose codes "
                 "are fixed: leave one of the two out"

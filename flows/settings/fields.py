@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from compress_core.compute import Compute
+from compress_core.forms.products import FactorForm
 from flows.settings.belonging import (
     BUDGET,
     EVALUATION,
@@ -55,6 +56,11 @@ class Fields(BaseModel):
     )
     rank_multiple: Annotated[int, Belongs(METHOD)] = Field(
         1, ge=1, le=MOST, description="what every rank is a multiple of: 8 or 64 for fast kernels"
+    )
+    factors: Annotated[FactorForm, Belongs(METHOD)] = Field(
+        "plain",
+        description="how a product of low rank is stored: two plain factors, the pivot form "
+        "(fewer numbers, so more rank), or auto, the smaller of both",
     )
     recover: Annotated[Literal["lora", "factors"] | None, Belongs(TRAINING)] = Field(
         None, description="how to train what is stored on, towards the dense model"

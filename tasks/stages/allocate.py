@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from compress_core.allocate.base import Evidence
 from compress_core.allocate.stepped import Stepped
+from compress_core.forms.products import PLAIN
 from compress_core.types import Share
 from storage.artifact import Artifact
 from tasks.engine.components import describe
@@ -46,7 +47,11 @@ def allocate_group(
             **describe(allocator),
             "kept": job.kept,
             "layers": {
-                layer.name: [layer.block, layer.out_features, layer.in_features] for layer in layers
+                layer.name: [
+                    *(layer.block, layer.out_features, layer.in_features),
+                    *([] if layer.form == PLAIN else [layer.form]),
+                ]
+                for layer in layers
             },
             **({"tokens": job.samples * job.length} if "losses" in allocator.reads else {}),
         },

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from compress_core.decompose import LowRank
 from compress_core.fit import DENSE
+from compress_core.forms.products import PLAIN
 from compress_core.layer.make import Given, realise_chosen, realise_share, rows_of
 from compress_core.layer.stored import pack_layer, stored_weight
 from compress_core.learn.base import Chosen
@@ -77,8 +78,8 @@ def realise_unit(
         views["share"] = (upstream.allocation, view_of(stack))
     else:
         inputs["learned"] = upstream.allocation[layer.name]
-    if method.eight_bits:
-        settings["bits"] = 8
+    if method.form != PLAIN:
+        settings["form"] = method.form
     if method.fit is not None:
         settings |= {"fit": describe(method.fit), "transposed": layer.transposed}
         sources["weight"] = model.stored[model.weight_key(layer.name)]
@@ -124,7 +125,7 @@ class Realise:
                     checkpoint.torch_dtype(self.job.model.weight_key(layer.name)),
                     layer.dense_cost,
                     own=self.job.owner(layer) == layer.name,
-                    eight_bits=self.job.method.eight_bits,
+                    form=self.job.stack(layer).form,
                 )
                 put(draft, packed)
             work.progress(done + 1, len(work.missing))

@@ -1,0 +1,51 @@
+"""The forms in which a product of low rank is stored, and what each rank of it then costs."""
+
+from functools import lru_cache
+from typing import Any, Literal, get_args
+
+from compress_core.forms.eight_bits import BITS, EightBits
+from compress_core.forms.factors import Factors
+from compress_core.forms.kinds import sizes_of
+from compress_core.forms.part import Kind
+from compress_core.forms.pivot import Pivot
+
+FactorForm = Literal["plain", "pivot", "auto"]
+FACTORS: tuple[str, ...] = get_args(FactorForm)
+"""The forms that users choose from."""
+PLAIN, EIGHT_BITS = "plain", "eight bits"
+FORMS: dict[str, tuple[tuple[type[Kind], dict[str, Any]], ...]] = {
+    PLAIN: ((Factors, {}),),
+    "pivot": ((Pivot, {"pivot": True}),),
+    "auto": ((Factors, {}), (Pivot, {"pivot": True})),
+    EIGHT_BITS: ((EightBits, {"bits": BITS}),),
+}
+"""A form's name to the kinds that it may take, with what an entry says of them."""
+
+
+def product_form(
+    form: str, rank: int, out_features: int, in_features: int, columns: int = 0
+) -> tuple[type[Any], dict[str, Any]]:
+    """The kind that takes fewest numbers for a rank, and its entry."""
+    if rank == 0 and form != EIGHT_BITS:
+        form = PLAIN  # of nothing there is nothing to hold in another form
+    entries = [(kind, {"rank": rank, **says}) for kind, says in FORMS[form]]
+    sizes = sizes_of(out_features, in_features, {"columns": columns})
+    return min(entries, key=lambda found: found[0].numbers(found[1], sizes))
+
+
+@lru_cache(maxsize=1 << 16)
+def rank_cost(form: str, rank: int, out_features: int, in_features: int, columns: int = 0) -> int:
+    """Numbers that a product of a rank takes."""
+    kind, entry = product_form(form, rank, out_features, in_features, columns)
+    return kind.numbers(entry, sizes_of(out_features, in_features, {"columns": columns}))
+
+
+@lru_cache(maxsize=1 << 12)
+def largest_rank(form: str, numbers: int, out_features: int, in_features: int) -> int:
+    """The largest rank that takes no more than some numbers; costs rise with the rank."""
+    low, high = 0, min(out_features, in_features)
+    while low < high:
+        middle = (low + high + 1) // 2
+        fits = rank_cost(form, middle, out_features, in_features) <= numbers
+        low, high = (middle, high) if fits else (low, middle - 1)
+    return low
