@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from compress_core.errors import ModelError
 from compress_core.folder.swap import swap_layers
-from compress_core.forms.linear import CompressedLinear
+from compress_core.forms.linear import CompressedLinear, is_compressed
 from compress_core.hf.checkpoint import Checkpoint
 from compress_core.hf.layout import load_config, model_dtype
 
@@ -21,7 +21,7 @@ def bytes_in_memory(model: nn.Module) -> int:
     """Bytes of parameters, buffers and what layers derived of them, memory that is shared once."""
     tensors = [*model.parameters(), *model.buffers()]
     for module in model.modules():
-        if isinstance(module, CompressedLinear):
+        if is_compressed(module):
             tensors += module.kept_tensors()
     places = {(t.untyped_storage()._cdata, t.storage_offset()): t.nbytes for t in tensors}
     return sum(places.values())

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from compress_core.forms.kinds import KINDS, OF_SUMS, plain_entry, sizes_of, why_not
-from compress_core.forms.linear import CompressedLinear, is_compressed, unset
+from compress_core.forms.linear import CompressedLinear, is_compressed, is_of_old_copy, unset
 from compress_core.forms.part import Entry
 
 FORMAT_VERSION = max(OF_SUMS, *(kind.version for kind in KINDS))
@@ -33,7 +33,8 @@ def swap_layers(
         format_version: Version of the checkpoint format that `modules` comes from.
 
     Returns:
-        The same model. Layers that are compressed already stay as they are.
+        The same model. Layers that are compressed already stay as they are, but for those that the
+        code in an old folder made, which know less.
 
     Raises:
         ValueError: The format is newer than this code, a name is unknown or not a linear layer, or
@@ -45,14 +46,14 @@ def swap_layers(
     dense: dict[str, Any] = {name: _linear(model, path) for name, path in paths.items()}
     check_layers(entries, {name: _sizes(layer) for name, layer in dense.items()})
     for name, layer in dense.items():
-        if "bias" in entries[name] and layer.bias is not None and not is_compressed(layer):
+        given = layer.bias is not None and not is_compressed(layer) and not is_of_old_copy(layer)
+        if given and "bias" in entries[name]:
             raise ValueError(f"layer {name!r} has a bias already: its entry must not add one")
     for name in sorted(paths, key=lambda name: SHARED in entries[name]):  # owners first
         module, entry = dense[name], entries[name]
         if is_compressed(module):
-            had = getattr(module, "entry", entry)  # layers of older copies do not say
-            if had != entry:
-                raise ValueError(f"layer {name!r} has {had} already, not {entry}")
+            if module.entry != entry:
+                raise ValueError(f"layer {name!r} has {module.entry} already, not {entry}")
             continue
         layer = _empty_like(module, entry)
         layer.layer_name = name
@@ -174,7 +175,7 @@ def _linear(model: nn.Module, path: str) -> nn.Module:
 
 
 def _sizes(layer: Any) -> tuple[int, int]:
-    if is_compressed(layer):
+    if is_compressed(layer) or is_of_old_copy(layer):
         return layer.out_features, layer.in_features
     rows, columns = layer.weight.shape
     return (columns, rows) if type(layer).__name__ == "Conv1D" else (rows, columns)
@@ -183,7 +184,7 @@ def _sizes(layer: Any) -> tuple[int, int]:
 def _empty_like(dense: Any, entry: Entry) -> CompressedLinear:
     out_features, in_features = _sizes(dense)
     like: dict[str, Any] = {"device": dense.weight.device, "dtype": dense.weight.dtype}
-    conv = type(dense).__name__ == "Conv1D"
+    conv = type(dense).__name__ == "Conv1D" or getattr(dense, "transposed", False)
     layer = CompressedLinear(in_features, out_features, entry, bias=False, transposed=conv, **like)
     layer.bias = unset(out_features, **like) if "bias" in entry else dense.bias
     return layer.train(dense.training)

@@ -82,13 +82,13 @@ class Entries(Kind):
     @staticmethod
     def masks(tensors: Tensors, sizes: Sizes) -> dict[str, torch.Tensor]:
         """The values'."""
-        return {"sparse_values": unpack(tensors, sizes.out, sizes.inputs)}
+        return {"sparse_values": _mask(tensors, sizes)}
 
     @staticmethod
     def check(tensors: Tensors, sizes: Sizes) -> None:
         """Places must be those of as many entries."""
         try:
-            unpack(tensors, sizes.out, sizes.inputs, tensors["sparse_values"].numel())
+            _mask(tensors, sizes)
         except ValueError as error:
             raise ValueError(f"sparse_values: {error}") from error
 
@@ -101,7 +101,7 @@ class Entries(Kind):
         if run.traced or torch.is_autocast_enabled("cpu"):
             return F.linear(x, _scattered(tensors, sizes, run), bias)
         parts = [*places_of(tensors).values(), tensors["sparse_values"]]
-        csr = run.keep("csr", parts, lambda: _csr(tensors, sizes))
+        csr = run.keep("entries", parts, lambda: _csr(tensors, sizes))
         rows = x.reshape(-1, sizes.inputs)
         # For one row the product with a vector takes half the time.
         out = torch.mv(csr, rows[0]) if len(rows) == 1 else (csr @ rows.T).T
@@ -111,7 +111,7 @@ class Entries(Kind):
     @staticmethod
     def dense(tensors: Tensors, sizes: Sizes) -> torch.Tensor:
         """The matrix S."""
-        mask = unpack(tensors, sizes.out, sizes.inputs)
+        mask = _mask(tensors, sizes)
         values = tensors["sparse_values"]
         values = values.to(wider(values.dtype))
         return values.new_zeros(mask.shape).masked_scatter(mask, values)
@@ -122,6 +122,11 @@ def places_of(tensors: Tensors) -> Tensors:
     return {name: tensors[name] for name in PLACES if name in tensors}
 
 
+def _mask(tensors: Tensors, sizes: Sizes) -> torch.Tensor:
+    """Where entries are, (out, in); an error where these are not as many as the values."""
+    return unpack(tensors, sizes.out, sizes.inputs, tensors["sparse_values"].numel())
+
+
 def _scattered(tensors: Tensors, sizes: Sizes, run: Run) -> torch.Tensor:
     """S (out, in), differentiable by the values."""
     places, values = places_of(tensors), tensors["sparse_values"]
@@ -129,15 +134,15 @@ def _scattered(tensors: Tensors, sizes: Sizes, run: Run) -> torch.Tensor:
     def find() -> torch.Tensor:
         if torch.compiler.is_compiling() or values.is_meta:
             return positions(places, sizes.out, sizes.inputs, values.numel())
-        return unpack(places, sizes.out, sizes.inputs).flatten().nonzero().flatten()
+        return _mask(tensors, sizes).flatten().nonzero().flatten()
 
-    where = run.keep("positions", list(places.values()), find)
+    where = run.keep("entries", list(places.values()), find)
     flat = values.new_zeros(sizes.dense)
     return flat.index_copy(0, where, values).view(sizes.out, sizes.inputs)
 
 
 def _csr(tensors: Tensors, sizes: Sizes) -> torch.Tensor:
-    mask = unpack(tensors, sizes.out, sizes.inputs)
+    mask = _mask(tensors, sizes)
     ends = F.pad(mask.sum(dim=1).cumsum(0), (1, 0)).to(torch.int32)
     columns = tensors.get("sparse_columns")
     if columns is None:

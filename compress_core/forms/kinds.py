@@ -40,7 +40,8 @@ def version_of(entries: Iterable[Entry]) -> int:
     for entry in entries:
         kinds = kinds_of(entry)
         found += [kind.version for kind in kinds]
-        found.append(2 if "factor_in" in entry else 3 if "bias" in entry else 1)
+        found.append(2 if "factor_in" in entry else 1)
+        found.append(3 if "bias" in entry or not entry["rank"] else 1)  # older code wants a rank
         found.append(OF_SUMS if len(set(kinds) - {Factors}) > 1 else 1)
     return max(found)
 

@@ -19,7 +19,7 @@ from compress_core.forms.kinds import (
 )
 from compress_core.forms.part import Entry, Run, Tensors
 
-_NAMES = ("CompressedLinear", "FactoredLinear", "SparseLinear", "QuantisedLinear")
+_OLD_NAMES = ("FactoredLinear", "SparseLinear", "QuantisedLinear")
 
 
 class CompressedLinear(nn.Linear):
@@ -201,9 +201,9 @@ class CompressedLinear(nn.Linear):
         state = [(part, part._version, part.data_ptr()) for part in of]
         found = self._kept.get(what)
         if found is None or not _same(found[0], state):
-            self._kept.pop(what, None)
-            if what == "whole":
-                self._kept.clear()  # nothing else is needed then
+            # Either the whole weight is needed or what parts keep: never the memory of both.
+            for name in [name for name in self._kept if name == what or "whole" in (name, what)]:
+                del self._kept[name]
             with torch.inference_mode(False), torch.no_grad():  # so that it can serve training
                 found = self._kept[what] = (state, derive())
         return found[1]
@@ -232,11 +232,13 @@ class CompressedLinear(nn.Linear):
 
 
 def is_compressed(module: nn.Module) -> TypeGuard[Any]:
-    """Whether a module is a compressed layer, of this copy of the files or of another.
+    """Whether a module is a compressed layer, of this copy of the files or of another."""
+    return type(module).__name__ == "CompressedLinear" and hasattr(module, "entry")
 
-    Copies in folders of formats 1 to 3 have three classes with names of their own.
-    """
-    return type(module).__name__ in _NAMES and hasattr(module, "layer_name")
+
+def is_of_old_copy(module: nn.Module) -> bool:
+    """Whether a module is a compressed layer of the code in a folder of format 1, 2 or 3."""
+    return type(module).__name__ in _OLD_NAMES and hasattr(module, "transposed")
 
 
 def unset(*shape: int, device: Any, dtype: torch.dtype | None) -> nn.Parameter:

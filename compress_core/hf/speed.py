@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM
 
 from compress_core.errors import ModelError
 from compress_core.forms.kinds import SLOTS
-from compress_core.forms.linear import CompressedLinear
+from compress_core.forms.linear import is_compressed
 from compress_core.hf.checkpoint import Checkpoint
 from compress_core.hf.inside import read_json
 from compress_core.hf.layout import load_config
@@ -231,7 +231,7 @@ def products_per_token(model: nn.Module) -> int:
     """
     total = 0
     for module in model.modules():
-        if isinstance(module, CompressedLinear):
+        if is_compressed(module):
             total += sum(t.numel() for name, t in module.tensors().items() if SLOTS[name].halves)
         elif is_linear(module):
             total += module.weight.numel()  # type: ignore[operator]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from compress_core.forms.kinds import SLOTS
-from compress_core.forms.linear import CompressedLinear
+from compress_core.forms.linear import is_compressed
 
 LEAST_SIZE = 1e-3  # of a tensor that is all zeros, like a new bias
 
@@ -66,7 +66,7 @@ def stored_tensors(
         dtypes: Name of a stored tensor to the dtype of its file; of others it is the parameter's.
     """
     for name, module in model.named_modules():
-        if not isinstance(module, CompressedLinear):
+        if not is_compressed(module):
             continue
         masks = module.masks()
         for part, tensor in module.named_parameters(recurse=False):
