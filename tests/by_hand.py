@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from compress_core.decompose import LowRank, Prepared, ReadRows
 from compress_core.layer.make import Given, decompose_stack, pack_prepared, realise_share
-from compress_core.layer.stored import stored_numbers
+from compress_core.layer.stored import pack_layer
 from compress_core.method import Method
 from compress_core.metric import Metric, summed_fisher
 from compress_core.stats import InputAccumulator, InputStats, PrefixAccumulator, PrefixStats
@@ -98,7 +99,8 @@ def realise(
 
 def numbers_of(members: Sequence[LowRank]) -> int:
     """Numbers stored for a stack: its in-factor once."""
-    return sum(stored_numbers(low, own=not place)["numbers"] for place, low in enumerate(members))
+    packed = [pack_layer(low, torch.float64, 0, own=not place) for place, low in enumerate(members)]
+    return sum(stored.attrs["numbers"] for stored in packed)
 
 
 def output_error(layer: Seen, low: LowRank) -> float:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from compress_core.hf.factored import FactoredLinear
+from compress_core.forms.linear import CompressedLinear
 from tests.benchmarks.conftest import Bench
 
 
@@ -16,7 +16,7 @@ def test_forward(kept: float, tokens: int, bench: Bench) -> None:
     rank = int(kept * size * size) // (2 * size)
     dense, compressed = (
         nn.Linear(size, size, bias=False),
-        FactoredLinear(size, size, rank, bias=False),
+        CompressedLinear(size, size, {"rank": rank}, bias=False),
     )
     for parameter in compressed.parameters():
         nn.init.normal_(parameter)

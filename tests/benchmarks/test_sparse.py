@@ -1,10 +1,12 @@
 """Sparse entries in their two ways on the CPU, against the dense layer: where does CSR pay?"""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
-from compress_core.hf.sparse_linear import SparseLinear
+from compress_core.forms.linear import CompressedLinear
 from compress_core.sparse import pack
 from tests.benchmarks.conftest import Bench
 
@@ -16,7 +18,7 @@ TOKENS = (1, 8, 512)
 def test_forward(size: int, density: float, bench: Bench) -> None:
     """Entries alone in float32, kept in CSR and as a dense weight; ratios above 1 are faster."""
     count = int(density * size * size)
-    layer = SparseLinear(size, size, 0, count, bias=False)
+    layer: Any = CompressedLinear(size, size, {"rank": 0, "nonzeros": count}, bias=False)
     mask = (torch.randperm(size * size) < count).view(size, size)
     for name, places in pack(mask).items():
         setattr(layer, name, places.to(getattr(layer, name).dtype))
@@ -36,17 +38,17 @@ def test_forward(size: int, density: float, bench: Bench) -> None:
             benchmark=f"sparse {size}x{size} density {density}, {tokens} tokens",
             csr_faster_than_dense=f"{full / sparse:.2f}",
             whole_weight_faster_than_dense=f"{full / one:.2f}",
-            taken="csr" if layer.multiplies_sparse(torch.device("cpu")) else "whole weight",
+            taken="whole weight" if layer.runs_whole(torch.device("cpu")) else "csr",
         )
 
 
-def with_way(layer: SparseLinear, csr: bool) -> nn.Module:
+def with_way(layer: CompressedLinear, csr: bool) -> nn.Module:
     """The same layer, made to go one way."""
 
-    class Forced(SparseLinear):
-        def multiplies_sparse(self, device: torch.device) -> bool:
-            return csr
+    class Forced(CompressedLinear):
+        def runs_whole(self, device: torch.device) -> bool:
+            return not csr
 
-    forced = Forced(layer.in_features, layer.out_features, 0, layer.nonzeros, bias=False)
+    forced = Forced(layer.in_features, layer.out_features, layer.entry, bias=False)
     forced.load_state_dict(layer.state_dict())
     return forced

@@ -6,9 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from compress_core.decompose import LowRank, in_eight_bits
+from compress_core.decompose import LowRank
+from compress_core.forms.kinds import dense_of, sizes_of
+from compress_core.forms.products import EIGHT_BITS
+from compress_core.layer.stored import as_parts
 from compress_core.quantise import LARGEST, Codes, quantise, widen_codes
-from compress_core.types import EightBitLayer, LayerRef
+from compress_core.types import LayerRef
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 SHAPES = st.tuples(st.integers(1, 24), st.integers(1, 24), st.integers(0, 9))
@@ -55,7 +58,7 @@ def test_a_component_counts_as_the_longer_side_and_its_scale(
     assert codes.numbers == rank * (max(rows, columns) + 1)
     parts = [codes.scale, codes.codes_out, codes.codes_in, codes.rest_out, codes.rest_in]
     assert 2 * codes.numbers == sum(part.nbytes for part in parts if part is not None)
-    layer = EightBitLayer.of(LayerRef("x", 0, rows, columns, "x"))
+    layer = LayerRef("x", 0, rows, columns, "x", form=EIGHT_BITS)
     assert layer.atom_cost * rank == codes.numbers
     assert layer.paying_rank == min(rows, columns) - 1  # all but the last
     assert (codes.rest_out is None) == (rows <= columns)
@@ -66,10 +69,11 @@ def test_a_component_counts_as_the_longer_side_and_its_scale(
 @pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
 def test_the_product_is_near_in_every_dtype(dtype: torch.dtype, size: float) -> None:
     u, v = drawn((40, 60, 12), 1, size)
-    low = in_eight_bits(LowRank(u, v), dtype)
-    error = (low.dense().double() - u @ v).norm() / (u @ v).norm()
+    tensors, entry = as_parts(LowRank(u, v), dtype, EIGHT_BITS)
+    assert entry == {"rank": 12, "bits": 8}
+    found = dense_of(entry, tensors, sizes_of(40, 60, entry))
+    error = (found.double() - u @ v).norm() / (u @ v).norm()
     assert 1e-3 < float(error) < 1e-2
-    assert low.codes is not None and low.rank == 12
 
 
 def test_codes_are_coded_as_themselves_and_all_values_are_exact_in_16_bits() -> None:

@@ -31,7 +31,8 @@ from compress_core.recover.settings import (
 from compress_core.recover.windows import split_windows
 from compress_core.types import ModelLayout
 from tests.families import tiny_model, token_batch
-from tests.pipeline.folders import make_pair, sparse_layers, varied_layers
+from tests.pipeline.contents import sparse_layers, varied_layers
+from tests.pipeline.folders import make_pair
 
 HOWS: list[How] = ["factors", "lora"]
 

@@ -15,13 +15,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from compress_core.decompose import LowRank
 from compress_core.folder.swap import swap_layers
-from compress_core.folder.write import FactoredWeights, FolderSummary, write_folder
+from compress_core.folder.write import CompressedWeights, FolderSummary, write_folder
+from compress_core.forms.kinds import SLOTS
 from compress_core.hf.checkpoint import Checkpoint
 from compress_core.hf.layout import inspect_model
-from compress_core.quantise import quantise
-from compress_core.sparse import Sparse, pack
 from tests.families import linear_names, tiny_model, token_batch
+from tests.pipeline.contents import sizes_of_layer, stores
 
 Factors = dict[str, tuple[torch.Tensor, torch.Tensor]]
 
@@ -45,7 +46,7 @@ def random_factors(model: Any, seed: int = 0) -> Factors:
     factors = {}
     for name in linear_names(model):
         layer = model.get_submodule(name)
-        rows, columns = _sizes(layer)
+        rows, columns = sizes_of_layer(layer)
         rank = rows * columns // (rows + columns) * 3 // 4
         u = torch.randn(rows, rank, generator=generator) * rank**-0.5
         v = torch.randn(rank, columns, generator=generator) * columns**-0.5
@@ -64,83 +65,12 @@ def in_memory(model: Any, factors: Factors) -> Any:
     return model
 
 
-def varied_layers(model: Any, seed: int = 0) -> list[FactoredWeights]:
-    """Random contents for every linear layer: some share an in-factor, some keep columns.
-
-    Every second layer shares the in-factor of the first one with as many inputs; of the others all
-    but these firsts keep three columns. The keys of the weights are still to be filled in.
-    """
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(*shape: int) -> torch.Tensor:
-        return (torch.randn(shape, generator=generator) * shape[1] ** -0.5).to(model.dtype)
-
-    layers: list[FactoredWeights] = []
-    first: dict[int, str] = {}
-    for i, name in enumerate(linear_names(model)):
-        layer = model.get_submodule(name)
-        rows, inputs = _sizes(layer)
-        if inputs not in first:
-            first[inputs] = name
-            layers.append(FactoredWeights(name, draw(rows, 8), draw(8, inputs)))
-        elif i % 2:
-            shared = first[inputs]
-            layers.append(FactoredWeights(name, draw(rows, 8), None, shared_with=shared))
-        else:
-            index = torch.randperm(inputs, generator=generator)[:3].sort().values
-            u, v, kept = draw(rows, 5), draw(5, inputs - 3), draw(rows, 3)
-            layers.append(FactoredWeights(name, u, v, kept, index))
-    return layers
-
-
-def sparse_layers(model: Any, seed: int = 0) -> list[FactoredWeights]:
-    """Random contents for every linear layer: sparse entries of all kinds, biases, and nothing.
-
-    In turn: many entries alone; factors, few entries and a bias; few entries alone; factors, many
-    entries and a bias; nothing but a bias. The keys of the weights are still to be filled in.
-    """
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(*shape: int) -> torch.Tensor:
-        return (torch.randn(shape, generator=generator) * shape[-1] ** -0.5).to(model.dtype)
-
-    layers = []
-    for i, name in enumerate(linear_names(model)):
-        rows, inputs = _sizes(model.get_submodule(name))
-        rank, count = ((0, rows * inputs // 2), (4, 20), (0, 20), (3, 300), (0, 0))[i % 5]
-        places = torch.randperm(rows * inputs, generator=generator) < count
-        sparse = Sparse.of(draw(rows, inputs), places.view(rows, inputs)) if count else None
-        bias = draw(rows) if i % 5 in (1, 3, 4) else None
-        u, v = draw(rows, rank) if rank else torch.zeros(rows, 0), draw(rank, inputs)
-        layers.append(FactoredWeights(name, u, v, sparse=sparse, bias=bias))
-    return layers
-
-
-def eight_bit_layers(model: Any, seed: int = 0) -> list[FactoredWeights]:
-    """Random factors in 8 bits for every linear layer, every fourth with a bias; one in 16 bits."""
-    generator = torch.Generator().manual_seed(seed)
-    layers = []
-    for i, name in enumerate(linear_names(model)):
-        rows, inputs = _sizes(model.get_submodule(name))
-        rank = min(rows, inputs) - 1 if i % 2 else 5  # the largest that pays, and a small one
-        u = torch.randn(rows, rank, generator=generator)
-        v = torch.randn(rank, inputs, generator=generator) * (rank * inputs) ** -0.5
-        codes = None if i == 1 else quantise(u, v, model.dtype)
-        if codes is None:
-            u, v = u[:, :5].to(model.dtype), v[:5].to(model.dtype)
-        else:
-            u, v = codes.factors(torch.float64)
-        bias = torch.randn(rows, generator=generator).to(model.dtype) if i % 4 == 0 else None
-        layers.append(FactoredWeights(name, u, v, bias=bias, codes=codes))
-    return layers
-
-
-def in_memory_layers(model: Any, layers: Iterable[FactoredWeights]) -> Any:
+def in_memory_layers(model: Any, layers: Iterable[CompressedWeights]) -> Any:
     """A copy of the model with what the layers hold in place of the weights."""
     model, layers = copy.deepcopy(model), list(layers)
-    entries = {}
+    entries: dict[str, dict[str, Any]] = {}
     for layer in layers:
-        entries[layer.name] = layer.entry
+        entries[layer.name] = dict(layer.entry)
         if layer.bias is not None and model.get_submodule(layer.name).bias is None:
             entries[layer.name]["bias"] = True
     swap_layers(model, entries)
@@ -150,27 +80,15 @@ def in_memory_layers(model: Any, layers: Iterable[FactoredWeights]) -> Any:
             if layer.bias is not None:
                 old = 0 if "bias" in entries[layer.name] else module.bias.float()
                 module.bias.copy_(layer.bias.float() + old)
-            if layer.codes is not None:
-                for part, tensor in layer.tensors(model.dtype, module.in_features):
-                    getattr(module, part).copy_(tensor)
-                continue
-            module.weight.copy_(layer.u)
-            if layer.v is not None:
-                module.factor_in.copy_(layer.v)
-            if layer.columns is not None:
-                module.columns.copy_(layer.columns)
-                module.column_index.copy_(layer.column_index)
-            if layer.sparse is not None:
-                module.sparse_values.copy_(layer.sparse.values)
-                for part, tensor in pack(layer.sparse.mask).items():
-                    getattr(module, part).copy_(tensor)
+            for part, tensor in layer.tensors.items():
+                getattr(module, part).copy_(SLOTS[part].load(tensor))
     return model
 
 
-def as_layers(factors: Factors) -> Iterator[FactoredWeights]:
+def as_layers(factors: Factors) -> Iterator[CompressedWeights]:
     """The factors as `write_folder` takes them, one at a time."""
     for name, (u, v) in factors.items():
-        yield FactoredWeights(name, u, v)
+        yield stores(name, LowRank(u, v), u.dtype)
 
 
 def write_small(
@@ -181,7 +99,7 @@ def write_small(
 
 
 def write_layers(
-    dense: Path, small: Path, layers: Iterable[FactoredWeights], shard: int = 5_000_000_000
+    dense: Path, small: Path, layers: Iterable[CompressedWeights], shard: int = 5_000_000_000
 ) -> FolderSummary:
     """Write the compressed folder of layers, asking for nothing but the dense folder."""
     checkpoint = Checkpoint(dense)
@@ -193,7 +111,7 @@ def make_pair(
     folder: Path,
     *,
     prefixless: bool = False,
-    layers: Callable[[Any], list[FactoredWeights]] | None = None,
+    layers: Callable[[Any], list[CompressedWeights]] | None = None,
 ) -> Pair:
     """Write both folders of a model, the dense one without the base model's prefix if wanted.
 
@@ -217,7 +135,7 @@ def make_pair(
 
 
 def make_pairs(
-    root: Path, cases: Iterable[str], layers: Callable[[Any], list[FactoredWeights]] | None = None
+    root: Path, cases: Iterable[str], layers: Callable[[Any], list[CompressedWeights]] | None = None
 ) -> dict[str, Pair]:
     """Both folders of every case: a family's name, or that with ``_prefixless`` behind it."""
     return {
@@ -339,8 +257,3 @@ def run_without_package(root: Path, request: dict[str, Any]) -> None:
         text=True,
     )
     assert done.returncode == 0, done.stderr
-
-
-def _sizes(layer: Any) -> tuple[int, int]:
-    rows, columns = layer.weight.shape
-    return (columns, rows) if type(layer).__name__ == "Conv1D" else (rows, columns)

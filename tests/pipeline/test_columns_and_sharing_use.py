@@ -12,6 +12,7 @@ from peft import LoraConfig, get_peft_model
 import compress_core.hf  # noqa: F401  registers the format
 from compress_core.folder.export import to_dense
 from compress_core.forms.linear import is_compressed
+from tests.pipeline.contents import varied_layers
 from tests.pipeline.folders import (
     BATCH,
     Pair,
@@ -21,7 +22,6 @@ from tests.pipeline.folders import (
     load,
     logits_of,
     make_pairs,
-    varied_layers,
 )
 
 CASES = ["llama", "llama_tied", "gpt2"]

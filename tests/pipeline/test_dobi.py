@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ import compress_core.hf  # noqa: F401  registers the format
 from compress_core.errors import ConfigError
 from compress_core.evaluate import perplexity_and_kl
 from compress_core.folder.write import count_parameters
-from compress_core.layer.stored import unpack_factors
+from compress_core.forms.products import EIGHT_BITS
+from compress_core.layer.stored import stored_weight
 from compress_core.methods import build_method
-from compress_core.types import EightBitLayer, affordable
+from compress_core.types import affordable
 from flows.settings.checks import check_methods
 from flows.settings.config import RunConfig
 from tasks.stages.arrays import Stored, get_tensor
@@ -59,12 +61,13 @@ def test_the_folder_is_within_the_budget_and_loads_in_both_ways(method: str, wal
     total = 0
     for layer in job.layers:
         artifact = walk.session.artifact(walk.pipeline.realised[layer.name])
-        charged = EightBitLayer.of(layer) if method == REMAP else layer
+        charged = replace(layer, form=EIGHT_BITS) if method == REMAP else layer
         if artifact.attrs["rank"] is not None:
             assert artifact.attrs["numbers"] == artifact.attrs["rank"] * charged.atom_cost
-            low = unpack_factors(Stored(artifact))
-            assert (low.codes is not None) == (method == REMAP)
-            assert low.dense().shape == (layer.out_features, layer.in_features)
+            weight = stored_weight(Stored(artifact))
+            assert weight is not None
+            assert ("bits" in artifact.attrs["entry"]) == (method == REMAP)
+            assert weight.shape == (layer.out_features, layer.in_features)
         total += artifact.attrs["numbers"]
     dense = sum(layer.dense_cost for layer in job.layers)
     assert affordable(KEPT, dense) - 100 < attrs["compressible"] == total <= affordable(KEPT, dense)
@@ -87,8 +90,8 @@ def test_what_is_stored_is_the_model_that_was_measured(method: str, walk_of: Get
     with torch.no_grad():
         for layer in walk.pipeline.job.layers:
             artifact = walk.session.artifact(walk.pipeline.realised[layer.name])
-            if artifact.attrs["rank"] is not None:
-                weight = unpack_factors(Stored(artifact)).dense()
+            weight = stored_weight(Stored(artifact))
+            if weight is not None:
                 weight = weight.T if layer.transposed else weight
                 dense.get_submodule(layer.name).weight.copy_(weight)
         assert torch.allclose(dense(tokens).logits, small(tokens).logits, atol=1e-3)

@@ -18,16 +18,15 @@ from compress_core.errors import ModelError
 from compress_core.folder.export import to_dense
 from compress_core.folder.memory import bytes_in_memory, expected_bytes
 from compress_core.folder.write import count_parameters
-from compress_core.forms.linear import is_compressed
+from compress_core.forms.eight_bits import EightBits
+from compress_core.forms.linear import CompressedLinear, is_compressed
 from compress_core.hf.checkpoint import Checkpoint
-from compress_core.hf.quantised_linear import QuantisedLinear
-from compress_core.quantise import CODES, quantise
+from tests.pipeline.contents import eight_bit_layers
 from tests.pipeline.folders import (
     BATCH,
     Pair,
     both_ways,
     edit_config,
-    eight_bit_layers,
     entries_of,
     expect_same_tensors,
     load,
@@ -37,6 +36,7 @@ from tests.pipeline.folders import (
     without_package,
 )
 
+CODES = ("codes_out", "codes_in")
 CASES = ["llama_tied", "llama", "llama_bias", "gpt2_prefixless", "opt", "phi3"]
 LAYER = "model.layers.0.mlp.up_proj"  # of the tiny Llama: (48, 32), so that rest_out is there
 
@@ -56,21 +56,16 @@ def llama(pairs: dict[str, Pair]) -> Pair:
     return pairs["llama"]
 
 
-def layer_with(
-    sizes: tuple[int, int], rank: int = 9, dtype: torch.dtype = torch.float32
-) -> QuantisedLinear:
+def layer_with(sizes: tuple[int, int], rank: int = 9, dtype: torch.dtype = torch.float32) -> Any:
     """A layer of (out, in) and the codes of random factors."""
     generator = torch.Generator().manual_seed(0)
     u = torch.randn(sizes[0], rank, generator=generator)
     v = torch.randn(rank, sizes[1], generator=generator)
-    layer = QuantisedLinear(sizes[1], sizes[0], rank, dtype=dtype)
-    codes = quantise(u, v, dtype)
+    layer: Any = CompressedLinear(sizes[1], sizes[0], {"rank": rank, "bits": 8}, dtype=dtype)
     with torch.no_grad():
-        layer.weight.copy_(codes.scale)
         layer.bias.normal_(generator=generator)
-        for part in (*CODES, "rest_out", "rest_in"):
-            if (tensor := getattr(codes, part)) is not None:
-                getattr(layer, part).copy_(tensor)
+        for part, tensor in EightBits.pack(u, v, dtype).items():
+            getattr(layer, part).copy_(tensor)
     assert torch.allclose(layer.dense_weight().float(), u @ v, atol=0.5)
     return layer
 
@@ -115,12 +110,14 @@ def test_it_compiles_exports_and_is_built_on_the_meta_device(sizes: tuple[int, i
     assert torch.allclose(compiled(x), layer(x), atol=1e-5)
     assert torch.allclose(torch.export.export(layer, (x,)).module()(x), layer(x), atol=1e-5)
     with torch.device("meta"):
-        empty = QuantisedLinear(sizes[1], sizes[0], 9)
+        empty = CompressedLinear(sizes[1], sizes[0], {"rank": 9, "bits": 8})
     assert empty(torch.empty(2, sizes[1], device="meta")).shape == (2, sizes[0])
     empty.load_state_dict(layer.state_dict(), assign=True)
     assert torch.equal(empty(x), layer(x))
-    assert bool(QuantisedLinear(sizes[1], sizes[0], 9)(x).isnan().all())  # until it is loaded
-    assert is_compressed(layer) and repr(layer).endswith("rank=9, bias=True, bits=8)")
+    assert bool(
+        CompressedLinear(sizes[1], sizes[0], {"rank": 9, "bits": 8})(x).isnan().all()
+    )  # until it is loaded
+    assert is_compressed(layer) and repr(layer).endswith("rank=9, bits=8, bias=True)")
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -185,9 +182,9 @@ def test_other_bits_and_ranks_that_do_not_pay_are_refused(
     folder = without(llama.small, tmp_path / "changed")
     settings = json.loads((folder / "config.json").read_text())["quantization_config"]
     for entry, message in (
-        ({"rank": 31, "bits": 4}, "4 bits: this code reads 8"),
+        ({"rank": 31, "bits": 4}, "this code knows no bits=4"),
         ({"rank": 32, "bits": 8}, "would not be smaller"),
-        ({"rank": 5, "bits": 8, "columns": 1}, "beside columns or entries: one only"),
+        ({"rank": 31, "bits": 8, "columns": 1}, "rank 31 and 1 columns: .* would not be"),
     ):
         modules = {**settings["modules"], LAYER: entry}
         edit_config(folder, quantization_config={**settings, "modules": modules})

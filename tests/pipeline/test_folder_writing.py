@@ -12,22 +12,18 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from compress_core.decompose import LowRank
 from compress_core.errors import ModelError
 from compress_core.folder.export import to_dense
 from compress_core.folder.modelling import modelling_source, stock_class
-from compress_core.folder.write import FactoredWeights, FolderSummary, write_folder
+from compress_core.folder.write import CompressedWeights, FolderSummary, write_folder
+from compress_core.forms.products import EIGHT_BITS
 from compress_core.hf.checkpoint import Checkpoint
 from compress_core.hf.layout import inspect_model
-from compress_core.quantise import quantise
 from compress_core.sparse import Sparse
 from tests.families import tiny_model
-from tests.pipeline.folders import (
-    as_layers,
-    edit_config,
-    make_pair,
-    random_factors,
-    write_small,
-)
+from tests.pipeline.contents import stores
+from tests.pipeline.folders import as_layers, edit_config, make_pair, random_factors, write_small
 
 K_PROJ = "model.layers.0.self_attn.k_proj"  # (16, 32) in the tiny Llama
 Q_PROJ = "model.layers.0.self_attn.q_proj"  # (32, 32)
@@ -47,22 +43,23 @@ def write(target: Path, dense: Path, layers: object, **changes: str) -> FolderSu
     return write_folder(target, checkpoint, layers, layout)  # type: ignore[arg-type]
 
 
-def k_proj(rank: int, rows: int = 16, columns: int = 32, name: str = K_PROJ) -> FactoredWeights:
-    u, v = torch.zeros(rows, rank), torch.zeros(rank, columns)
-    return FactoredWeights(name, u, v)
+def k_proj(
+    rank: int, rows: int = 16, inputs: int = 32, name: str = K_PROJ, **more: Any
+) -> CompressedWeights:
+    return stores(name, LowRank(torch.zeros(rows, rank), torch.zeros(rank, inputs), **more))
 
 
-def q_proj(rank: int, block: int = 0, **more: object) -> FactoredWeights:
-    name = f"model.layers.{block}.self_attn.q_proj"  # (32, 32)
-    u, v = torch.zeros(32, rank), torch.zeros(rank, 32)
-    return replace(FactoredWeights(name, u, v), **more)  # type: ignore[arg-type]
+def q_proj(rank: int, block: int = 0, **more: Any) -> CompressedWeights:
+    return k_proj(rank, rows=32, name=f"model.layers.{block}.self_attn.q_proj", **more)
 
 
-def keeping(index: list[int], rank: int = 4, columns: int | None = None) -> FactoredWeights:
+def keeping(
+    index: list[int], rank: int = 4, columns: int | None = None, **more: Any
+) -> CompressedWeights:
     """k_proj with kept columns."""
     count = len(index) if columns is None else columns
-    layer = k_proj(rank, columns=32 - count)
-    return replace(layer, columns=torch.zeros(16, count), column_index=torch.tensor(index))
+    kept: dict[str, Any] = {"columns": torch.zeros(16, count), "index": torch.tensor(index)}
+    return k_proj(rank, inputs=32 - count, **kept, **more)
 
 
 def some_entries(count: int, rows: int = 16) -> Sparse:
@@ -70,24 +67,35 @@ def some_entries(count: int, rows: int = 16) -> Sparse:
     return Sparse((torch.arange(rows * 32) < count).view(rows, 32), torch.zeros(count))
 
 
-def sparse_k_proj(count: int, rank: int = 0, **more: object) -> FactoredWeights:
-    return replace(k_proj(rank), sparse=some_entries(count), **more)  # type: ignore[arg-type]
+def sparse_k_proj(count: int, rank: int = 0, **more: Any) -> CompressedWeights:
+    return k_proj(rank, sparse=some_entries(count), **more)
 
 
-def sharing(owner: str, rank: int = 4, **more: object) -> FactoredWeights:
+def sharing(owner: str, rank: int = 4, **more: Any) -> CompressedWeights:
     """The second block's q_proj with another's in-factor."""
-    return q_proj(rank, block=1, shared_with=owner, **{"v": None, **more})
+    layer = q_proj(rank, block=1, **more)
+    return without_part(replace(layer, entry={**layer.entry, "factor_in": owner}), "factor_in")
 
 
-def coded(rank: int, rows: int = 16) -> FactoredWeights:
+def without_part(layer: CompressedWeights, part: str) -> CompressedWeights:
+    return replace(layer, tensors={name: t for name, t in layer.tensors.items() if name != part})
+
+
+def coded(rank: int, rows: int = 16, name: str = K_PROJ, **more: Any) -> CompressedWeights:
     """The first block's k_proj with its factors in 8 bits."""
-    u, v = torch.ones(rows, rank), torch.ones(rank, 32)
-    return replace(k_proj(rank), u=u, v=v, codes=quantise(u, v, torch.float32))
+    low = LowRank(torch.ones(rows, rank), torch.ones(rank, 32), **more)
+    return stores(name, low, form=EIGHT_BITS)
 
 
-def sharing_and_keeping() -> FactoredWeights:
-    columns, index = torch.zeros(32, 1), torch.tensor([3])
-    return sharing(Q_PROJ, v=torch.zeros(4, 31), columns=columns, column_index=index)
+def sharing_codes() -> CompressedWeights:
+    layer = coded(4, rows=32, name="model.layers.1.self_attn.q_proj")
+    return replace(layer, entry={**layer.entry, "factor_in": Q_PROJ})
+
+
+def sharing_and_keeping() -> CompressedWeights:
+    layer = q_proj(4, block=1, columns=torch.zeros(32, 1), index=torch.tensor([3]))
+    shared = replace(layer, entry={**layer.entry, "factor_in": Q_PROJ})
+    return without_part(shared, "factor_in")
 
 
 @pytest.mark.parametrize(
@@ -96,37 +104,38 @@ def sharing_and_keeping() -> FactoredWeights:
         ([sparse_k_proj(320, rank=4)], "rank 4 and 320 entries: .*would not be smaller"),
         ([sparse_k_proj(512)], "would not be smaller"),
         ([sparse_k_proj(304, rank=4, bias=torch.zeros(16))], "would not be smaller"),
-        ([replace(k_proj(4), sparse=some_entries(8, rows=15))], "do not fit"),
-        ([replace(k_proj(4), sparse=Sparse(torch.eye(16, 32) > 0, torch.ones(15)))], "do not fit"),
-        ([replace(k_proj(4), bias=torch.zeros(32))], "does not fit"),
-        ([replace(keeping([1]), sparse=some_entries(8))], "both kept columns and sparse"),
-        ([q_proj(4), sharing(Q_PROJ, sparse=some_entries(8, rows=32))], "shares no factor"),
+        ([k_proj(4, sparse=some_entries(8, rows=15))], "are not those of"),
+        ([k_proj(4, sparse=Sparse(torch.eye(16, 32) > 0, torch.ones(15)))], "16 entries for 15"),
+        ([k_proj(4, bias=torch.zeros(32))], r"a bias of \(32,\) does not fit"),
+        ([q_proj(4), sharing(Q_PROJ, sparse=some_entries(8, rows=32))], "shares none"),
         ([k_proj(11)], "would not be smaller"),  # 11 * 48 > 16 * 32
         ([coded(16)], "rank 16: .*would not be smaller"),  # 16 * 33 > 16 * 32
-        ([replace(coded(4), u=torch.zeros(16, 5), v=torch.zeros(5, 32))], "codes .* do not fit"),
-        ([replace(coded(4), sparse=some_entries(8))], "8-bit factors beside .*: one only"),
-        ([q_proj(4), sharing(Q_PROJ, codes=coded(4, 32).codes)], "8-bit codes shares no factor"),
-        ([k_proj(4, rows=32)], "do not make up the weight"),
+        ([replace(coded(4), entry={"rank": 5, "bits": 8})], "are not those of"),
+        ([replace(coded(4), entry={"rank": 4, "bits": 4})], "are not those of"),
+        ([replace(k_proj(4), entry={"rank": 4, "twice": True})], "knows no twice=True"),
+        ([q_proj(4), sharing_codes()], r"more than factors \(bits\) shares none"),
+        ([k_proj(4, rows=32)], "are not those of"),
         ([k_proj(4, name="model.layers.9.self_attn.k_proj")], "has no layer model.layers.9"),
         ([k_proj(4), k_proj(4)], "given twice"),
-        ([replace(k_proj(4), v=None)], "has no in-factor"),
-        ([replace(keeping([1]), column_index=None)], "go together"),
-        ([replace(k_proj(4), columns=torch.zeros(16, 0))], "go together"),
-        ([replace(keeping([1]), columns=torch.zeros(8, 1))], "do not fit"),
-        ([keeping([1, 2], columns=1)], "do not fit"),
-        ([keeping([2, 1])], "no ascending list"),
+        ([without_part(k_proj(4), "factor_in")], "are not those of"),
+        ([without_part(keeping([1]), "column_index")], "are not those of"),
+        ([replace(keeping([1]), entry={"rank": 4})], "are not those of"),
+        ([k_proj(4, inputs=31, columns=torch.zeros(8, 1), index=torch.tensor([1]))], "not those"),
+        ([keeping([1, 2], columns=1)], "are not those of"),
+        ([keeping([2, 1])], f"{K_PROJ} .*column_index is no ascending list"),
         ([keeping([1, 32])], "no ascending list"),
         ([keeping([1, 2, 3], rank=11)], "rank 11 and 3 columns.* would not be smaller"),
+        ([keeping([1, 2], rank=4, sparse=some_entries(298))], "2 columns and 298 entries: "),
         ([sharing(Q_PROJ)], f"in-factor of '{Q_PROJ}': that layer is not in the list"),
         ([q_proj(4), sharing(Q_PROJ, rank=5)], r"that one is \(4, 32\), not \(5, 32\)"),
         ([q_proj(4), sharing("model.layers.1.self_attn.q_proj")], "has none of its own"),
-        ([keeping([1]), sharing(K_PROJ)], "keeps columns or .* shares no factor"),
-        ([q_proj(4), sharing_and_keeping()], "keeps columns or .* shares no factor"),
+        ([keeping([1]), sharing(K_PROJ)], r"more than factors \(columns\) shares none"),
+        ([q_proj(4), sharing_and_keeping()], r"more than factors \(columns\) shares none"),
         ([q_proj(22), sharing(Q_PROJ, rank=22)], "would not be smaller"),  # 22 * 96 > 2 * 32 * 32
     ],
 )
 def test_factors_that_do_not_fit_are_refused(
-    layers: list[FactoredWeights], message: str, dense: Path, tmp_path: Path
+    layers: list[CompressedWeights], message: str, dense: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ModelError, match=message):
         write(tmp_path / "small", dense, layers)
@@ -152,7 +161,8 @@ def test_largest_rank_that_pays_is_taken(dense: Path, tmp_path: Path) -> None:
 def test_a_group_that_pays_need_not_pay_layer_by_layer(dense: Path, tmp_path: Path) -> None:
     """At (32, 32) one layer pays below rank 16, two that share below 22; any order will do."""
     u, v = torch.randn(2, 32, 21), torch.randn(21, 32)
-    layers = [sharing(Q_PROJ, rank=21, u=u[1], v=torch.zeros(21, 32)), q_proj(21, u=u[0], v=v)]
+    other = "model.layers.1.self_attn.q_proj"
+    layers = [stores(other, LowRank(u[1], v), shared_with=Q_PROJ), stores(Q_PROJ, LowRank(u[0], v))]
     summary = write(tmp_path / "small", dense, layers)
     assert summary.layers == 2
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "small")
@@ -179,7 +189,7 @@ def test_a_folder_in_use_is_left_alone(dense: Path, tmp_path: Path) -> None:
 
 
 def test_what_fails_half_way_leaves_nothing(dense: Path, tmp_path: Path) -> None:
-    def broken() -> Iterator[FactoredWeights]:
+    def broken() -> Iterator[CompressedWeights]:
         yield k_proj(4)
         raise KeyboardInterrupt
 
@@ -192,14 +202,13 @@ def test_layers_are_taken_one_at_a_time(dense: Path, tmp_path: Path) -> None:
     model, alive, most = tiny_model("llama"), weakref.WeakSet[torch.Tensor](), 0
     checkpoint = Checkpoint(dense)
 
-    def watched() -> Iterator[FactoredWeights]:
+    def watched() -> Iterator[CompressedWeights]:
         nonlocal most
         for layer in as_layers(random_factors(model)):
-            assert layer.v is not None
-            u, v = layer.u.clone(), layer.v.clone()
-            alive.update((u, v))
+            tensors = {name: tensor.clone() for name, tensor in layer.tensors.items()}
+            alive.update(tensors.values())
             most = max(most, len(alive))
-            yield FactoredWeights(layer.name, u, v)
+            yield replace(layer, tensors=tensors)
 
     layout = inspect_model(checkpoint)
     write_folder(tmp_path / "small", checkpoint, watched(), layout, max_shard_bytes=3000)
@@ -210,7 +219,7 @@ def test_layers_are_taken_one_at_a_time(dense: Path, tmp_path: Path) -> None:
 def test_views_of_a_large_tensor_are_stored_alone(dense: Path, tmp_path: Path) -> None:
     basis = torch.randn(16, 16)
     u, v = basis[:, :4], torch.randn(32, 4).T
-    write(tmp_path / "small", dense, [FactoredWeights(K_PROJ, u, v)])
+    write(tmp_path / "small", dense, [stores(K_PROJ, LowRank(u, v))])
     tensors = load_file(tmp_path / "small" / "model.safetensors")
     assert torch.equal(tensors[f"{K_PROJ}.weight"], u)
     assert torch.equal(tensors[f"{K_PROJ}.factor_in"], v)

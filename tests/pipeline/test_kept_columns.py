@@ -4,19 +4,22 @@ import copy
 import io
 import pickle
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from compress_core.hf.factored import FactoredLinear, is_column_index, pays
+from compress_core.forms.columns import is_index
+from compress_core.forms.kinds import pays
+from compress_core.forms.linear import CompressedLinear
 
 IN, OUT, RANK = 24, 20, 5
 
 
-def layer_with(index: list[int], seed: int = 0, inputs: int = IN) -> FactoredLinear:
+def layer_with(index: list[int], seed: int = 0, inputs: int = IN) -> Any:
     generator = torch.Generator().manual_seed(seed)
-    layer = FactoredLinear(inputs, OUT, RANK, columns=len(index))
+    layer = CompressedLinear(inputs, OUT, {"rank": RANK, "columns": len(index)})
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.normal_(generator=generator)
@@ -24,7 +27,7 @@ def layer_with(index: list[int], seed: int = 0, inputs: int = IN) -> FactoredLin
     return layer
 
 
-def dense(layer: FactoredLinear) -> Tensor:
+def dense(layer: Any) -> Tensor:
     """The weight it stands for, put together column by column."""
     kept = layer.column_index.tolist()
     low = iter((layer.weight @ layer.factor_in).unbind(1))
@@ -34,7 +37,7 @@ def dense(layer: FactoredLinear) -> Tensor:
     )
 
 
-def expect(layer: FactoredLinear, x: Tensor) -> None:
+def expect(layer: CompressedLinear, x: Tensor) -> None:
     want = nn.functional.linear(x, dense(layer), layer.bias)
     assert torch.allclose(layer(x), want, atol=1e-5)
 
@@ -65,7 +68,7 @@ def test_gradients_are_those_of_the_dense_product() -> None:
 @pytest.mark.parametrize("cast", [nn.Module.half, nn.Module.bfloat16, nn.Module.double])
 def test_a_cast_leaves_the_index_an_integer(cast: Callable[[nn.Module], nn.Module]) -> None:
     layer = cast(layer_with([2, 3, 17]))
-    assert isinstance(layer, FactoredLinear)
+    assert isinstance(layer, CompressedLinear)
     assert layer.column_index.dtype == torch.int32
     assert layer.column_index.tolist() == [2, 3, 17]
     assert layer.columns.dtype == layer.weight.dtype != torch.float32
@@ -82,23 +85,23 @@ def test_the_index_is_stored_in_the_narrowest_dtype(inputs: int, dtype: torch.dt
     expect(layer, x)
 
 
-def _load(layer: FactoredLinear, other: FactoredLinear) -> FactoredLinear:
+def _load(layer: Any, other: Any) -> Any:
     layer.load_state_dict(other.state_dict())
     return layer
 
 
-def _assign(layer: FactoredLinear, other: FactoredLinear) -> FactoredLinear:
+def _assign(layer: Any, other: Any) -> Any:
     layer.load_state_dict(other.state_dict(), assign=True)
     return layer
 
 
-def _write_into(layer: FactoredLinear, other: FactoredLinear) -> FactoredLinear:
+def _write_into(layer: Any, other: Any) -> Any:
     with torch.no_grad():
         layer.column_index.copy_(other.column_index)
     return layer
 
 
-def _copy_and_load(layer: FactoredLinear, other: FactoredLinear) -> FactoredLinear:
+def _copy_and_load(layer: Any, other: Any) -> Any:
     twin = copy.deepcopy(layer)
     expect(twin, torch.randn(2, IN))
     expect(_load(layer, other), torch.randn(2, IN))  # the copy must not follow the original
@@ -106,14 +109,14 @@ def _copy_and_load(layer: FactoredLinear, other: FactoredLinear) -> FactoredLine
     return _write_into(twin, other)
 
 
-def _empty(layer: FactoredLinear, other: FactoredLinear) -> FactoredLinear:
+def _empty(layer: Any, other: Any) -> Any:
     return _load(layer.to("meta").to_empty(device="cpu"), other)
 
 
 @pytest.mark.parametrize("change", [_load, _assign, _write_into, _copy_and_load, _empty])
 @pytest.mark.parametrize("inference", [False, True])
 def test_a_changed_index_is_used_at_once(
-    change: Callable[[FactoredLinear, FactoredLinear], FactoredLinear], inference: bool
+    change: Callable[[Any, Any], Any], inference: bool
 ) -> None:
     layer, other = layer_with([1, 5, 6]), layer_with([0, 12, 23], seed=1)
     with torch.inference_mode(inference):
@@ -150,7 +153,7 @@ def test_the_order_is_not_saved() -> None:
 def test_it_is_built_empty_on_the_meta_device_and_filled_later() -> None:
     source = layer_with([1, 5, 6])
     with torch.device("meta"):
-        layer = FactoredLinear(IN, OUT, RANK, columns=3)
+        layer = CompressedLinear(IN, OUT, {"rank": RANK, "columns": 3})
     assert layer(torch.empty(2, IN, device="meta")).shape == (2, OUT)
     layer.load_state_dict(source.state_dict(), assign=True)
     x = torch.randn(2, IN)
@@ -158,7 +161,7 @@ def test_it_is_built_empty_on_the_meta_device_and_filled_later() -> None:
 
 
 def test_until_it_is_loaded_it_gives_no_result() -> None:
-    layer = FactoredLinear(IN, OUT, RANK, columns=3)
+    layer: Any = CompressedLinear(IN, OUT, {"rank": RANK, "columns": 3})
     assert layer.columns.isnan().all() and layer.factor_in.isnan().all()
     with pytest.raises((RuntimeError, IndexError), match="out of bounds"):
         layer(torch.randn(2, IN))
@@ -176,12 +179,16 @@ def test_it_compiles_and_exports() -> None:
 
 
 def test_what_pays_counts_the_columns_and_their_index() -> None:
-    assert pays(64, 64, 31) and not pays(64, 64, 32)
-    assert pays(64, 64, 28, 5)  # 28 * (64 + 59) + 5 * 65 = 3769
-    assert not pays(64, 64, 31, 5)  # 31 * 123 + 325 = 4138 of 4096
-    assert not pays(64, 64, -1) and not pays(64, 64, 3, -1) and not pays(64, 64, 3, 64)
-    assert pays(8, 32767, 7, 10904)  # 262132 of 262136
-    assert not pays(8, 32768, 7, 10904)  # its index is of 32 bits
+    def with_columns(rank: int, columns: int, sizes: tuple[int, int] = (64, 64)) -> bool:
+        return pays(*sizes, {"rank": rank, "columns": columns})
+
+    assert pays(64, 64, {"rank": 31}) and not pays(64, 64, {"rank": 32})
+    assert with_columns(28, 5)  # 28 * (64 + 59) + 5 * 65 = 3769
+    assert not with_columns(31, 5)  # 31 * 123 + 325 = 4138 of 4096
+    assert not pays(64, 64, {"rank": -1})
+    assert not with_columns(3, -1) and not with_columns(3, 64)
+    assert with_columns(7, 10904, (8, 32767))  # 262132 of 262136
+    assert not with_columns(7, 10904, (8, 32768))  # its index is of 32 bits
 
 
 @pytest.mark.parametrize(
@@ -196,4 +203,4 @@ def test_what_pays_counts_the_columns_and_their_index() -> None:
     ],
 )
 def test_an_index_is_ascending_and_within_the_inputs(index: list[int], is_one: bool) -> None:
-    assert is_column_index(torch.tensor(index), IN) == is_one
+    assert is_index(torch.tensor(index), IN) == is_one

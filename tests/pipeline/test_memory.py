@@ -9,12 +9,13 @@ from transformers import AutoModelForCausalLM
 
 import compress_core.hf  # noqa: F401  registers the format
 from compress_core.folder.memory import bytes_in_memory, expected_bytes
+from compress_core.forms.linear import CompressedLinear, is_compressed
 from compress_core.hf.checkpoint import Checkpoint
 from compress_core.hf.loading import load_model
-from compress_core.hf.sparse_linear import SparseLinear
 from tests.families import tiny_model, token_batch
 from tests.pipeline import pico
-from tests.pipeline.folders import make_pair, sparse_layers, varied_layers
+from tests.pipeline.contents import sparse_layers, varied_layers
+from tests.pipeline.folders import make_pair
 
 pytestmark = pytest.mark.usefixtures("code_cache")
 
@@ -49,8 +50,9 @@ def test_it_is_the_same_for_the_code_in_the_folder(trust: bool, tmp_path: Path) 
     assert bytes_in_memory(model) == expected_bytes(Checkpoint(pair.small, compressed=True))
     model.train()
     model(token_batch()).logits.sum().backward()  # a dense weight goes when training begins
-    kept = [module._kept for module in model.modules() if type(module).__name__ == "SparseLinear"]
-    assert kept and all(what == "positions" for what, _, _ in kept)
+    layers = [module for module in model.modules() if is_compressed(module)]
+    kept = [list(layer.kept_tensors()) for layer in layers if "nonzeros" in layer.entry]
+    assert kept and all(places.dtype is torch.int64 for (places,) in kept)
 
 
 @pytest.mark.parametrize(
@@ -66,10 +68,10 @@ def test_it_is_the_same_for_the_code_in_the_folder(trust: bool, tmp_path: Path) 
 def test_which_way_is_taken_follows_from_sizes_alone(
     rank: int, count: int, dtype: torch.dtype, sparse: bool
 ) -> None:
-    layer = SparseLinear(64, 64, rank, count, dtype=dtype)
+    layer = CompressedLinear(64, 64, {"rank": rank, "nonzeros": count}, dtype=dtype)
     has_mkl = torch.backends.mkl.is_available()
-    assert layer.multiplies_sparse(torch.device("cpu")) == (sparse and has_mkl)
-    assert not layer.multiplies_sparse(torch.device("cuda"))
+    assert layer.runs_whole(torch.device("cpu")) != (sparse and has_mkl)
+    assert layer.runs_whole(torch.device("cuda"))
 
 
 @pytest.mark.parametrize("method", ["svd_llm", "duo_svd", "wanda", "oats"])

@@ -65,7 +65,7 @@ def outside(
     newer = root / "newer"
     stock["llama"].save_pretrained(newer)
     settings = json.loads((newer / "config.json").read_text())["quantization_config"]
-    edit_config(newer, quantization_config={**settings, "format_version": 4})
+    edit_config(newer, quantization_config={**settings, "format_version": 5})
     request = {
         "batch": BATCH.tolist(),
         "families": {case: str(folder) for case, folder in folders.items()},
@@ -180,10 +180,10 @@ def test_dense_export_is_an_ordinary_checkpoint(
 
 
 def test_newer_format_is_refused_everywhere(outside: dict[str, Any], tmp_path: Path) -> None:
-    assert "format 4" in outside["facts"]["newer"]
-    with pytest.raises(ValueError, match="format 4"):
+    assert "format 5" in outside["facts"]["newer"]
+    with pytest.raises(ValueError, match="format 5"):
         AutoModelForCausalLM.from_pretrained(outside["newer"])
-    with pytest.raises(ModelError, match="format 4"):
+    with pytest.raises(ModelError, match="format 5"):
         to_dense(outside["newer"], tmp_path / "dense")
 
 

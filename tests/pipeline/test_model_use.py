@@ -15,9 +15,10 @@ from tokenizers.pre_tokenizers import Whitespace
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, pipeline
 
+import compress_core.folder.load
 import compress_core.hf
 from compress_core.folder.swap import swap_layers
-from compress_core.hf.factored import FactoredLinear, is_compressed
+from compress_core.forms.linear import CompressedLinear, is_compressed
 from tests.families import VOCABULARY, tiny_model
 from tests.pipeline.folders import BATCH, Pair, logits_of, make_pair, random_factors, write_small
 
@@ -69,7 +70,7 @@ def test_whole_model_compiles_without_a_graph_break(model: Any) -> None:
 
 
 def test_layer_compiles_and_exports() -> None:
-    layer = FactoredLinear(8, 6, 2)
+    layer = CompressedLinear(8, 6, {"rank": 2})
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.normal_()
@@ -199,10 +200,10 @@ def test_importing_twice_registers_once() -> None:
     [
         ({"model.layers.9.mlp.up_proj": {"rank": 2}}, 1, "no layer"),
         ({"model.norm": {"rank": 2}}, 1, "not a linear layer"),
-        ({"model.layers.0.mlp.up_proj": {"rank": -1}}, 1, "cannot have rank -1"),
+        ({"model.layers.0.mlp.up_proj": {"rank": -1}}, 1, "cannot store"),
         ({"model.layers.0.mlp.up_proj": {"rank": 20}}, 1, "cannot have rank 20"),
-        ({"model.layers.0.mlp.up_proj": {"rank": 2}}, 4, "format 4"),
-        ({UP: {"rank": 2, "columns": 32}}, 2, "cannot have rank 2 and 32 columns"),
+        ({"model.layers.0.mlp.up_proj": {"rank": 2}}, 5, "format 5"),
+        ({UP: {"rank": 2, "columns": 32}}, 2, "cannot store"),
         ({UP: {"rank": 18, "columns": 8}}, 2, "cannot have rank 18 and 8 columns"),
         ({UP: {"rank": 2, "factor_in": GATE}}, 2, "not in the list"),
         ({UP: {"rank": 2, "factor_in": UP}}, 2, "has none of its own"),
@@ -212,7 +213,7 @@ def test_importing_twice_registers_once() -> None:
         ({UP: {"rank": 24, "factor_in": GATE}, GATE: {"rank": 24}}, 2, "cannot have rank 24"),
         ({UP: {"rank": 2, "nonzeros": 1376}}, 3, "cannot have rank 2 and 1376 entries"),
         ({UP: {"rank": 0, "nonzeros": 1488, "bias": True}}, 3, "cannot have rank 0 and 1488"),
-        ({UP: {"rank": 2, "nonzeros": 9, "columns": 1}}, 3, "both kept columns and sparse entries"),
+        ({UP: {"rank": 2, "nonzeros": 1290, "columns": 2}}, 4, "2 and 2 columns and 1290 entries"),
         ({UP: {"rank": 2, "factor_in": GATE, "nonzeros": 9}, GATE: {"rank": 2}}, 3, "shares no"),
     ],
 )

@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM
 
 import compress_core.hf  # noqa: F401  registers the format
 from compress_core.evaluate import perplexity_and_kl
-from compress_core.layer.stored import unpack_factors
+from compress_core.layer.stored import stored_weight, tensors_of
+from compress_core.sparse import unpack
 from compress_core.types import affordable
 from tasks.stages.allocate import read_shares
 from tasks.stages.arrays import Stored, get_tensor
@@ -60,6 +61,20 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Get:
     return get
 
 
+def weight_of(walk: pico.Walk, name: str) -> torch.Tensor:
+    """What a layer's parts stand for."""
+    weight = stored_weight(Stored(walk.session.artifact(walk.pipeline.realised[name])))
+    assert weight is not None
+    return weight
+
+
+def mask_of(walk: pico.Walk, name: str) -> torch.Tensor:
+    """Where its entries are."""
+    record = Stored(walk.session.artifact(walk.pipeline.realised[name]))
+    out_features, in_features = record.attrs["sizes"]
+    return unpack(tensors_of(record), out_features, in_features)
+
+
 @every_case
 def test_every_layer_stores_the_numbers_of_its_share(model: str, method: str, done: Get) -> None:
     walk = done(model, method)
@@ -68,15 +83,15 @@ def test_every_layer_stores_the_numbers_of_its_share(model: str, method: str, do
     total = 0
     for layer in job.layers:
         artifact = walk.session.artifact(walk.pipeline.realised[layer.name])
-        share, low = shares[layer.name], unpack_factors(Stored(artifact))
-        assert low.sparse is not None and share.nonzeros > 0
-        assert (low.rank, low.sparse.nonzeros) == (share.rank, share.nonzeros)
+        share, attrs = shares[layer.name], artifact.attrs
+        assert share.nonzeros > 0
+        assert (attrs["rank"], attrs["nonzeros"]) == (share.rank, share.nonzeros)
+        assert len(tensors_of(Stored(artifact))["sparse_values"]) == share.nonzeros
         assert artifact.attrs["numbers"] == share.cost(layer)
         if ":pattern=" not in method:
             assert share.cost(layer) == affordable(KEPT, layer.dense_cost)
         total += share.cost(layer)
-        dense = low.dense()
-        assert dense.shape == (layer.out_features, layer.in_features)
+        assert weight_of(walk, layer.name).shape == (layer.out_features, layer.in_features)
     attrs = walk.session.artifact(walk.pipeline.folder).attrs
     assert attrs["compressible"] == total <= BUDGETS[method] * sum(x.dense_cost for x in job.layers)
     assert not {"collect", "weigh", "decompose"} & {outcome.stage for outcome in walk.outcomes}
@@ -105,8 +120,8 @@ def test_the_folder_loads_in_both_ways_and_is_what_was_realised(
     dense: Any = AutoModelForCausalLM.from_pretrained(walk.pipeline.config.model)
     with torch.no_grad():
         for layer in walk.pipeline.job.layers:
-            low = unpack_factors(Stored(walk.session.artifact(walk.pipeline.realised[layer.name])))
-            weight = low.dense().T if layer.transposed else low.dense()
+            found_weight = weight_of(walk, layer.name)
+            weight = found_weight.T if layer.transposed else found_weight
             dense.get_submodule(layer.name).weight.copy_(weight)
     by_hand = perplexity_and_kl(dense.eval(), tokens, reference=None, batch_size=8)
     assert by_hand.perplexity == pytest.approx(metrics["perplexity"], rel=1e-4)
@@ -115,20 +130,17 @@ def test_the_folder_loads_in_both_ways_and_is_what_was_realised(
 def test_masks_of_a_pattern_keep_two_of_every_four(done: Get) -> None:
     for method in ("wanda:pattern=2:4", "oats:iterations=4:low_rank=0.3:pattern=2:4"):
         walk = done("llama", method)
-        for unit in walk.pipeline.realised.values():
-            low = unpack_factors(Stored(walk.session.artifact(unit)))
-            assert low.sparse is not None
-            groups = low.sparse.mask.view(low.sparse.mask.shape[0], -1, 4)
+        for name in walk.pipeline.realised:
+            mask = mask_of(walk, name)
+            groups = mask.view(mask.shape[0], -1, 4)
             assert bool((groups.sum(dim=2) == 2).all())
 
 
 def test_wanda_leaves_what_it_keeps_as_it_was(done: Get) -> None:
     walk = done("llama", "wanda")
     dense = load_file(Path(walk.pipeline.config.model) / "model.safetensors")
-    for name, unit in walk.pipeline.realised.items():
-        low = unpack_factors(Stored(walk.session.artifact(unit)))
-        assert low.sparse is not None
-        assert torch.equal(low.dense(), dense[f"{name}.weight"] * low.sparse.mask)
+    for name in walk.pipeline.realised:
+        assert torch.equal(weight_of(walk, name), dense[f"{name}.weight"] * mask_of(walk, name))
 
 
 def test_pruners_share_what_is_measured_before_anything_is_compressed(done: Get) -> None:

@@ -15,6 +15,7 @@ from compress_core.errors import ModelError
 from compress_core.folder.export import to_dense
 from compress_core.forms.linear import is_compressed
 from compress_core.sparse import PLACES
+from tests.pipeline.contents import sparse_layers
 from tests.pipeline.folders import (
     BATCH,
     Pair,
@@ -23,7 +24,6 @@ from tests.pipeline.folders import (
     load,
     logits_of,
     make_pairs,
-    sparse_layers,
 )
 
 CASES = ["llama", "llama_bias", "gpt2"]

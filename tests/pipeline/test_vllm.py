@@ -14,20 +14,18 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
+from compress_core.decompose import LowRank
 from compress_core.errors import ModelError
 from compress_core.folder.for_vllm import to_vllm
-from compress_core.folder.write import FactoredWeights
 from tests.families import tiny_model
-from tests.pipeline.folders import (
-    BATCH,
-    Pair,
+from tests.pipeline.contents import (
     eight_bit_layers,
-    load,
-    logits_of,
-    make_pair,
     sparse_layers,
+    stores,
+    summed_layers,
     varied_layers,
 )
+from tests.pipeline.folders import BATCH, Pair, load, logits_of, make_pair
 
 pytestmark = pytest.mark.usefixtures("code_cache")
 
@@ -132,7 +130,7 @@ def test_a_layer_of_rank_0_is_its_bias(tmp_path: Path) -> None:
         layer = varied_layers(model)[0]
         rows, inputs = model.get_submodule(layer.name).weight.shape
         zeros = torch.zeros(rows, 0), torch.zeros(0, inputs)
-        return [FactoredWeights(layer.name, *zeros, bias=torch.arange(rows) / rows)]
+        return [stores(layer.name, LowRank(*zeros, bias=torch.arange(rows) / rows))]
 
     pair = make_pair(tiny_model("llama"), tmp_path, layers=nothing)
     to_vllm(pair.small, tmp_path / "out")
@@ -163,7 +161,12 @@ def test_it_needs_nothing_of_ours_and_its_code(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("layers", "what"), [(sparse_layers, "sparse entries"), (eight_bit_layers, "in 8 bits")]
+    ("layers", "what"),
+    [
+        (sparse_layers, "sparse entries"),
+        (eight_bit_layers, "factors in 8 bits"),
+        (summed_layers, "has sparse entries"),
+    ],
 )
 def test_what_linear_layers_cannot_hold_is_refused(layers: Any, what: str, tmp_path: Path) -> None:
     pair = make_pair(tiny_model("llama"), tmp_path, layers=layers)
