@@ -38,14 +38,14 @@ class Prepared:
 
 @dataclass(frozen=True)
 class LowRank:
-    """W′ = u v, and beside it columns of a weight as they are, or sparse entries added to it.
+    """W′ = u v, and beside it columns of a weight as they are, and sparse entries added to both.
 
     Attributes:
         u: (out, rank).
         v: (rank, in - kept), for the inputs that are not kept, in their order.
         columns: (out, kept), or None.
         index: (kept,) int64, ascending: which inputs the columns belong to; None without columns.
-        sparse: What is added to the product, (out, in); None for nothing. Never with columns.
+        sparse: What is added to all that, (out, in); None for nothing.
         bias: What is added to the layer's bias, (out,); None for nothing.
     """
 
@@ -68,16 +68,14 @@ class LowRank:
 
     def dense(self) -> Tensor:
         """W′ (out, in), in the dtype of ``u``."""
-        product = self.u @ self.v
-        if self.sparse is not None:
-            product = product + self.sparse.dense()
-        if self.columns is None or self.index is None:
-            return product
-        rest, kept = split_inputs(self.in_features, self.index)
-        whole = product.new_empty(product.shape[0], len(rest) + len(kept))
-        whole[:, rest] = product
-        whole[:, kept] = self.columns
-        return whole
+        whole = self.u @ self.v
+        if self.columns is not None and self.index is not None:
+            product = whole
+            rest, kept = split_inputs(self.in_features, self.index)
+            whole = product.new_empty(product.shape[0], len(rest) + len(kept))
+            whole[:, rest] = product
+            whole[:, kept] = self.columns
+        return whole if self.sparse is None else whole + self.sparse.dense()
 
 
 def split_inputs(features: int, index: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """The nouns every method speaks: a layer, a budget, and each layer's share of it.
 
-One number of a dense weight costs 1; a rank-one component of an (out, in) layer costs out + in, less
-where it is stored in another form.
+One number of a dense weight costs 1; a rank-one component of an (out, in) layer costs out + in, or
+less in another form than plain factors.
 """
 
 import math

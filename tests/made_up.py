@@ -8,17 +8,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from compress_core.allocate.base import Allocator, Evidence, Probe
+from compress_core.forms.products import PLAIN
 from compress_core.types import LayerRef
 
 SHAPES = st.lists(st.tuples(st.integers(2, 40), st.integers(2, 40)), min_size=1, max_size=7)
 SEEDS = st.integers(0, 10_000)
 
 
-def layers_of(shapes: list[tuple[int, int]]) -> list[LayerRef]:
-    """Two layers to a block."""
+def layers_of(shapes: list[tuple[int, int]], form: str = PLAIN) -> list[LayerRef]:
+    """Two layers to a block, their products stored in a form."""
     names = [f"model.layers.{i // 2}.{'qo'[i % 2]}_proj" for i in range(len(shapes))]
     return [
-        LayerRef(name, i // 2, m, n, name)
+        LayerRef(name, i // 2, m, n, name, form=form)
         for i, (name, (m, n)) in enumerate(zip(names, shapes, strict=True))
     ]
 

@@ -1,5 +1,6 @@
 """The kinds of parts that there are, and what follows from a layer being a sum of some of them."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -64,8 +65,12 @@ def numbers_of(entry: Entry, sizes: Sizes) -> int:
 
 def why_not(entry: Entry, sizes: Sizes) -> str | None:
     """What is wrong with a layer's entry; None where nothing is."""
-    known = {key for kind in kinds_of(entry) for key in kind.keys} | {"bias"}
-    if odd := sorted(entry.keys() - known):
+    claimed = Counter(key for kind in kinds_of(entry) for key in kind.keys if key in entry)
+    twice = [key for key in claimed if claimed[key] > 1]
+    if twice:
+        words = " and ".join(kind.words for kind in kinds_of(entry) if twice[0] in kind.keys)
+        return f"its {twice[0]} is of {words}: one only"
+    if odd := sorted(entry.keys() - claimed.keys() - {"bias"}):
         return f"this code knows no {odd[0]}={entry[odd[0]]!r} beside what else it stores"
     counts = [value for value in entry.values() if isinstance(value, int)]
     if min(counts) < 0 or sizes.rest < 1:

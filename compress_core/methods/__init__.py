@@ -51,6 +51,8 @@ METHODS: dict[str, Callable[..., Method]] = {
     "dobi_svd": dobi_svd,
 }
 
+FORM = "factors"  # an option of every method
+FORM_ABOUT = "how a product of low rank is stored: plain, pivot, or auto, the smaller of both"
 OPTION = r":([^:=]+)=([^:]+(?::\d+)?)(?=:|$)"  # a value may be of the form 2:4
 
 
@@ -118,14 +120,14 @@ def build_method(
     for_allocator = allocator_options(allocate) if allocate else []
     values, of_allocator = {}, {}
     given_options = {**(options or {}), **variant.options}
-    factors = str(given_options.pop("factors", factors))
+    factors = str(given_options.pop(FORM, factors))
     for option, given in given_options.items():
         if option in for_allocator:
             of_allocator[option] = given
         elif option in defaults:
             values[option] = read_option(f"method {name!r}", option, given, defaults[option])
         else:
-            known = [*defaults, *for_allocator, "factors"]
+            known = [*defaults, *for_allocator]
             raise ConfigError(
                 f"method {name!r} has no option {option!r}; its options: "
                 f"{', '.join(known) or 'none'}{nearest(option, known)}"
@@ -146,9 +148,10 @@ def build_method(
 
 
 def option_defaults(name: str, allocate: str | None = None) -> dict[str, Any]:
-    """Options of a method, and of the allocator where one is named, to their defaults."""
+    """Options of a method, of every method, and of the allocator where one is named: defaults."""
     parameters = inspect.signature(METHODS[name]).parameters
     own = {option: parameter.default for option, parameter in parameters.items()}
+    own[FORM] = PLAIN
     allocator = build_allocator(allocate) if allocate else None
     return own | {
         o: getattr(allocator, o, "") for o in (allocator_options(allocate) if allocate else [])
@@ -161,7 +164,7 @@ def _stored_as(method: Method, factors: str) -> Method:
     Raises:
         ConfigError: There is no such form, or the method's products have one of their own.
     """
-    one_of(f"method {method.name!r}", "factors", factors, FACTORS)
+    one_of(f"method {method.name!r}", FORM, factors, FACTORS)
     if factors == PLAIN:
         return method
     if method.form != PLAIN:
@@ -170,8 +173,8 @@ def _stored_as(method: Method, factors: str) -> Method:
         if factors == "auto":
             return method
         raise ConfigError(
-            f"method {method.name!r} learns at the price of plain factors: leave out factors="
-            f"{factors}"
+            f"method {method.name!r} learns at the price of plain factors: leave out "
+            f"{FORM}={factors}"
         )
     fit = method.fit
     if isinstance(fit, PreserveColumns):

@@ -18,7 +18,7 @@ from compress_core.allocate import (
 )
 from compress_core.errors import ConfigError
 from compress_core.method import Method
-from compress_core.methods import METHODS, build_method, option_defaults
+from compress_core.methods import FORM, FORM_ABOUT, METHODS, build_method, option_defaults
 from compress_core.options import nearest
 from flows.commands.look import broken
 from flows.report.lines import make_console, say
@@ -84,7 +84,7 @@ def _method_row(name: str) -> dict[str, Any]:
         "summary": method.summary,
         "paper": method.paper,
         "options": option_defaults(name),
-        "about": _about(METHODS[name].__doc__),
+        "about": _about(METHODS[name].__doc__) | {FORM: FORM_ABOUT},
         "needs_calibration": method.needs_calibration,
     }
 

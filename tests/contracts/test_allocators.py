@@ -15,6 +15,7 @@ from compress_core.allocate.base import Curvature, Evidence, Probe
 from compress_core.allocate.spend import step_cost
 from compress_core.allocate.uniform import Uniform
 from compress_core.errors import BudgetError, ConfigError
+from compress_core.forms.products import FACTORS
 from compress_core.methods import build_method
 from compress_core.types import LayerRef, Share, affordable
 from flows.settings.checks import check_methods
@@ -22,6 +23,7 @@ from flows.settings.config import RunConfig
 from tests.made_up import SEEDS, SHAPES, evidence_for, layers_of
 
 KEPT = st.floats(0.05, 1.0)
+FORMS = st.sampled_from(FACTORS)
 NOISE = st.sampled_from([0.0, 0.3])
 
 
@@ -63,11 +65,17 @@ class TestAllocator:
     """One allocator at its defaults."""
 
     @settings(max_examples=150, deadline=None)
-    @given(shapes=SHAPES, kept=KEPT, seed=SEEDS, noise=NOISE)
+    @given(shapes=SHAPES, form=FORMS, kept=KEPT, seed=SEEDS, noise=NOISE)
     def test_it_never_overspends_and_leaves_nothing_that_would_buy_a_component(
-        self, name: str, shapes: list[tuple[int, int]], kept: float, seed: int, noise: float
+        self,
+        name: str,
+        shapes: list[tuple[int, int]],
+        form: str,
+        kept: float,
+        seed: int,
+        noise: float,
     ) -> None:
-        layers = layers_of(shapes)
+        layers = layers_of(shapes, form)
         shares = divided(name, layers, kept, seed, noise)
         left = kept * dense_cost(layers) - cost_of(layers, shares)
         assert left > -1e-6
@@ -143,11 +151,11 @@ class TestAllocator:
         assert cost_of(layers, few) < cost_of(layers, many) + slack
 
     @settings(max_examples=80, deadline=None)
-    @given(shapes=SHAPES, kept=KEPT)
+    @given(shapes=SHAPES, form=FORMS, kept=KEPT)
     def test_it_refuses_a_budget_exactly_where_it_would_have_to_overspend(
-        self, name: str, shapes: list[tuple[int, int]], kept: float
+        self, name: str, shapes: list[tuple[int, int]], form: str, kept: float
     ) -> None:
-        layers = layers_of(shapes)
+        layers = layers_of(shapes, form)
         budget = affordable(kept, dense_cost(layers))
         one_each = sum(min(x.atom_cost, x.dense_cost) for x in layers)
         try:

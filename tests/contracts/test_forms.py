@@ -1,0 +1,288 @@
+"""What every kind of part, and every sum of some, must keep: what a kind says of itself is true."""
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from compress_core.decompose import LowRank
+from compress_core.folder.swap import FORMAT_VERSION, settle_layers, swap_layers
+from compress_core.forms.kinds import (
+    KINDS,
+    SLOTS,
+    check_parts,
+    dense_of,
+    kinds_of,
+    numbers_of,
+    shapes_of,
+    sizes_of,
+    version_of,
+    why_not,
+)
+from compress_core.forms.linear import CompressedLinear
+from compress_core.layer.stored import as_parts
+from compress_core.sparse import Sparse
+
+OUT, INPUTS = 40, 24
+
+
+def made(form: str, rank: int, columns: int = 0, entries: int = 0, **sizes: int) -> LowRank:
+    """A layer's content, random, in float64."""
+    out, inputs = sizes.get("out", OUT), sizes.get("inputs", INPUTS)
+    draw = torch.Generator().manual_seed(rank + 10 * columns + entries + len(form))
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=draw, dtype=torch.float64)
+
+    mask = torch.randperm(out * inputs, generator=draw).view(out, inputs) < entries
+    index = torch.randperm(inputs, generator=draw)[:columns].sort().values
+    return LowRank(
+        normal(out, rank),
+        normal(rank, inputs - columns),
+        normal(out, columns) if columns else None,
+        index if columns else None,
+        Sparse.of(normal(out, inputs), mask) if entries else None,
+    )
+
+
+CASES: dict[str, tuple[str, LowRank]] = {
+    name: (form, made(form, *content, **sizes))
+    for name, form, content, sizes in (
+        ("factors", "plain", (5,), {}),
+        ("eight bits", "eight bits", (7,), {}),
+        ("eight bits, wide", "eight bits", (7,), {"out": 16, "inputs": 50}),
+        ("pivot", "pivot", (13,), {}),
+        ("pivot, wide", "pivot", (9,), {"out": 18, "inputs": 50}),
+        ("pivot, whole words", "pivot", (11,), {"out": 32}),
+        ("columns", "plain", (0, 5), {}),
+        ("entries as bits", "plain", (0, 0, 300), {}),
+        ("entries in rows", "plain", (0, 0, 9), {"inputs": 200}),
+        ("factors and columns", "plain", (5, 4), {}),
+        ("factors and entries", "plain", (5, 0, 100), {}),
+        ("columns and entries", "plain", (0, 4, 100), {}),
+        ("factors, columns, entries", "plain", (4, 4, 100), {}),
+        ("eight bits and columns", "eight bits", (4, 4), {}),
+        ("eight bits and entries", "eight bits", (4, 0, 60), {}),
+        ("pivot and columns", "pivot", (6, 4), {}),
+        ("pivot and entries", "pivot", (6, 0, 100), {}),
+        ("pivot, columns, entries", "pivot", (5, 4, 60), {}),
+    )
+}
+both = pytest.mark.parametrize("name", CASES)
+each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+
+
+def stored(name: str, dtype: torch.dtype = torch.float32) -> tuple[Any, Any, Any]:
+    """Entry, tensors and sizes of a case."""
+    form, content = CASES[name]
+    tensors, entry = as_parts(content, dtype, form)
+    return entry, tensors, sizes_of(len(content.u), content.in_features, entry)
+
+
+def layer_of(name: str, dtype: torch.dtype = torch.float32, bias: bool = True) -> CompressedLinear:
+    """A loaded layer of a case, with a bias of ones."""
+    entry, tensors, sizes = stored(name, dtype)
+    layer = CompressedLinear(sizes.inputs, sizes.out, entry, bias, dtype=dtype)
+    layer.load_state_dict({**tensors, **({"bias": torch.ones(sizes.out)} if bias else {})})
+    layer.settle()
+    return layer
+
+
+def inputs_of(layer: CompressedLinear, *shape: int) -> Tensor:
+    """Random inputs for it."""
+    draw = torch.Generator().manual_seed(3)
+    return torch.randn(*shape, layer.in_features, generator=draw).to(layer.weight.dtype)
+
+
+def test_every_kind_has_a_case_and_every_case_is_a_layer_that_pays() -> None:
+    found = {kind for name in CASES for kind in kinds_of(stored(name)[0])}
+    assert found == set(KINDS)
+    for name in CASES:
+        entry, _, sizes = stored(name)
+        assert why_not(entry, sizes) is None
+
+
+def test_kinds_have_no_tensor_in_common_but_weight() -> None:
+    names = [slot for kind in KINDS for slot in kind.slots if slot != "weight"]
+    assert len(names) == len(set(names))
+    assert all(kind.words and kind.keys and kind.version <= FORMAT_VERSION for kind in KINDS)
+
+
+@both
+@each_dtype
+def test_what_is_stored_is_what_the_kind_says(name: str, dtype: torch.dtype) -> None:
+    entry, tensors, sizes = stored(name, dtype)
+    assert {key: tuple(t.shape) for key, t in tensors.items()} == shapes_of(entry, sizes)
+    for key, tensor in tensors.items():
+        assert SLOTS[key].dtype is not None or tensor.dtype is dtype
+    check_parts(entry, tensors, sizes)
+    halves = sum(tensor.numel() * SLOTS[key].halves for key, tensor in tensors.items())
+    assert numbers_of(entry, sizes) == halves // 2
+
+
+@both
+def test_a_layer_stands_for_the_sum_of_what_it_was_made_of(name: str) -> None:
+    """Codes of 8 bits are off by at most 1/254 of a component's reach."""
+    form, content = CASES[name]
+    entry, tensors, sizes = stored(name, torch.float64)
+    found, wanted = dense_of(entry, tensors, sizes), content.dense()
+    loose = 0.05 if form == "eight bits" else 1e-9
+    torch.testing.assert_close(found, wanted, rtol=0, atol=loose * float(wanted.abs().max()))
+
+
+@both
+@each_dtype
+@pytest.mark.parametrize("gradients", [False, True])
+def test_its_forward_is_a_product_with_its_dense_weight(
+    name: str, dtype: torch.dtype, gradients: bool
+) -> None:
+    layer = layer_of(name, dtype).requires_grad_(gradients)
+    x = inputs_of(layer, 2, 7)
+    wanted = x.double() @ layer.dense_weight().detach().double().T + 1
+    rounding = 40 * torch.finfo(dtype).eps
+    for _ in range(2):  # the second time with what was kept
+        found = layer(x)
+        error = (found.detach().double() - wanted).abs().max() / wanted.abs().max()
+        assert found.dtype is dtype and float(error) <= rounding
+
+
+@both
+def test_gradients_reach_all_that_can_be_trained_and_nothing_else(name: str) -> None:
+    layer = layer_of(name)
+    x = inputs_of(layer, 5).requires_grad_()
+    layer(x).square().sum().backward()
+    assert x.grad is not None
+    for part, tensor in layer.named_parameters():
+        assert not tensor.numel() or (tensor.grad is not None and bool(tensor.grad.any())), part
+    assert all(SLOTS[part].dtype is not None for part, _ in layer.named_buffers())
+
+
+@both
+def test_a_graph_of_it_says_the_same(name: str) -> None:
+    layer = layer_of(name)
+    x = inputs_of(layer, 3)
+    torch._dynamo.reset()
+    with torch.no_grad():
+        found = torch.compile(layer, backend="eager", fullgraph=True)(x)
+    torch.testing.assert_close(found, layer(x), rtol=1e-5, atol=1e-5)
+
+
+@both
+def test_it_survives_files_copies_and_pickles(name: str) -> None:
+    layer = layer_of(name)
+    _, tensors, _ = stored(name)
+    saved = layer.state_dict()
+    assert {key: t.dtype for key, t in saved.items() if key != "bias"} == {
+        key: t.dtype for key, t in tensors.items()
+    }
+    assert all(torch.equal(saved[key], tensor) for key, tensor in tensors.items())
+    x = inputs_of(layer, 3)
+    wanted = layer(x)
+    for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert torch.equal(other(x), wanted)
+        assert not list(copy.deepcopy(other).kept_tensors())
+
+
+@both
+def test_what_it_keeps_follows_what_it_is_made_of(name: str) -> None:
+    layer = layer_of(name)
+    x = inputs_of(layer, 3)
+    with torch.no_grad():
+        before = layer(x)
+        for parameter in layer.parameters():
+            parameter.mul_(2)
+        after = layer(x)
+    assert not torch.equal(before, after)
+    wanted = x @ layer.dense_weight().T + 2
+    torch.testing.assert_close(after, wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
+
+
+@both
+def test_bytes_that_it_will_keep_are_known_before(name: str) -> None:
+    layer = layer_of(name)
+    with torch.no_grad():
+        layer(inputs_of(layer, 3))
+    own = {t.untyped_storage()._cdata for t in (*layer.parameters(), *layer.buffers())}
+    kept = [t for t in layer.kept_tensors() if t.untyped_storage()._cdata not in own]
+    assert sum(t.nbytes for t in kept) == layer.expected_kept_bytes(torch.device("cpu"))
+
+
+@both
+def test_an_unloaded_layer_gives_no_result(name: str) -> None:
+    entry, _, sizes = stored(name)
+    layer = CompressedLinear(sizes.inputs, sizes.out, entry)
+    try:
+        found = layer(torch.ones(1, sizes.inputs))
+    except (RuntimeError, ValueError):  # indices that name nothing
+        return
+    assert bool(found.isnan().all())
+
+
+@both
+def test_a_model_gets_it_and_says_it_again(name: str) -> None:
+    entry, tensors, sizes = stored(name)
+    model = nn.Sequential(nn.Linear(sizes.inputs, sizes.out))
+    swap_layers(model, {"0": entry})
+    assert model[0].entry == entry
+    model[0].load_state_dict({**tensors, "bias": torch.zeros(sizes.out)})
+    settle_layers(model)
+    swap_layers(model, {"0": entry})  # what is there already stays
+    with pytest.raises(ValueError, match="already"):
+        swap_layers(model, {"0": {**entry, "rank": entry["rank"] + 1}})
+
+
+def test_the_version_is_the_least_that_has_the_parts() -> None:
+    versions = {name: version_of([stored(name)[0]]) for name in CASES}
+    assert versions["factors"] == 1 and versions["factors and columns"] == 2
+    assert versions["eight bits"] == versions["factors and entries"] == 3
+    assert versions["pivot"] == versions["columns and entries"] == 4
+    assert version_of([{"rank": 1}, {"rank": 1, "factor_in": "x"}]) == 2
+    assert version_of([{"rank": 1, "bias": True}]) == 3
+    assert version_of([]) == 1
+
+
+DAMAGE: dict[str, tuple[str, Callable[[Tensor], Tensor], str]] = {
+    "factors and columns": ("column_index", lambda t: t.flip(0), "no ascending list"),
+    "entries as bits": ("sparse_bits", lambda t: t * 0, "places of 0 entries for 300"),
+    "entries in rows": ("sparse_columns", lambda t: t * 0, "named twice"),
+    "pivot": ("pivot_rows", lambda t: t * 0, "names 0 rows of 13"),
+    "pivot, wide": ("pivot_rows", lambda t: t.flip(0), "names"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_integers_that_name_what_is_not_there_are_refused(name: str) -> None:
+    part, damage, message = DAMAGE[name]
+    entry, tensors, sizes = stored(name)
+    tensors[part] = damage(tensors[part])
+    with pytest.raises(ValueError, match=message):
+        check_parts(entry, tensors, sizes)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"rank": 5, "bits": 4}, "bits=4"),
+        (
+            {"rank": 5, "bits": 8, "pivot": True},
+            "its rank is of factors in 8 bits and factors in pivot",
+        ),
+        ({"rank": 5, "hoops": 3}, "hoops=3"),
+        ({"rank": 5, "pivot": True, "factor_in": "x"}, "factor_in='x'"),
+        ({"rank": -1}, "cannot store"),
+        ({"rank": 0, "columns": INPUTS}, "cannot store"),
+        ({"rank": 15}, "would not be smaller"),
+        ({"rank": 24, "pivot": True}, "would not be smaller"),
+        ({"rank": 10, "nonzeros": 400}, "rank 10 and 400 entries"),
+    ],
+)
+def test_entries_that_nothing_reads_or_that_do_not_pay_are_refused(
+    entry: dict[str, Any], message: str
+) -> None:
+    found = why_not(entry, sizes_of(OUT, INPUTS, entry))
+    assert found is not None
+    assert any(part in found for part in message.split("|"))
