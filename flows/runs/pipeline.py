@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from compress_core.forms.products import EIGHT_BITS
 from compress_core.hf.lm_eval_find import is_path
 from compress_core.types import Budget
 from flows.runs.layer_speed import on_device
@@ -32,7 +33,7 @@ from tasks.stages.recover import recover_groups
 from tasks.stages.sequential import sequential_groups
 from tasks.stages.weigh import weigh_groups
 
-EIGHT_BITS = (
+NOTE_OF_8_BITS = (
     "{method} is mixed quantisation: it stores factors in 8 bits, and two such numbers count as "
     "one parameter; compare its rows only with those of methods that store 8-bit numbers"
 )
@@ -74,7 +75,7 @@ def build_pipeline(workspace: Workspace, config: RunConfig) -> Pipeline:
     check_output(config, workspace.model.folder)
     job = make_job(workspace, config)
     method, models = job.method, workspace.models
-    note = EIGHT_BITS.format(method=config.label)
+    note = NOTE_OF_8_BITS.format(method=config.label)
     if method.form == EIGHT_BITS and note not in workspace.notes:
         workspace.notes.add(note)
     calibration, texts = workspace.texts

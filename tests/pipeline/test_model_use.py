@@ -217,7 +217,7 @@ def test_importing_twice_registers_once() -> None:
         ({UP: {"rank": 2, "factor_in": GATE, "nonzeros": 9}, GATE: {"rank": 2}}, 3, "shares no"),
     ],
 )
-def test_factorise_refuses(modules: dict[str, Any], version: int, message: str) -> None:
+def test_swapping_refuses(modules: dict[str, Any], version: int, message: str) -> None:
     model = tiny_model("llama")
     with pytest.raises(ValueError, match=message):
         swap_layers(model, modules, format_version=version)
@@ -234,7 +234,7 @@ def test_factorise_refuses(modules: dict[str, Any], version: int, message: str) 
         ({"rank": 3, "nonzeros": 9, "bias": True}, {"rank": 3, "nonzeros": 9}),
     ],
 )
-def test_factorise_twice_changes_nothing_and_another_entry_is_refused(
+def test_swapping_twice_changes_nothing_and_another_entry_is_refused(
     entry: dict[str, Any], other: dict[str, Any]
 ) -> None:
     model = tiny_model("llama")
