@@ -11,6 +11,7 @@ from pathlib import Path
 import transformers
 
 from compress_core.errors import ModelError
+from compress_core.forms.kinds import KINDS
 from compress_core.standalone import without_own_imports
 
 MODELLING_FILE = "modeling_eigenpress.py"
@@ -18,16 +19,9 @@ MODELLING_FILE = "modeling_eigenpress.py"
 # They need PyTorch and those before them.
 _SOURCES = (
     *("sparse.py", "quantise.py", "forms/part.py"),
-    *("forms/factors.py", "forms/eight_bits.py", "forms/pivot.py"),
-    *(
-        "forms/columns.py",
-        "forms/entries.py",
-        "forms/kinds.py",
-        "forms/linear.py",
-        "folder/swap.py",
-    ),
+    *dict.fromkeys(f"forms/{kind.__module__.rpartition('.')[2]}.py" for kind in KINDS),
+    *("forms/kinds.py", "forms/linear.py", "folder/swap.py"),
 )
-
 # The classes bear the names of the stock ones, and count as such, because transformers chooses by
 # name and kind what keys to rename on loading (GPT-NeoX's head), what a pipeline takes, and more.
 _FOOTER = '''

@@ -111,7 +111,9 @@ def write_folder(
             dtype = checkpoint.torch_dtype(weight)
             stem = unwrapped(weight, layout.wrappers).removesuffix("weight")
             for part, tensor in layer.tensors.items():
-                writer.add(stem + part, tensor if SLOTS[part].dtype else tensor.to(dtype))
+                slot = SLOTS[part]
+                found = slot.save(tensor, sizes_of(*known[layer.name], layer.entry))
+                writer.add(stem + part, found if slot.dtype else found.to(dtype))
             modules[layer.name] = dict(layer.entry)
             replaced.add(weight)
             if layer.bias is not None:

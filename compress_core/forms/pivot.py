@@ -56,7 +56,7 @@ class Pivot(Kind):
             dtype: In which the numbers will be stored; what is made here is float64.
         """
         basis, triangle = torch.linalg.qr(u.to(torch.float64))
-        rows, others, c = pivot_rows(basis)
+        rows, _, c = pivot_rows(basis)
         b = basis[rows] @ (triangle @ v.to(torch.float64))
         flags = torch.zeros(len(u), dtype=torch.bool, device=u.device)
         flags[rows] = True
