@@ -8,7 +8,7 @@ from compress_core.allocate.uniform import Uniform
 from compress_core.decompose import Decomposer, ProjectOutputs
 from compress_core.errors import ConfigError
 from compress_core.fit import DENSE, PREFIX, Fitter, Prefix
-from compress_core.forms.products import PLAIN
+from compress_core.forms.names import PLAIN
 from compress_core.learn.base import Learner
 from compress_core.metric import Unweighted, Weighting
 from compress_core.types import LayerRef, Stack

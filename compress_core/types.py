@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from compress_core.errors import BudgetError, ConfigError
-from compress_core.forms.products import PLAIN, largest_rank, rank_cost
+from compress_core.forms.names import PLAIN
 
 Scope = Literal["compressible", "model"]
 
@@ -44,7 +44,7 @@ class LayerRef:
 
     @property
     def atom_cost(self) -> int:
-        """Numbers that the first component adds; every one, but in the pivot form."""
+        """Numbers that the first component adds; every one, where the form has one price."""
         return self.rank_cost(1)
 
     @property
@@ -54,17 +54,21 @@ class LayerRef:
 
     def rank_cost(self, rank: int) -> int:
         """Numbers that a product of a rank takes."""
+        from compress_core.forms.products import rank_cost  # with torch, which settings do without
+
         return rank_cost(self.form, rank, self.out_features, self.in_features)
 
     def affordable_rank(self, numbers: int) -> int:
         """Largest rank whose product takes no more than some numbers."""
+        from compress_core.forms.products import largest_rank
+
         return largest_rank(self.form, numbers, self.out_features, self.in_features)
 
     def ideal_rank(self, numbers: float) -> float:
         """The rank, with its fraction, that would take just so many numbers."""
         if self.form != "pivot" and self.form != "auto":
             return numbers / self.atom_cost
-        rank = self.affordable_rank(int(numbers))
+        rank = min(self.affordable_rank(int(numbers)), self.paying_rank)
         here, after = self.rank_cost(rank), self.rank_cost(rank + 1)
         return rank + (numbers - here) / (after - here)
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from compress_core.allocate.base import Allocator, Evidence, Probe
-from compress_core.forms.products import PLAIN
+from compress_core.forms.names import PLAIN
 from compress_core.types import LayerRef
 
 SHAPES = st.lists(st.tuples(st.integers(2, 40), st.integers(2, 40)), min_size=1, max_size=7)

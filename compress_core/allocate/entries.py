@@ -46,6 +46,11 @@ class Entries:
             )
         read_pattern(self.pattern)
 
+    @property
+    def gives_ranks(self) -> bool:
+        """Whether layers get components beside their entries."""
+        return bool(self.low_rank or self.adapter)
+
     def probe(self, kept: float) -> Probe | None:
         """It reads no table."""
         return None

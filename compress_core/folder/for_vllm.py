@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from compress_core.errors import ModelError
@@ -22,10 +21,8 @@ from compress_core.folder.export import (
 )
 from compress_core.folder.modelling import stock_class, stock_module
 from compress_core.folder.shards import SHARD_BYTES, ShardWriter, new_folder, write_json
-from compress_core.forms.columns import Columns
-from compress_core.forms.factors import Factors
-from compress_core.forms.kinds import kinds_of, pays
-from compress_core.forms.part import Sizes, Tensors
+from compress_core.forms.kinds import kinds_of, pair_of, pays
+from compress_core.forms.part import Tensors
 from compress_core.hf.checkpoint import Checkpoint
 from compress_core.hf.companions import copy_companions
 
@@ -82,7 +79,7 @@ def to_vllm(folder: Path, target: Path, max_shard_bytes: int = SHARD_BYTES) -> N
     """Write the model as plain linear layers in containers, to the rules of vLLM.
 
     Shared in-factors are written with every layer, kept columns as components that pick one input
-    each. A layer that would not be smaller than its dense weight so is written dense.
+    each, the pivot form as plain factors. A layer that would not be smaller than its dense weight so is written dense.
 
     Args:
         folder: A compressed model's folder.
@@ -125,9 +122,9 @@ def _require_plain(checkpoint: Checkpoint, layers: dict[str, StoredLayer], model
             f"{type(model).__name__}, whose attention is its own; use --to dense"
         )
     for layer in layers.values():
-        odd = set(kinds_of(layer.entry)) - {Factors, Columns}
+        odd = [kind.words for kind in kinds_of(layer.entry) if not kind.paired]
         if odd:
-            what = " and ".join(sorted(kind.words for kind in odd))
+            what = " and ".join(odd)
             raise ModelError(
                 f"{checkpoint.folder}: {layer.name} has {what}, which plain linear layers cannot "
                 "hold; use --to dense"
@@ -139,7 +136,7 @@ def _tensors(
 ) -> Iterator[tuple[str, Tensor]]:
     """Key and tensor of all that a layer becomes; where it is a pair, `pairs` gets its sizes."""
     stem = key.removesuffix("weight")
-    out_factor, in_factor = _factors(read_parts(checkpoint, layer), layer.sizes)
+    out_factor, in_factor = _factors(read_parts(checkpoint, layer), layer)
     (rows, rank), inputs = out_factor.shape, in_factor.shape[1]
     paired = pays(rows, inputs, {"rank": rank})
     if paired:
@@ -158,19 +155,11 @@ def _tensors(
         yield f"{stem}out_factor.bias" if paired else bias, checkpoint.read(bias)
 
 
-def _factors(tensors: Tensors, sizes: Sizes) -> tuple[Tensor, Tensor]:
-    """(out, rank) and (rank, in), with kept columns as the last components, never rank 0."""
-    u, v = tensors["weight"], tensors["factor_in"]
-    if not sizes.taken:
-        # a component of zeros, for engines have no linear layer without outputs
-        return (u, v) if len(v) else (u.new_zeros(len(u), 1), v.new_zeros(1, v.shape[1]))
-    index = tensors["column_index"].long()
-    kept = torch.zeros(sizes.inputs, dtype=torch.bool)
-    kept[index] = True
-    whole = v.new_zeros(len(v) + sizes.taken, sizes.inputs)
-    whole[: len(v), ~kept] = v
-    whole[torch.arange(len(v), len(whole)), index] = 1
-    return torch.cat([u, tensors["columns"]], 1), whole
+def _factors(tensors: Tensors, layer: StoredLayer) -> tuple[Tensor, Tensor]:
+    """(out, rank) and (rank, in), never of rank 0."""
+    u, v = pair_of(layer.entry, tensors, layer.sizes)
+    # a component of zeros, for engines have no linear layer without outputs
+    return (u, v) if len(v) else (u.new_zeros(len(u), 1), v.new_zeros(1, v.shape[1]))
 
 
 def _describe(checkpoint: Checkpoint, model: Any, pairs: dict[str, Any], folder: Path) -> None:

@@ -26,6 +26,7 @@ from compress_core.folder.modelling import MODELLING_FILE, modelling_source, sto
 from compress_core.folder.swap import (
     FORMAT_VERSION,
     check_version,
+    plain_entries,
     require_parts,
     settle_layers,
     shared_factors,
@@ -62,7 +63,7 @@ class EigenpressConfig(QuantizationConfigMixin):
             raise ValueError(f"unknown entries in quantization_config: {', '.join(unknown)}")
         self.quant_method = quant_method  # type: ignore[assignment]
         self.format_version = format_version
-        self.modules = {name: dict(entry) for name, entry in modules.items()}
+        self.modules = plain_entries(modules)
 
 
 class EigenpressQuantizer(HfQuantizer):

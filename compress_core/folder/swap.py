@@ -41,7 +41,7 @@ def swap_layers(
             an entry does not fit its layer or would cost as much as the dense weight.
     """
     check_version(format_version)
-    entries = {name: plain_entry(entry) for name, entry in modules.items()}
+    entries = plain_entries(modules)
     paths = {name: name[len(prefix) :] for name in entries if name.startswith(prefix)}
     dense: dict[str, Any] = {name: _linear(model, path) for name, path in paths.items()}
     check_layers(entries, {name: _sizes(layer) for name, layer in dense.items()})
@@ -73,12 +73,31 @@ def swap_from_config(model: nn.Module, config: Any, prefix: str = "") -> None:
 
 
 def check_version(format_version: int) -> None:
-    """Raise ValueError for a checkpoint format that is newer than this code."""
+    """Raise ValueError for a checkpoint format that is newer than this code, or none."""
+    if type(format_version) is not int or format_version < 1:
+        raise ValueError(f"no checkpoint has the format {format_version!r}: get the model again")
     if format_version > FORMAT_VERSION:
         raise ValueError(
             f"the checkpoint has eigenpress format {format_version}, this code reads up to "
             f"{FORMAT_VERSION}: update eigenpress, or load with the model's own code"
         )
+
+
+def plain_entries(modules: Any) -> dict[str, dict[str, Any]]:
+    """The entries of a list of layers, each with nothing in it that says nothing.
+
+    Raises:
+        ValueError: It is no such list.
+    """
+    if not isinstance(modules, Mapping):
+        raise ValueError(f"the list of layers is an object of entries by name, not {modules!r}")
+    found = {}
+    for name, entry in modules.items():
+        try:
+            found[str(name)] = plain_entry(entry)
+        except ValueError as error:
+            raise ValueError(f"layer {name!r}: {error}") from None
+    return found
 
 
 def check_layers(entries: Mapping[str, Entry], sizes: Mapping[str, tuple[int, int]]) -> None:

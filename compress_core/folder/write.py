@@ -22,8 +22,8 @@ from compress_core.folder.modelling import (
 )
 from compress_core.folder.shards import SHARD_BYTES, ShardWriter, new_folder, write_json
 from compress_core.folder.swap import check_layers
-from compress_core.forms.kinds import SLOTS, check_parts, shapes_of, sizes_of, version_of
-from compress_core.forms.part import Entry, Sizes
+from compress_core.forms.kinds import SLOTS, check_parts, sizes_of, version_of
+from compress_core.forms.part import Entry, Sizes, Slot
 from compress_core.hf.binding import unwrapped
 from compress_core.hf.checkpoint import QUANT_METHOD, Checkpoint, tensor_headers, weight_files
 from compress_core.hf.companions import copy_companions
@@ -159,8 +159,8 @@ def count_parameters(folder: Path) -> FolderCount:
     halves = nbytes = 0
     for file in weight_files(folder):
         for name, entry in tensor_headers(file).items():
-            slot = SLOTS.get(name.rpartition(".")[2])
-            halves += math.prod(entry["shape"]) * (2 if slot is None else slot.halves)
+            slot, size = SLOTS.get(name.rpartition(".")[2], Slot()), math.prod(entry["shape"])
+            halves += slot.counted(size, entry["dtype"] == "I32")
             start, end = entry["data_offsets"]
             nbytes += end - start
     return FolderCount(halves // 2, nbytes)
@@ -168,22 +168,11 @@ def count_parameters(folder: Path) -> FolderCount:
 
 def _check(layer: CompressedWeights, sizes: Sizes) -> None:
     """Raises ModelError where what a layer stores is not what its entry says."""
-    entry, found = layer.entry, {name: tuple(t.shape) for name, t in layer.tensors.items()}
-    own = {
-        name: shape
-        for name, shape in shapes_of(entry, sizes).items()
-        if "factor_in" not in entry or not SLOTS[name].shared
-    }
-    if found != own:
-        raise ModelError(
-            f"{layer.name} {tuple(sizes[:2])}: tensors of {found} are not those of "
-            f"{dict(entry)}, {own}"
-        )
     if layer.bias is not None and tuple(layer.bias.shape) != sizes[:1]:
         raise ModelError(
             f"{layer.name} {tuple(sizes[:2])}: a bias of {tuple(layer.bias.shape)} does not fit"
         )
     try:
-        check_parts(entry, layer.tensors, sizes)
+        check_parts(layer.entry, layer.tensors, sizes)
     except ValueError as error:
         raise ModelError(f"{layer.name} {tuple(sizes[:2])}: {error}") from error

@@ -44,12 +44,12 @@ class Columns(Kind):
     """y = C x[kept]: `columns` is C (out, c), `column_index` the kept inputs (c,), ascending."""
 
     words = "kept columns"
-    keys: ClassVar = ("columns",)
+    keys: ClassVar = {"columns": int}
     slots: ClassVar = {
         "columns": Slot(),
         "column_index": Slot(dtype=torch.int32, fill=-1, load=_wide_index, save=_narrow_index),
     }
-    reads, version = "taken", 2
+    reads, version, paired = "taken", 2, True
 
     @staticmethod
     def calls(entry: Entry) -> bool:
@@ -88,6 +88,11 @@ class Columns(Kind):
     ) -> torch.Tensor:
         """A product with the kept inputs."""
         return F.linear(x, tensors["columns"], bias)
+
+    @staticmethod
+    def pair(tensors: Tensors, sizes: Sizes) -> tuple[torch.Tensor, torch.Tensor]:
+        """Components that each pick one input."""
+        return tensors["columns"], torch.eye(sizes.taken).to(tensors["columns"])
 
     @staticmethod
     def dense(tensors: Tensors, sizes: Sizes) -> torch.Tensor:

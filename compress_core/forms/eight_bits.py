@@ -25,7 +25,7 @@ class EightBits(Kind):
     """
 
     words = "factors in 8 bits"
-    keys: ClassVar = ("rank", "bits")
+    keys: ClassVar = {"rank": int, "bits": int}
     slots: ClassVar = {
         "weight": Slot(),
         "rest_out": Slot(),

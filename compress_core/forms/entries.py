@@ -27,7 +27,7 @@ class Entries(Kind):
     """
 
     words = "sparse entries"
-    keys: ClassVar = ("nonzeros",)
+    keys: ClassVar = {"nonzeros": int}
     slots: ClassVar = {
         "sparse_values": Slot(),
         "sparse_bits": Slot(halves=0, dtype=torch.uint8, fill=0),
@@ -106,7 +106,7 @@ class Entries(Kind):
         # For one row the product with a vector takes half the time.
         out = torch.mv(csr, rows[0]) if len(rows) == 1 else (csr @ rows.T).T
         out = out.reshape(*x.shape[:-1], sizes.out).contiguous()
-        return out if bias is None else out + bias
+        return out if bias is None else out + bias.to(out.dtype)
 
     @staticmethod
     def dense(tensors: Tensors, sizes: Sizes) -> torch.Tensor:

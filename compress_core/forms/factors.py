@@ -16,9 +16,9 @@ class Factors(Kind):
     """
 
     words = "factors"
-    keys: ClassVar = ("rank", "factor_in")
+    keys: ClassVar = {"rank": int, "factor_in": str}
     slots: ClassVar = {"weight": Slot(), "factor_in": Slot(inward=True, shared=True)}
-    version = 1
+    version, paired = 1, True
 
     @staticmethod
     def calls(entry: Entry) -> bool:
@@ -47,6 +47,11 @@ class Factors(Kind):
     ) -> torch.Tensor:
         """Through rank numbers."""
         return F.linear(F.linear(x, tensors["factor_in"]), tensors["weight"], bias)
+
+    @staticmethod
+    def pair(tensors: Tensors, sizes: Sizes) -> tuple[torch.Tensor, torch.Tensor]:
+        """Its own."""
+        return tensors["weight"], tensors["factor_in"]
 
     @staticmethod
     def dense(tensors: Tensors, sizes: Sizes) -> torch.Tensor:

@@ -15,6 +15,9 @@ from compress_core.forms.pivot import Pivot
 
 KINDS: tuple[type[Kind], ...] = (Factors, EightBits, Pivot, Columns, Entries)
 SLOTS: Mapping[str, Slot] = {name: slot for kind in KINDS for name, slot in kind.slots.items()}
+KEYS: Mapping[str, type] = {"bias": bool} | {
+    key: of for kind in KINDS for key, of in kind.keys.items()
+}
 OF_SUMS = 4  # version of the format from which on any kinds may stand together
 
 
@@ -29,10 +32,22 @@ def sizes_of(out_features: int, in_features: int, entry: Entry) -> Sizes:
     return Sizes(out_features, in_features, entry.get("columns", 0))
 
 
-def plain_entry(settings: Entry) -> dict[str, Any]:
-    """An entry with nothing in it that says nothing, so that equal ones are equal."""
-    says = {key: value for key, value in settings.items() if value and key != "rank"}
-    return {"rank": int(settings["rank"]), **says}
+def plain_entry(settings: Any) -> dict[str, Any]:
+    """An entry with nothing in it that says nothing, so that equal ones are equal.
+
+    Raises:
+        ValueError: It is no entry, or says something of another type than it is.
+    """
+    if not isinstance(settings, Mapping) or type(settings.get("rank")) is not int:
+        raise ValueError(f"an entry is an object with a whole rank, not {settings!r}")
+    says = {"rank": settings["rank"]}
+    for key, value in settings.items():
+        if value is None or value is False or (type(value) is int and value == 0):
+            continue
+        if key in KEYS and type(value) is not KEYS[key]:
+            raise ValueError(f"{key} is of type {KEYS[key].__name__}, not {value!r}")
+        says[key] = value
+    return says
 
 
 def version_of(entries: Iterable[Entry]) -> int:
@@ -72,8 +87,8 @@ def why_not(entry: Entry, sizes: Sizes) -> str | None:
         return f"its {twice[0]} is of {words}: one only"
     if odd := sorted(entry.keys() - claimed.keys() - {"bias"}):
         return f"this code knows no {odd[0]}={entry[odd[0]]!r} beside what else it stores"
-    counts = [value for value in entry.values() if isinstance(value, int)]
-    if min(counts) < 0 or sizes.rest < 1:
+    lengths = [length for shape in shapes_of(entry, sizes).values() for length in shape]
+    if min(*lengths, sizes.taken) < 0 or sizes.rest < 1:
         return f"({sizes.out}, {sizes.inputs}) cannot store {dict(entry)}"
     if numbers_of(entry, sizes) >= sizes.dense:
         beside = "".join(
@@ -93,6 +108,28 @@ def pays(out_features: int, in_features: int, entry: Entry) -> bool:
     return why_not(entry, sizes_of(out_features, in_features, entry)) is None
 
 
+def inputs_read(tensors: Tensors, sizes: Sizes) -> dict[str, Any]:
+    """Which columns of the weight a kind is about, by what it ``reads``."""
+    views: dict[str, Any] = {"all": slice(None), "rest": slice(None)}
+    if sizes.taken:
+        order = input_order(tensors["column_index"], sizes.inputs)
+        views |= {"rest": order[: sizes.rest], "taken": order[sizes.rest :]}
+    return views
+
+
+def pair_of(entry: Entry, tensors: Tensors, sizes: Sizes) -> tuple[torch.Tensor, torch.Tensor]:
+    """Plain factors (out, r) and (r, in) of a layer whose parts are all ``paired``."""
+    left, right = [], []
+    views = inputs_read(tensors, sizes)
+    for kind in kinds_of(entry):
+        u, v = kind.pair(tensors, sizes)
+        whole = v.new_zeros(len(v), sizes.inputs)
+        whole[:, views[kind.reads]] = v
+        left.append(u)
+        right.append(whole)
+    return torch.cat(left, dim=1), torch.cat(right)
+
+
 def dense_of(entry: Entry, tensors: Tensors, sizes: Sizes) -> torch.Tensor:
     """The dense weight (out, in) that a layer stands for.
 
@@ -106,16 +143,25 @@ def dense_of(entry: Entry, tensors: Tensors, sizes: Sizes) -> torch.Tensor:
     """
     dtype = tensors["weight"].dtype
     whole = tensors["weight"].new_zeros(sizes.out, sizes.inputs, dtype=wider(dtype))
-    views: dict[str, Any] = {"all": slice(None), "rest": slice(None)}
-    if sizes.taken:
-        order = input_order(tensors["column_index"], sizes.inputs)
-        views |= {"rest": order[: sizes.rest], "taken": order[sizes.rest :]}
+    views = inputs_read(tensors, sizes)
     for kind in kinds_of(entry):
         whole[:, views[kind.reads]] += kind.dense(tensors, sizes)
     return whole.to(dtype)
 
 
 def check_parts(entry: Entry, tensors: Tensors, sizes: Sizes) -> None:
-    """Raise ValueError where what a layer stores contradicts itself."""
+    """Raise ValueError where what a layer stores contradicts itself, or is not what it calls for.
+
+    A tensor that is another layer's may be missing.
+    """
+    wanted = shapes_of(entry, sizes)
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    for name in [name for name in wanted if name not in found and SLOTS[name].shared]:
+        del wanted[name]
+    if found != wanted:
+        raise ValueError(f"tensors of {found} are not those of {dict(entry)}, {wanted}")
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() != (SLOTS[name].dtype is None):
+            raise ValueError(f"{name} is of {tensor.dtype}")
     for kind in kinds_of(entry):
         kind.check(tensors, sizes)

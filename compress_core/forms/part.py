@@ -61,6 +61,15 @@ class Slot:
     load: Callable[[torch.Tensor], torch.Tensor] = as_it_is
     save: Callable[[torch.Tensor, Sizes], torch.Tensor] = as_it_is
 
+    @property
+    def multiplied(self) -> bool:
+        """Whether it holds numbers that inputs are multiplied by, or codes of some."""
+        return self.dtype in (None, torch.int8)
+
+    def counted(self, elements: int, wide: bool) -> int:
+        """Halves of a number that so many elements count as; of indices in 32 bits, twice."""
+        return elements * self.halves * (2 if wide and self.dtype is torch.int32 else 1)
+
 
 @dataclass(frozen=True)
 class Run:
@@ -81,7 +90,7 @@ class Kind:
 
     Attributes:
         words: What it is called where it cannot be.
-        keys: What an entry says of it.
+        keys: What an entry says of it, and of which type that is.
         slots: Every tensor that it may store, by name; no two kinds have a name in common but for
             `weight`, which every layer has, so that a class that knows nothing of parts fails on
             its shape.
@@ -89,15 +98,17 @@ class Kind:
         scattered: Whether it may be slower than the dense weight, which then takes its place.
         version: Of the format, from which on folders have it.
         fixed: Whether some of its numbers cannot be trained.
+        paired: Whether two plain factors do the same.
     """
 
     words: ClassVar[str]
-    keys: ClassVar[tuple[str, ...]]
+    keys: ClassVar[Mapping[str, type]]
     slots: ClassVar[Mapping[str, Slot]]
     reads: ClassVar[str] = "rest"
     scattered: ClassVar[bool] = False
     version: ClassVar[int]
     fixed: ClassVar[bool] = False
+    paired: ClassVar[bool] = False
 
     @staticmethod
     def calls(entry: Entry) -> bool:
@@ -138,6 +149,11 @@ class Kind:
         x: torch.Tensor, tensors: Tensors, sizes: Sizes, bias: torch.Tensor | None, run: Run
     ) -> torch.Tensor:
         """What it makes of inputs (..., n) that it reads, (..., out), and the bias if given."""
+        raise NotImplementedError
+
+    @staticmethod
+    def pair(tensors: Tensors, sizes: Sizes) -> tuple[torch.Tensor, torch.Tensor]:
+        """Factors (out, r) and (r, n) that do the same to what it reads, if it is ``paired``."""
         raise NotImplementedError
 
     @staticmethod

@@ -18,18 +18,18 @@ class Pivot(Kind):
     A weight of rank r has r independent rows I. `pivot_in` is B (r, in), these rows; `weight` is
     C (out - r, r), which makes the others of them; `pivot_rows` has a bit for every row, lowest
     first, set where it is one of I, in whole 16-bit words. That is r (out + in - r) numbers where
-    plain factors are r (out + in), and every rank below the smaller side is fewer than the dense
-    weight.
+    plain factors are r (out + in), and but for the bits every rank below the smaller side is fewer
+    than the dense weight.
     """
 
     words = "factors in pivot form"
-    keys: ClassVar = ("rank", "pivot")
+    keys: ClassVar = {"rank": int, "pivot": bool}
     slots: ClassVar = {
         "weight": Slot(),
         "pivot_in": Slot(inward=True),
         "pivot_rows": Slot(halves=1, dtype=torch.uint8, fill=0),
     }
-    version = 4
+    version, paired = 4, True
 
     @staticmethod
     def calls(entry: Entry) -> bool:
@@ -94,7 +94,13 @@ class Pivot(Kind):
         pivots = F.linear(x, tensors["pivot_in"])
         out = torch.cat([pivots, F.linear(pivots, tensors["weight"])], dim=-1)
         out = out.gather(-1, place.expand(out.shape))
-        return out if bias is None else out + bias
+        return out if bias is None else out + bias.to(out.dtype)
+
+    @staticmethod
+    def pair(tensors: Tensors, sizes: Sizes) -> tuple[torch.Tensor, torch.Tensor]:
+        """Every row in terms of the pivots, and these."""
+        c, b = tensors["weight"], tensors["pivot_in"]
+        return torch.cat([torch.eye(len(b)).to(c), c])[_places(tensors, sizes)], b
 
     @staticmethod
     def dense(tensors: Tensors, sizes: Sizes) -> torch.Tensor:

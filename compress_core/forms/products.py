@@ -1,18 +1,15 @@
 """The forms in which a product of low rank is stored, and what each rank of it then costs."""
 
 from functools import lru_cache
-from typing import Any, Literal, get_args
+from typing import Any
 
 from compress_core.forms.eight_bits import BITS, EightBits
 from compress_core.forms.factors import Factors
 from compress_core.forms.kinds import sizes_of
+from compress_core.forms.names import EIGHT_BITS, PLAIN
 from compress_core.forms.part import Kind
 from compress_core.forms.pivot import Pivot
 
-FactorForm = Literal["plain", "pivot", "auto"]
-FACTORS: tuple[str, ...] = get_args(FactorForm)
-"""The forms that users choose from."""
-PLAIN, EIGHT_BITS = "plain", "eight bits"
 FORMS: dict[str, tuple[tuple[type[Kind], dict[str, Any]], ...]] = {
     PLAIN: ((Factors, {}),),
     "pivot": ((Pivot, {"pivot": True}),),

@@ -232,7 +232,9 @@ def products_per_token(model: nn.Module) -> int:
     total = 0
     for module in model.modules():
         if is_compressed(module):
-            total += sum(t.numel() for name, t in module.tensors().items() if SLOTS[name].halves)
+            total += sum(
+                t.numel() for name, t in module.tensors().items() if SLOTS[name].multiplied
+            )
         elif is_linear(module):
             total += module.weight.numel()  # type: ignore[operator]
     return total

@@ -9,7 +9,8 @@ from compress_core.decompose import LowRank
 from compress_core.forms.columns import Columns
 from compress_core.forms.entries import Entries
 from compress_core.forms.kinds import SLOTS, dense_of, numbers_of, sizes_of
-from compress_core.forms.products import PLAIN, product_form
+from compress_core.forms.names import PLAIN
+from compress_core.forms.products import product_form
 from compress_core.record import Packed, Record
 from compress_core.sparse import Sparse, unpack
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from compress_core.allocate.base import check_one_component_each
 from compress_core.errors import ConfigError
-from compress_core.forms.products import EIGHT_BITS, PLAIN
+from compress_core.forms.names import EIGHT_BITS, PLAIN
 from compress_core.gradients import token_loss
 from compress_core.learn.base import Assignment, Learned, train_whole
 from compress_core.learn.loop import (

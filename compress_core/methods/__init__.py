@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from compress_core.allocate import DEVICE, allocator_options, build_allocator
+from compress_core.allocate.entries import Entries
 from compress_core.allocate.stepped import Stepped
 from compress_core.errors import ConfigError
-from compress_core.forms.products import FACTORS, PLAIN
+from compress_core.forms.names import EIGHT_BITS, FACTORS, FORM, PLAIN
 from compress_core.method import Method
 from compress_core.methods.ada_svd import ada_svd
 from compress_core.methods.asvd import asvd
@@ -51,7 +52,6 @@ METHODS: dict[str, Callable[..., Method]] = {
     "dobi_svd": dobi_svd,
 }
 
-FORM = "factors"  # an option of every method
 FORM_ABOUT = "how a product of low rank is stored: plain, pivot, or auto, the smaller of both"
 OPTION = r":([^:=]+)=([^:]+(?::\d+)?)(?=:|$)"  # a value may be of the form 2:4
 
@@ -167,6 +167,8 @@ def _stored_as(method: Method, factors: str) -> Method:
     one_of(f"method {method.name!r}", FORM, factors, FACTORS)
     if factors == PLAIN:
         return method
+    if isinstance(method.allocate, Entries) and not method.allocate.gives_ranks:
+        return method  # nothing of it is of low rank
     if method.form != PLAIN:
         raise ConfigError(f"method {method.name!r} stores its factors in {method.form}: give plain")
     if method.learn is not None:
@@ -190,6 +192,10 @@ def _stepped(method: Method, multiple: int, device: str) -> Method:
     """
     if multiple == 1 and not device:
         return method
+    if device and method.form not in (PLAIN, EIGHT_BITS):
+        raise ConfigError(
+            f"option device={device} knows speeds of plain factors: leave out {FORM}={method.form}"
+        )
     what = f"--rank-multiple {multiple}" if multiple != 1 else f"option device={device}"
     how = "learns its ranks" if method.learn else "prunes" if method.prunes else ""
     if isinstance(method.fit, PreserveColumns):

@@ -26,7 +26,7 @@ here steps are even and a component's two scales one.
 """
 
 from compress_core.decompose import ProjectOutputs
-from compress_core.forms.products import EIGHT_BITS, PLAIN
+from compress_core.forms.names import EIGHT_BITS, PLAIN
 from compress_core.learn.dobi import LearnTruncation
 from compress_core.method import Method
 from compress_core.metric import OutputError

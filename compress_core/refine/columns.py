@@ -16,7 +16,8 @@ from compress_core.decompose import LowRank, energies, project, split_inputs
 from compress_core.errors import ConfigError
 from compress_core.fit import DENSE, Moments, Start, start_factors
 from compress_core.forms.columns import index_dtype
-from compress_core.forms.products import PLAIN, rank_cost
+from compress_core.forms.names import PLAIN
+from compress_core.forms.products import rank_cost
 from compress_core.metric import SecondMoment
 from compress_core.refine.inverse import inverse
 

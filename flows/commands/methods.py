@@ -17,8 +17,9 @@ from compress_core.allocate import (
     build_allocator,
 )
 from compress_core.errors import ConfigError
+from compress_core.forms.names import FORM
 from compress_core.method import Method
-from compress_core.methods import FORM, FORM_ABOUT, METHODS, build_method, option_defaults
+from compress_core.methods import FORM_ABOUT, METHODS, build_method, option_defaults
 from compress_core.options import nearest
 from flows.commands.look import broken
 from flows.report.lines import make_console, say

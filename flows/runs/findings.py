@@ -72,8 +72,8 @@ class Findings:
         """The same for all budgets of a method that read the same, so made once."""
         read = ("decompose", "probe", "predict", "collect")
         keys = [stage["key"] for stage in result["stages"] if stage["name"] in read]
-        names = ("method", "options", "allocate", "samples", "length")
-        same = json.dumps([keys, *(config[name] for name in names)])
+        names = ("method", "options", "allocate", "samples", "length", "rank_multiple", "factors")
+        same = json.dumps([keys, *(config.get(name) for name in names)])
         if same not in self._predictions:
             known = Known(losses, *self._tables(result["stages"], layers))
             self._predictions[same] = predict(config, result, layers, known)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from compress_core.forms.products import EIGHT_BITS
+from compress_core.forms.names import EIGHT_BITS
 from compress_core.hf.lm_eval_find import is_path
 from compress_core.types import Budget
 from flows.runs.layer_speed import on_device

@@ -12,7 +12,7 @@ from compress_core.allocate.predict import predicted_divergence, predicted_error
 from compress_core.allocate.stepped import Stepped
 from compress_core.allocate.uniform import Uniform
 from compress_core.errors import BudgetError, ConfigError
-from compress_core.forms.products import EIGHT_BITS
+from compress_core.forms.names import EIGHT_BITS, PLAIN
 from compress_core.method import Method
 from compress_core.methods import build_method
 from compress_core.types import LayerRef
@@ -50,7 +50,8 @@ def predict(
         known: What the store has.
     """
     try:
-        method = build_method(config["method"], config["options"], config["allocate"])
+        more = config.get("rank_multiple", 1), config.get("factors", PLAIN)  # older runs lack these
+        method = build_method(config["method"], config["options"], config["allocate"], *more)
         stacks = [stack.as_layer for stack in method.stacks(layers)]
     except (ConfigError, KeyError) as error:
         return f"This version of Eigenpress does not know the run's method: {error}."

@@ -6,7 +6,7 @@ from itertools import combinations
 import torch
 
 from compress_core.errors import ConfigError
-from compress_core.forms.products import EIGHT_BITS
+from compress_core.forms.names import EIGHT_BITS
 from compress_core.method import Method
 from compress_core.methods import build_method
 from compress_core.types import Budget

@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from compress_core.errors import ConfigError
+from compress_core.forms.names import FORM, PLAIN
 from compress_core.types import Budget
 from flows.settings.belonging import BUDGET, METHOD, METHOD_WORD, OUTPUT, Belongs
 from flows.settings.fields import MOST, MOST_BYTES, Fields
@@ -160,8 +161,10 @@ class RunConfig(Settings):
         name, colon, options = self.method.partition(":")
         if self.allocate is not None and "@" not in name:
             name = f"{name}@{self.allocate}"
+        said = f"{FORM}=" in options
+        form = "" if said or self.factors == PLAIN else f":{FORM}={self.factors}"
         recovery = f"+{self.recover}" if self.recover else ""
-        return f"{name}{colon}{options}{recovery}"
+        return f"{name}{colon}{options}{form}{recovery}"
 
     @property
     def known_kept(self) -> float:

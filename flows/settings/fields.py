@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from compress_core.compute import Compute
-from compress_core.forms.products import FactorForm
+from compress_core.forms.names import FactorForm
 from flows.settings.belonging import (
     BUDGET,
     EVALUATION,

@@ -198,6 +198,8 @@ def _check_overridden(use: Use) -> None:
         raise ConfigError(
             f"--allocate {settings.allocate}: {use.first} names its own allocator; leave one out"
         )
+    if FORM in settings.options:
+        raise ConfigError(f"--option {FORM}={settings.options[FORM]}: give --{FORM}")
     for option in settings.options:
         if all(option in variant.options for variant in variants.values()):
             raise ConfigError(

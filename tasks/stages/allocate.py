@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from compress_core.allocate.base import Evidence
 from compress_core.allocate.stepped import Stepped
-from compress_core.forms.products import PLAIN
+from compress_core.forms.names import PLAIN
 from compress_core.types import Share
 from storage.artifact import Artifact
 from tasks.engine.components import describe

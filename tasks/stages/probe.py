@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from compress_core.allocate.base import Probe, share_at
+from compress_core.forms.names import PLAIN
 from compress_core.hf.probe import KlProbe
 from compress_core.layer.make import stack_weights
 from compress_core.types import LayerRef, Share
@@ -60,7 +61,12 @@ def _unit(
     return Unit(
         "probe",
         layer.name,
-        settings={**describe(probe), "windows": windows, "dtype": model.compute_dtype},
+        settings={
+            **describe(probe),
+            "windows": windows,
+            "dtype": model.compute_dtype,
+            **({} if layer.form == PLAIN else {"form": layer.form}),
+        },
         code=[*LOADING, job.method.decompose],
         sources={"model": model.digest},
         inputs=inputs,

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from compress_core.decompose import LowRank
 from compress_core.fit import DENSE
-from compress_core.forms.products import PLAIN
+from compress_core.forms.names import PLAIN
 from compress_core.layer.make import Given, realise_chosen, realise_share, rows_of
 from compress_core.layer.stored import pack_layer, stored_weight
 from compress_core.learn.base import Chosen
@@ -78,8 +78,9 @@ def realise_unit(
         views["share"] = (upstream.allocation, view_of(stack))
     else:
         inputs["learned"] = upstream.allocation[layer.name]
-    if method.form != PLAIN:
-        settings["form"] = method.form
+    form = job.stack(layer).form
+    if form != PLAIN:
+        settings["form"] = form
     if method.fit is not None:
         settings |= {"fit": describe(method.fit), "transposed": layer.transposed}
         sources["weight"] = model.stored[model.weight_key(layer.name)]
@@ -99,7 +100,7 @@ def realise_unit(
         views=views,
         cost=Cost(
             products={EXACT: 40.0 * small**2 * layer.in_features} if method.fit else {},
-            memory=8 * numbers,
+            memory=(8 if form == PLAIN else 40) * numbers,  # pivots are found in float64
             disk=4 * numbers,
         ),
     )

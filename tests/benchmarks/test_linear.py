@@ -39,7 +39,7 @@ def layer_of(form: str, size: int, kept: float) -> CompressedLinear:
     rank = largest_rank(form, int(kept * size * size), size, size)
     layer = CompressedLinear(size, size, {"rank": rank, **says(form)}, bias=False)
     if form == "pivot":
-        layer.pivot_rows.copy_(pack_bits(torch.arange(size) < rank))
+        layer.tensors()["pivot_rows"].copy_(pack_bits(torch.arange(size) < rank))
     for parameter in layer.parameters():
         nn.init.normal_(parameter, std=rank**-0.5)
     return layer

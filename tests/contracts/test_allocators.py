@@ -15,7 +15,7 @@ from compress_core.allocate.base import Curvature, Evidence, Probe
 from compress_core.allocate.spend import step_cost
 from compress_core.allocate.uniform import Uniform
 from compress_core.errors import BudgetError, ConfigError
-from compress_core.forms.products import FACTORS
+from compress_core.forms.names import FACTORS
 from compress_core.methods import build_method
 from compress_core.types import LayerRef, Share, affordable
 from flows.settings.checks import check_methods

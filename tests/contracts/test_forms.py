@@ -1,6 +1,7 @@
 """What every kind of part, and every sum of some, must keep: what a kind says of itself is true."""
 
 import copy
+import math
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -59,6 +60,7 @@ CASES: dict[str, tuple[str, LowRank]] = {
         ("pivot, wide", "pivot", (9,), {"out": 18, "inputs": 50}),
         ("pivot, whole words", "pivot", (11,), {"out": 32}),
         ("columns", "plain", (0, 5), {}),
+        ("columns of a wide layer", "plain", (0, 3), {"out": 8, "inputs": 40_000}),
         ("entries as bits", "plain", (0, 0, 300), {}),
         ("entries in rows", "plain", (0, 0, 9), {"inputs": 200}),
         ("factors and columns", "plain", (5, 4), {}),
@@ -120,7 +122,10 @@ def test_what_is_stored_is_what_the_kind_says(name: str, dtype: torch.dtype) -> 
     for key, tensor in tensors.items():
         assert SLOTS[key].dtype is not None or tensor.dtype is dtype
     check_parts(entry, tensors, sizes)
-    halves = sum(tensor.numel() * SLOTS[key].halves for key, tensor in tensors.items())
+    halves = sum(
+        SLOTS[key].counted(tensor.numel(), tensor.dtype is torch.int32)
+        for key, tensor in tensors.items()
+    )
     assert numbers_of(entry, sizes) == halves // 2
 
 
@@ -245,6 +250,42 @@ def test_the_version_is_the_least_that_has_the_parts() -> None:
     assert version_of([]) == 1
 
 
+ODD: list[Any] = [
+    *({}, [], "rank", None, 5, {"rank": None}, {"rank": [3]}, {"rank": {}}, {"rank": "3"}),
+    *({"rank": 2.5}, {"rank": True}, {"rank": math.inf}, {"rank": 3, "nonzeros": 2.5}),
+    *({"rank": 3, "nonzeros": "3"}, {"rank": 3, "nonzeros": True}, {"rank": 3, "nonzeros": [2]}),
+    *({"rank": 3, "columns": "x"}, {"rank": 3, "columns": math.nan}, {"rank": 3, "bits": "8"}),
+    *({"rank": 3, "factor_in": ["x"]}, {"rank": 3, "factor_in": 7}, {"rank": 3, "pivot": "yes"}),
+    *({"rank": 3, "bias": 1}, {"rank": 3, "pivot": {}}, {"rank": 3, 5: 5}, {"rank": -(10**30)}),
+    *({"rank": 10**30}, {"rank": 3, "columns": 10**30}, {"rank": 40, "pivot": True}),
+]
+
+
+@pytest.mark.parametrize("entry", ODD, ids=str)
+def test_whatever_stands_in_a_file_is_refused_in_one_line(entry: Any) -> None:
+    model = nn.Sequential(nn.Linear(INPUTS, OUT))
+    with pytest.raises(ValueError) as refusal:
+        swap_layers(model, {"0": entry})
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("version", ["4", None, [1], 2.5, 0, -1, math.nan, True, 10**9])
+def test_so_is_a_version_that_is_none(version: Any) -> None:
+    with pytest.raises(ValueError, match="format"):
+        swap_layers(nn.Sequential(), {}, format_version=version)
+
+
+@both
+def test_autocast_gives_its_dtype(name: str) -> None:
+    layer = layer_of(name)
+    x = inputs_of(layer, 3)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        found = layer(x)
+    assert found.dtype is torch.bfloat16
+    wanted = layer(x)
+    assert float((found - wanted).abs().max()) <= 0.1 * float(wanted.abs().max())
+
+
 DAMAGE: dict[str, tuple[str, Callable[[Tensor], Tensor], str]] = {
     "factors and columns": ("column_index", lambda t: t.flip(0), "no ascending list"),
     "entries as bits": ("sparse_bits", lambda t: t * 0, "places of 0 entries for 300"),
@@ -278,6 +319,7 @@ def test_integers_that_name_what_is_not_there_are_refused(name: str) -> None:
         ({"rank": 15}, "would not be smaller"),
         ({"rank": 24, "pivot": True}, "would not be smaller"),
         ({"rank": 10, "nonzeros": 400}, "rank 10 and 400 entries"),
+        ({"rank": 64, "pivot": True}, "cannot store"),
     ],
 )
 def test_entries_that_nothing_reads_or_that_do_not_pay_are_refused(

@@ -7,9 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from compress_core.forms.names import FACTORS
 from compress_core.forms.part import Sizes
 from compress_core.forms.pivot import LARGEST, Pivot, pivot_rows
-from compress_core.forms.products import FACTORS, largest_rank, product_form, rank_cost
+from compress_core.forms.products import largest_rank, product_form, rank_cost
 from compress_core.types import LayerRef
 
 SIDES = st.integers(2, 40)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from compress_core.decompose import LowRank
 from compress_core.forms.kinds import dense_of, sizes_of
-from compress_core.forms.products import EIGHT_BITS
+from compress_core.forms.names import EIGHT_BITS
 from compress_core.layer.stored import as_parts
 from compress_core.quantise import LARGEST, Codes, quantise, widen_codes
 from compress_core.types import LayerRef

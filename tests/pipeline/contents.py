@@ -6,7 +6,7 @@ import torch
 
 from compress_core.decompose import LowRank
 from compress_core.folder.write import CompressedWeights
-from compress_core.forms.products import EIGHT_BITS, PLAIN
+from compress_core.forms.names import EIGHT_BITS, PLAIN
 from compress_core.layer.stored import as_parts
 from compress_core.sparse import Sparse
 from tests.families import linear_names
@@ -87,23 +87,22 @@ def eight_bit_layers(model: Any, seed: int = 0) -> list[CompressedWeights]:
 def summed_layers(model: Any, seed: int = 0) -> list[CompressedWeights]:
     """Random contents for every linear layer: kinds of parts that older formats had not together.
 
-    In turn: columns and entries beside factors, beside factors in 8 bits, and alone; factors in 8
-    bits beside columns; factors in 8 bits beside entries. Every third gets a bias.
+    In turn: columns and entries beside factors in pivot form, beside factors in 8 bits, and alone;
+    pivots beside columns; factors in 8 bits beside entries; pivots. Every fourth gets a bias.
     """
     draw = _Draw(model, seed)
     layers = []
     for i, name in enumerate(linear_names(model)):
         rows, inputs = sizes_of_layer(model.get_submodule(name))
-        kept, count = ((2, 20), (3, 150), (5, 30), (2, 0), (0, 25))[i % 5]
-        rank = 0 if i % 5 == 2 else 5
-        bias = draw(rows) if i % 3 == 0 else None
+        kept, count = ((2, 20), (3, 150), (5, 30), (2, 0), (0, 25), (0, 0))[i % 6]
+        rank = 0 if i % 6 == 2 else 5
+        bias = draw(rows) if i % 4 == 0 else None
         sparse = draw.entries(rows, inputs, count) if count else None
         columns, index = (draw(rows, kept), draw.index(inputs, kept)) if kept else (None, None)
         u, v = draw(rows, rank), draw(rank, inputs - kept)
         low = LowRank(u, v, columns, index, sparse, bias)
-        layers.append(
-            stores(name, low, model.dtype, form=EIGHT_BITS if i % 5 in (1, 3, 4) else PLAIN)
-        )
+        form = ("pivot", EIGHT_BITS, PLAIN, "pivot", EIGHT_BITS, "pivot")[i % 6]
+        layers.append(stores(name, low, model.dtype, form=form))
     return layers
 
 

@@ -15,7 +15,7 @@ import compress_core.hf  # noqa: F401  registers the format
 from compress_core.errors import ConfigError
 from compress_core.evaluate import perplexity_and_kl
 from compress_core.folder.write import count_parameters
-from compress_core.forms.products import EIGHT_BITS
+from compress_core.forms.names import EIGHT_BITS
 from compress_core.layer.stored import stored_weight
 from compress_core.methods import build_method
 from compress_core.types import affordable

@@ -17,7 +17,7 @@ from compress_core.errors import ModelError
 from compress_core.folder.export import to_dense
 from compress_core.folder.modelling import modelling_source, stock_class
 from compress_core.folder.write import CompressedWeights, FolderSummary, write_folder
-from compress_core.forms.products import EIGHT_BITS
+from compress_core.forms.names import EIGHT_BITS
 from compress_core.hf.checkpoint import Checkpoint
 from compress_core.hf.layout import inspect_model
 from compress_core.sparse import Sparse

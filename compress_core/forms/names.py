@@ -1,0 +1,9 @@
+"""Names of the forms in which a product of low rank is stored; what they are is in `products`."""
+
+from typing import Literal, get_args
+
+FactorForm = Literal["plain", "pivot", "auto"]
+FACTORS: tuple[str, ...] = get_args(FactorForm)
+"""The forms that users choose from; auto is the smaller of both."""
+FORM = "factors"  # the option that chooses
+PLAIN, EIGHT_BITS = "plain", "eight bits"
