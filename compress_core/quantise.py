@@ -15,7 +15,6 @@ import torch
 
 LARGEST = 127  # code; -128 is left out, so that both signs reach as far
 CODE_UNIT = 128  # a power of two, so that a code in units of it is exact in every dtype
-CODES = ("codes_out", "codes_in")  # tensors of 8-bit numbers, two of which take the room of one
 
 
 @dataclass(frozen=True)

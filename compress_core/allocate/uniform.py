@@ -1,4 +1,7 @@
-"""The same share of every layer: rank = floor(kept · out · in / (out + in)), as the papers do."""
+"""The same share of every layer, as the papers do: floor(kept · out · in / (out + in)) ranks.
+
+In another form than plain factors it is the largest rank that costs no more.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

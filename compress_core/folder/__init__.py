@@ -1,1 +1,1 @@
-"""Folders of compressed models: written, loaded, exported; none of it asks for a kind of part."""
+"""Folders of compressed models: written, loaded, exported; kinds of parts speak for themselves."""

@@ -79,7 +79,8 @@ def to_vllm(folder: Path, target: Path, max_shard_bytes: int = SHARD_BYTES) -> N
     """Write the model as plain linear layers in containers, to the rules of vLLM.
 
     Shared in-factors are written with every layer, kept columns as components that pick one input
-    each, the pivot form as plain factors. A layer that would not be smaller than its dense weight so is written dense.
+    each, the pivot form as plain factors. A layer that would not be smaller than its dense weight
+    so is written dense.
 
     Args:
         folder: A compressed model's folder.

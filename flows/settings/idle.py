@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from compress_core.errors import ConfigError
+from compress_core.forms.names import FORM
 from compress_core.hf.documents import has_fields
 from compress_core.method import Method
 from compress_core.methods import build_method, option_defaults, parse_variant

@@ -24,6 +24,7 @@ COMMON: dict[str, tuple[list[str], Any]] = {
     "of": (["model"], "model"),
     "allocate": (["hull"], "hull"),
     "rank_multiple": (["8"], 8),
+    "factors": (["pivot"], "pivot"),
     "options": (["alpha=0.3", "epsilon=1e-4"], {"alpha": "0.3", "epsilon": "1e-4"}),
     "recover": (["lora"], "lora"),
     "recover_steps": (["30"], 30),

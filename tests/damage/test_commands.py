@@ -177,5 +177,5 @@ def test_a_command_line(
 
 def asked_for(words: list[str]) -> set[str]:
     """Names in the working directory that the command line itself gives."""
-    paths = [Path(word) for word in words if not word.startswith("-")]
+    paths = [Path(word) for word in words if not word.startswith("--")]  # "-inf" may be one
     return {path.parts[0] for path in paths if path.parts}

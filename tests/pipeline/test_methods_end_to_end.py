@@ -16,6 +16,8 @@ from transformers import AutoModelForCausalLM
 
 import compress_core.hf  # noqa: F401  registers the format
 from compress_core.evaluate import perplexity_and_kl
+from compress_core.forms.kinds import SLOTS
+from compress_core.forms.part import Slot
 from compress_core.methods import METHODS, build_method
 from tasks.stages.arrays import get_tensor
 from tests.pipeline import pico
@@ -34,8 +36,11 @@ METHODS_OF = {
         "ada_svd:calibration=streaming:prefix=block",
         "saes_svd:prefix=block",
         "duo_svd:refit_columns=true:search=grid:probe_windows=2",
+        "svd_llm:factors=pivot",
+        "ada_svd:factors=auto",
+        "duo_svd:probe_windows=2:factors=pivot",
     ],
-    "gpt2": [*FACTORS, "svd_llm:update=u"],
+    "gpt2": [*FACTORS, "svd_llm:update=u", "svd_llm:factors=pivot"],
 }
 CASES = [(model, method) for model, methods in METHODS_OF.items() for method in methods]
 every_case = pytest.mark.parametrize(("model", "method"), CASES)
@@ -82,10 +87,16 @@ def stored(walk: pico.Walk) -> dict[str, int]:
     prefix = walk.pipeline.job.model.layout.base_prefix
     found = {}
     for layer in walk.pipeline.job.model.layout.layers:
-        names = [f"{layer.name}.{p}" for p in ("weight", "factor_in", "columns", "column_index")]
+        names = [f"{layer.name}.{part}" for part in SLOTS]
         names += [name.removeprefix(f"{prefix}.") for name in names if name not in tensors]
-        found[layer.name] = sum(tensors[name].numel() for name in names if name in tensors)
+        found[layer.name] = sum(counted(name, tensors[name]) for name in names if name in tensors)
     return found
+
+
+def counted(name: str, tensor: Tensor) -> int:
+    """Numbers that a tensor of these folders counts as."""
+    slot = SLOTS.get(name.rpartition(".")[2], Slot())
+    return slot.counted(tensor.numel(), tensor.dtype is torch.int32) // 2
 
 
 @every_case
@@ -97,9 +108,9 @@ def test_what_is_stored_is_what_was_allowed(model: str, method: str, done: Get) 
     numbers = stored(walk)
     assert sum(numbers.values()) == attrs["compressible"] <= KEPT * dense
     assert attrs["compressible"] > 0.85 * KEPT * dense
-    tensors = tensors_of(walk).values()
-    assert attrs["parameters"] == sum(tensor.numel() for tensor in tensors)
-    assert attrs["bytes"] == sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    tensors = tensors_of(walk)
+    assert attrs["parameters"] == sum(counted(*named) for named in tensors.items())
+    assert attrs["bytes"] == sum(tensor.nbytes for tensor in tensors.values())
     removed = walk.pipeline.job.model.parameters - attrs["parameters"]
     assert removed == dense - attrs["compressible"]
     for name, unit in walk.pipeline.realised.items():
@@ -154,7 +165,9 @@ def test_a_shared_basis_is_stored_once_and_is_one_parameter(
     for name, unit in walk.pipeline.realised.items():  # in the store, too
         key = walk.session.manifests[unit].key
         arrays = walk.session.store.root / "realise" / key[:2] / key / "arrays"
-        assert (arrays / "u").exists() and (arrays / "v").exists() == (name not in owners)
+        assert (arrays / "weight").exists() and (arrays / "factor_in").exists() == (
+            name not in owners
+        )
     for trust in (False, True):
         loaded = AutoModelForCausalLM.from_pretrained(walk.folder, trust_remote_code=trust)
         expect_shared(loaded, walk.folder)

@@ -38,7 +38,7 @@ def test_the_folder_has_what_was_learned_and_keeps_the_budget(first: pico.Walk) 
     }
     for name, rank in stored.items():
         module = model.get_submodule(name)
-        assert (module.weight.shape[1] if rank is None else module.rank) >= 1
+        assert (module.weight.shape[1] if rank is None else module.entry["rank"]) >= 1
         assert (module.bias is not None) == (rank is not None)  # this model has none of its own
 
 

@@ -72,11 +72,14 @@ def test_loading_equals_the_model_in_memory(
 ) -> None:
     pair = pairs[case]
     columns, entries, coded = "kept columns", "sparse entries", "factors in 8 bits"
+    pivots = "factors in pivot form"
     assert _in_words(pair.small) == {
-        frozenset({"factors", columns, entries}),
+        frozenset({pivots, columns, entries}),
         frozenset({coded, columns, entries}),
-        frozenset({coded, columns}),
+        frozenset({"factors", columns, entries}),
+        frozenset({pivots, columns}),
         frozenset({coded, entries}),
+        frozenset({pivots}),
     }
     model, found = load(pair.small, trust, output_loading_info=True)
     assert not found["missing_keys"] and not found["unexpected_keys"]
