@@ -152,11 +152,12 @@ def dense_of(entry: Entry, tensors: Tensors, sizes: Sizes) -> torch.Tensor:
 def check_parts(entry: Entry, tensors: Tensors, sizes: Sizes) -> None:
     """Raise ValueError where what a layer stores contradicts itself, or is not what it calls for.
 
-    A tensor that is another layer's may be missing.
+    A tensor that is another layer's, which the entry names under the tensor's own name, may be
+    missing.
     """
     wanted = shapes_of(entry, sizes)
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    for name in [name for name in wanted if name not in found and SLOTS[name].shared]:
+    for name in [name for name in wanted if name not in found and name in entry]:
         del wanted[name]
     if found != wanted:
         raise ValueError(f"tensors of {found} are not those of {dict(entry)}, {wanted}")

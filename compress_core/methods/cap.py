@@ -20,9 +20,9 @@ perplexity at kept 0.5 of stories260K, windows and seed as in ``docs/results``:
 * the policy gradient is one that learns (``entry``): first probabilities that are sharp and whose
   balance of components and entries serves held-out windows best, antithetic draws, the ancestor's
   divisor and shift, three passes over the data, and the better of before and after on those windows
-  (53.4 becomes 51.8; at ``lambda_scale=0.5`` 22.5 becomes 20.7);
+  (53.4 becomes 44.7; at ``lambda_scale=0.5`` 22.5 becomes 20.7);
 * ``refit=turns``, as entries and components are fitted to one another and most of them do not stay
-  (23.1; 24.2 without the policy).
+  (20.9; 24.2 without the policy).
 
 Other choices have names. A smaller λ leaves hardly any components: at ``lambda_scale=0.5`` 99 % of
 what stays are entries, and the method is a pruner, a good one with ``refit=none``. ``policy=group``
