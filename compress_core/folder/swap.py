@@ -129,7 +129,7 @@ def shared_factors(model: nn.Module) -> dict[str, str]:
     """
     layers = {path: module for path, module in model.named_modules() if is_compressed(module)}
     paths = {layer.layer_name: path for path, layer in layers.items()}
-    owners = {path: getattr(layer, "shared_with", None) for path, layer in layers.items()}
+    owners = {path: layer.shared_with for path, layer in layers.items()}
     return {
         f"{path}.{SHARED}": f"{paths[owner]}.{SHARED}"
         for path, owner in owners.items()

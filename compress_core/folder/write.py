@@ -107,13 +107,12 @@ def write_folder(
             if weight in replaced:
                 raise ModelError(f"{layer.name} was given twice")
             sizes[layer.name] = known[layer.name]
-            _check(layer, sizes_of(*known[layer.name], layer.entry))
+            of_layer = sizes_of(*known[layer.name], layer.entry)
+            _check(layer, of_layer)
             dtype = checkpoint.torch_dtype(weight)
             stem = unwrapped(weight, layout.wrappers).removesuffix("weight")
             for part, tensor in layer.tensors.items():
-                slot = SLOTS[part]
-                found = slot.save(tensor, sizes_of(*known[layer.name], layer.entry))
-                writer.add(stem + part, found if slot.dtype else found.to(dtype))
+                writer.add(stem + part, SLOTS[part].filed(tensor, of_layer, dtype))
             modules[layer.name] = dict(layer.entry)
             replaced.add(weight)
             if layer.bias is not None:

@@ -66,6 +66,10 @@ class Slot:
         """Whether it holds numbers that inputs are multiplied by, or codes of some."""
         return self.dtype in (None, torch.int8)
 
+    def filed(self, tensor: torch.Tensor, sizes: Sizes, dtype: torch.dtype) -> torch.Tensor:
+        """What a file of a model in ``dtype`` holds."""
+        return tensor.to(dtype) if self.dtype is None else self.save(tensor, sizes)
+
     def counted(self, elements: int, wide: bool) -> int:
         """Halves of a number that so many elements count as; of indices in 32 bits, twice."""
         return elements * self.halves * (2 if wide and self.dtype is torch.int32 else 1)

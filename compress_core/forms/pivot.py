@@ -61,7 +61,7 @@ class Pivot(Kind):
         flags = torch.zeros(len(u), dtype=torch.bool, device=u.device)
         flags[rows] = True
         bits = pack_bits(flags)
-        whole = bits.new_zeros(2 * -(-len(u) // 16))
+        whole = bits.new_zeros(2 * _words(Sizes(len(u), v.shape[1])))
         whole[: len(bits)] = bits
         return {"weight": c, "pivot_in": b, "pivot_rows": whole}
 

@@ -60,10 +60,8 @@ def as_parts(
         tensors |= Entries.pack(factors.sparse.mask, factors.sparse.values)
         entry |= {"nonzeros": factors.sparse.nonzeros}
     sizes = sizes_of(*shape, entry)
-    for name, tensor in tensors.items():
-        slot = SLOTS[name]
-        tensors[name] = tensor.to(dtype) if slot.dtype is None else slot.save(tensor, sizes)
-    return tensors, entry
+    filed = {name: SLOTS[name].filed(tensor, sizes, dtype) for name, tensor in tensors.items()}
+    return filed, entry
 
 
 def tensors_of(record: Record, shared: Record | None = None) -> dict[str, Tensor]:
