@@ -1,0 +1,98 @@
+"""Numbers held as codes of a few bits: a scale and a zero for every group of neighbours in a row.
+
+A number is scale · (code - zero), with codes and zeros whole and in [0, 2^bits). A row's last group
+may be shorter than the others. Codes and zeros are packed without a gap: those of 6 bits as their
+lower 4 and their upper 2, and so on, each piece of 4, 2 or 1 bits as many to a byte as fit, lowest
+first.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch.nn import functional
+
+WIDTHS = (8, 6, 5, 4, 3, 2)  # bits of a code
+GROUP = 32  # numbers that share a scale, unless asked otherwise
+
+
+class Coded(NamedTuple):
+    """A matrix in codes.
+
+    Attributes:
+        scales: (rows, groups), floating.
+        codes: (rows, length), uint8.
+        zeros: (rows, groups), uint8.
+    """
+
+    scales: torch.Tensor
+    codes: torch.Tensor
+    zeros: torch.Tensor
+
+    def decoded(self, group: int) -> torch.Tensor:
+        """What it stands for, (rows, length), in the dtype of the scales."""
+        length = self.codes.shape[1]
+        dtype = self.scales.dtype
+        scales = self.scales.repeat_interleave(group, dim=1)[:, :length]
+        zeros = self.zeros.repeat_interleave(group, dim=1)[:, :length]
+        return (self.codes.to(dtype) - zeros.to(dtype)) * scales
+
+
+def groups_of(length: int, group: int) -> int:
+    """Groups in a row."""
+    return -(-length // group)
+
+
+def packed_bytes(count: int, bits: int) -> int:
+    """Bytes that so many codes take."""
+    return sum(-(-count * piece // 8) for piece, _ in _pieces(bits))
+
+
+def coded_bits(rows: int, length: int, bits: int, group: int, scale_bits: int = 16) -> int:
+    """Bits that a coded matrix takes, scales and zeros among them."""
+    groups = rows * groups_of(length, group)
+    packed = packed_bytes(rows * length, bits) + packed_bytes(groups, bits)
+    return 8 * packed + groups * scale_bits
+
+
+def pack_codes(codes: torch.Tensor, bits: int) -> torch.Tensor:
+    """Whole numbers in [0, 2^bits), of any shape, as bytes: uint8 (packed_bytes(count, bits),)."""
+    flat = codes.flatten().to(torch.uint8)
+    return torch.cat(
+        [_pack(flat >> shift & (2**piece - 1), piece) for piece, shift in _pieces(bits)]
+    )
+
+
+def unpack_codes(packed: torch.Tensor, count: int, bits: int) -> torch.Tensor:
+    """The numbers that :func:`pack_codes` was given: uint8 (count,)."""
+    found = packed.new_zeros(count)
+    start = 0
+    for piece, shift in _pieces(bits):
+        stop = start + -(-count * piece // 8)
+        found = found | _unpack(packed[start:stop], count, piece) << shift
+        start = stop
+    return found
+
+
+def _pieces(bits: int) -> list[tuple[int, int]]:
+    """The powers of two that a code's bits are taken apart into, with the place of each."""
+    pieces, shift = [], 0
+    for piece in (8, 4, 2, 1):
+        if bits & piece:
+            pieces.append((piece, shift))
+            shift += piece
+    return pieces
+
+
+def _pack(values: torch.Tensor, piece: int) -> torch.Tensor:
+    many = 8 // piece
+    table = functional.pad(values, (0, -len(values) % many)).view(-1, many)
+    byte = table[:, 0].clone()
+    for place in range(1, many):
+        byte |= table[:, place] << (place * piece)
+    return byte
+
+
+def _unpack(packed: torch.Tensor, count: int, piece: int) -> torch.Tensor:
+    mask = 2**piece - 1
+    parts = [packed >> place * piece & mask for place in range(8 // piece)]
+    return torch.stack(parts, dim=1).flatten()[:count]
