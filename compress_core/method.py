@@ -5,10 +5,12 @@ from dataclasses import dataclass, replace
 
 from compress_core.allocate.base import Allocator
 from compress_core.allocate.uniform import Uniform
+from compress_core.allocate.widths import Widths
+from compress_core.coding.parts import Coding
 from compress_core.decompose import Decomposer, ProjectOutputs
 from compress_core.errors import ConfigError
 from compress_core.fit import DENSE, PREFIX, Fitter, Prefix
-from compress_core.forms.names import PLAIN
+from compress_core.forms.names import FULL, PLAIN
 from compress_core.learn.base import Learner
 from compress_core.metric import Unweighted, Weighting
 from compress_core.types import LayerRef, Stack
@@ -68,6 +70,8 @@ class Method:
         learn: What chooses among the decomposition's atoms by training, in place of ``allocate``.
         form: In which a product of low rank is stored and charged, a key of ``FORMS``; what layers
             share stays plain. A model in 8 bits cannot be trained on.
+        coding: How what is stored is rounded to codes of few bits, where its share says so; None
+            where none ever does.
     """
 
     name: str
@@ -81,36 +85,43 @@ class Method:
     sharing: Sharing | None = None
     learn: Learner | None = None
     form: str = PLAIN
+    coding: Coding | None = None
 
     @property
     def reads_inputs(self) -> bool:
         """Whether it reads statistics of the layers' inputs in the dense model."""
         of_taps = self.weighting.needs & {"gram", "abs_sum"}
-        return bool(of_taps) or DENSE in self._moments or "predicted" in self.allocate.reads
+        curves = self.allocate.reads & {"predicted", "codes"}
+        return bool(of_taps or curves) or DENSE in self.moments
 
     @property
     def needs_calibration(self) -> bool:
         """Whether it reads calibration text at all."""
-        measured = self.allocate.reads & {"similarity", "divergence", "predicted"}
-        fitted = self.fit is not None or self.learn is not None
+        measured = self.allocate.reads & {"similarity", "divergence", "predicted", "codes"}
+        fitted = bool(self.moments) or self.learn is not None
         return bool(self.weighting.needs or measured or fitted)
+
+    @property
+    def rounds(self) -> bool:
+        """Whether layers keep their whole weight, in codes of few bits."""
+        return isinstance(self.allocate, Widths)
 
     @property
     def prunes(self) -> bool:
         """Whether layers are made of their weight and share, with no decomposition beforehand."""
-        return self.decompose is None
+        return self.decompose is None and not self.rounds
 
     @property
     def stores_entries(self) -> bool:
         """Whether layers may have sparse entries, whose places take bytes of their own."""
         if self.decompose is None:
-            return True
+            return self.prunes
         return self.learn is not None and self.decompose.offers_entries
 
     @property
     def sequential(self) -> bool:
         """Whether layers are measured behind compressed ones, and so done in order."""
-        return PREFIX in self._moments
+        return PREFIX in self.moments
 
     @property
     def essence(self) -> "Method":
@@ -119,9 +130,11 @@ class Method:
         return replace(self, name="", summary="", paper="", prefix=prefix)
 
     @property
-    def _moments(self) -> frozenset[str]:
-        """Second moments that fitting a layer reads."""
-        return frozenset() if self.fit is None else self.fit.reads
+    def moments(self) -> frozenset[str]:
+        """Second moments that fitting a layer and rounding it reads."""
+        fitted: frozenset[str] = frozenset() if self.fit is None else self.fit.reads
+        rounded = self.coding is not None and self.coding.reads_inputs and PREFIX not in fitted
+        return fitted | {DENSE} if rounded else fitted
 
     def stacks(self, layers: Sequence[LayerRef]) -> list[Stack]:
         """What is decomposed as one: every layer by itself unless in-factors are shared.
@@ -130,10 +143,15 @@ class Method:
             ConfigError: The groups do not divide the model's blocks.
         """
         if self.sharing is None:
-            return [Stack((replace(layer, form=self.form),)) for layer in layers]
+            return [Stack((self._priced(layer),)) for layer in layers]
         return [
-            Stack((replace(found.members[0], form=self.form),))
-            if len(found.members) == 1
-            else found
+            Stack((self._priced(found.members[0]),)) if len(found.members) == 1 else found
             for found in self.sharing.stacks(layers)
         ]
+
+    def _priced(self, layer: LayerRef) -> LayerRef:
+        """The layer with what its numbers will cost."""
+        if self.coding is None:
+            return replace(layer, form=self.form)
+        bits = self.coding.bits or FULL
+        return replace(layer, form=self.form, bits=bits, group=self.coding.group)

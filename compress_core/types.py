@@ -1,16 +1,16 @@
 """The nouns every method speaks: a layer, a budget, and each layer's share of it.
 
 One number of a dense weight costs 1; a rank-one component of an (out, in) layer costs out + in, or
-less in another form than plain factors.
+less in another form than plain factors. Codes of few bits cost what they take in numbers of 16.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from compress_core.errors import BudgetError, ConfigError
-from compress_core.forms.names import PLAIN
+from compress_core.forms.names import FULL, GROUP, PLAIN
 
 Scope = Literal["compressible", "model"]
 
@@ -27,6 +27,8 @@ class LayerRef:
         tap: Name of the first layer that reads the same input; statistics are kept once per tap.
         transposed: Whether the checkpoint stores the weight as (in, out), as GPT-2 does.
         form: In which a product of low rank will be stored, a key of ``FORMS``.
+        bits: Of every number that will be stored, the dense weight's too where it stays.
+        group: Codes of fewer bits than 16 that share a scale.
     """
 
     name: str
@@ -36,11 +38,17 @@ class LayerRef:
     tap: str
     transposed: bool = False
     form: str = PLAIN
+    bits: int = FULL
+    group: int = GROUP
 
     @property
     def dense_cost(self) -> int:
-        """Numbers in the dense weight."""
-        return self.out_features * self.in_features
+        """Numbers of 16 bits that the dense weight takes in ``bits``."""
+        if self.bits == FULL:
+            return self.out_features * self.in_features
+        from compress_core.forms.products import whole_cost  # with torch, as below
+
+        return whole_cost(self.out_features, self.in_features, self.bits, self.group)
 
     @property
     def atom_cost(self) -> int:
@@ -56,17 +64,21 @@ class LayerRef:
         """Numbers that a product of a rank takes."""
         from compress_core.forms.products import rank_cost  # with torch, which settings do without
 
-        return rank_cost(self.form, rank, self.out_features, self.in_features)
+        return rank_cost(
+            self.form, rank, self.out_features, self.in_features, 0, self.bits, self.group
+        )
 
     def affordable_rank(self, numbers: int) -> int:
         """Largest rank whose product takes no more than some numbers."""
         from compress_core.forms.products import largest_rank
 
-        return largest_rank(self.form, numbers, self.out_features, self.in_features)
+        return largest_rank(
+            self.form, numbers, self.out_features, self.in_features, self.bits, self.group
+        )
 
     def ideal_rank(self, numbers: float) -> float:
         """The rank, with its fraction, that would take just so many numbers."""
-        if self.form != "pivot" and self.form != "auto":
+        if self.form != "pivot" and self.form != "auto" and self.bits == FULL:
             return numbers / self.atom_cost
         rank = min(self.affordable_rank(int(numbers)), self.paying_rank)
         here, after = self.rank_cost(rank), self.rank_cost(rank + 1)
@@ -162,13 +174,17 @@ class Share:
     Attributes:
         rank: Its components; None for the dense weight.
         nonzeros: Entries of a sparse part beside them; each counts as one number.
+        bits: Of every number; None for what the layer says.
     """
 
     rank: int | None
     nonzeros: int = 0
+    bits: int | None = None
 
     def cost(self, layer: LayerRef) -> int:
         """Numbers stored for ``layer`` at this share."""
+        if self.bits is not None:
+            layer = replace(layer, bits=self.bits)
         if self.rank is None:
             return layer.dense_cost
         return layer.rank_cost(self.rank) + self.nonzeros

@@ -33,11 +33,13 @@ class Curvature:
         windows: Calibration windows of the gradients; 0 for all.
         labels: Whose tokens the loss is of: "sampled" from the model, or the "text"'s own.
         damp: Part of the mean diagonal of the gradients' second moment that is added to it.
+        codes: Whether what rounding to codes costs is predicted, too.
     """
 
     windows: int
     labels: str
     damp: float
+    codes: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class Evidence:
         tokens: Calibration tokens behind the losses.
         predicted: "predicted": layer or stack to the KL in nats per token that every rank is
             predicted to leave, float64 (ranks + 1,).
+        codes: "codes": layer to κ, of its weight first and then of its product at every rank,
+            float64 (ranks + 2,): codes of b bits are predicted to cost κ / (2^b - 1)² nats.
     """
 
     losses: Mapping[str, Tensor] = field(default_factory=dict)
@@ -59,6 +63,7 @@ class Evidence:
     divergence: Mapping[str, Sequence[float]] = field(default_factory=dict)
     tokens: int = 0
     predicted: Mapping[str, Tensor] = field(default_factory=dict)
+    codes: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Allocator(Protocol):

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from compress_core.allocate.hull import sensitivity
+from compress_core.coding.expected import steps_squared
 from compress_core.types import Allocation, LayerRef
 
 
@@ -59,6 +60,28 @@ def summed(layers: Sequence[LayerRef], curves: Mapping[str, Tensor], shares: All
         shares: Layer to what it keeps.
     """
     return math.fsum(_left(curves[layer.name], shares[layer.name].rank) for layer in layers)
+
+
+def rounded(
+    layers: Sequence[LayerRef],
+    curves: Mapping[str, Tensor],
+    codes: Mapping[str, Tensor],
+    shares: Allocation,
+) -> float:
+    """The same where numbers are in codes: what the cut leaves, and what rounding adds.
+
+    Args:
+        layers: What is cut and rounded.
+        curves: Layer to what every rank leaves, (ranks + 1,).
+        codes: Layer to κ of its weight and of its product at every rank, (ranks + 2,).
+        shares: Layer to what it keeps.
+    """
+    added = (
+        float(codes[x.name][0 if (rank := shares[x.name].rank) is None else rank + 1])
+        / steps_squared(shares[x.name].bits or x.bits)
+        for x in layers
+    )
+    return summed(layers, curves, shares) + math.fsum(added)
 
 
 def _left(loss: Tensor, rank: int | None) -> float:

@@ -11,9 +11,6 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional
 
-WIDTHS = (8, 6, 5, 4, 3, 2)  # bits of a code
-GROUP = 32  # numbers that share a scale, unless asked otherwise
-
 
 class Coded(NamedTuple):
     """A matrix in codes.

@@ -5,8 +5,8 @@ from typing import Any
 
 from compress_core.forms.eight_bits import BITS, EightBits
 from compress_core.forms.factors import Factors
-from compress_core.forms.kinds import sizes_of
-from compress_core.forms.names import EIGHT_BITS, PLAIN
+from compress_core.forms.kinds import in_codes, numbers_of, sizes_of
+from compress_core.forms.names import EIGHT_BITS, FULL, GROUP, PLAIN
 from compress_core.forms.part import Kind
 from compress_core.forms.pivot import Pivot
 
@@ -31,18 +31,41 @@ def product_form(
 
 
 @lru_cache(maxsize=1 << 16)
-def rank_cost(form: str, rank: int, out_features: int, in_features: int, columns: int = 0) -> int:
-    """Numbers that a product of a rank takes."""
-    kind, entry = product_form(form, rank, out_features, in_features, columns)
-    return kind.numbers(entry, sizes_of(out_features, in_features, {"columns": columns}))
+def rank_cost(
+    form: str,
+    rank: int,
+    out_features: int,
+    in_features: int,
+    columns: int = 0,
+    bits: int = FULL,
+    group: int = GROUP,
+) -> int:
+    """Numbers that a product of a rank takes; of codes, numbers of 16 bits in as much room."""
+    _, entry = product_form(form, rank, out_features, in_features, columns)
+    sizes = sizes_of(out_features, in_features, {"columns": columns})
+    return numbers_of(in_codes(entry, sizes, bits, group), sizes)
 
 
 @lru_cache(maxsize=1 << 12)
-def largest_rank(form: str, numbers: int, out_features: int, in_features: int) -> int:
+def whole_cost(out_features: int, in_features: int, bits: int, group: int = GROUP) -> int:
+    """Numbers of 16 bits that a dense weight in codes takes the room of."""
+    sizes = sizes_of(out_features, in_features, {})
+    return numbers_of(in_codes({"rank": 0, "base": True}, sizes, bits, group), sizes)
+
+
+@lru_cache(maxsize=1 << 12)
+def largest_rank(
+    form: str,
+    numbers: int,
+    out_features: int,
+    in_features: int,
+    bits: int = FULL,
+    group: int = GROUP,
+) -> int:
     """The largest rank that takes no more than some numbers; costs rise with the rank."""
     low, high = 0, min(out_features, in_features)
     while low < high:
         middle = (low + high + 1) // 2
-        fits = rank_cost(form, middle, out_features, in_features) <= numbers
-        low, high = (middle, high) if fits else (low, middle - 1)
+        cost = rank_cost(form, middle, out_features, in_features, 0, bits, group)
+        low, high = (middle, high) if cost <= numbers else (low, middle - 1)
     return low

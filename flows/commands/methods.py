@@ -30,6 +30,7 @@ OPTIONS = 26  # columns of options and defaults, behind two blanks
 
 DECOMPOSED = "Decomposed: factors of low rank, each layer by itself or behind the compressed ones"
 PRUNED = "Pruned: sparse entries, some with factors beside them"
+ROUNDED = "Rounded: every number stays, in codes of few bits"
 LEARNED = "Learned: trained on the whole model what every layer keeps"
 ALLOCATED = "Allocators: how the budget is divided (--allocate NAME, or METHOD@NAME)"
 
@@ -41,7 +42,7 @@ def list_methods(as_json: bool, print_json: Print) -> None:
         print_json(rows)
         return
     console = make_console()
-    for family in (DECOMPOSED, PRUNED, LEARNED, ALLOCATED):
+    for family in (DECOMPOSED, PRUNED, ROUNDED, LEARNED, ALLOCATED):
         say(console, f"{family}:")
         for row in (row for row in rows if row["family"] == family):
             _say_row(console, row)
@@ -81,13 +82,19 @@ def _method_row(name: str) -> dict[str, Any]:
     return {
         "kind": "method",
         "name": name,
-        "family": LEARNED if method.learn else PRUNED if method.prunes else DECOMPOSED,
+        "family": _family(method),
         "summary": method.summary,
         "paper": method.paper,
         "options": option_defaults(name),
         "about": _about(METHODS[name].__doc__) | {FORM: FORM_ABOUT},
         "needs_calibration": method.needs_calibration,
     }
+
+
+def _family(method: Method) -> str:
+    if method.learn is not None:
+        return LEARNED
+    return PRUNED if method.prunes else ROUNDED if method.rounds else DECOMPOSED
 
 
 def _allocator_row(name: str) -> dict[str, Any]:
@@ -141,7 +148,8 @@ def _needs(name: str) -> list[str]:
     method: Method = build_method(name)
     text = "It reads calibration text" if method.needs_calibration else "It reads no text"
     order = ", and layers are done in order, each behind the compressed ones before it"
-    divided = "" if method.prunes or method.learn else f" --allocate: {_allocator_of(method)}."
+    own = method.prunes or method.rounds or method.learn
+    divided = "" if own else f" --allocate: {_allocator_of(method)}."
     return [f"{text}{order if method.sequential else ''}.{divided}"]
 
 

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,7 +17,7 @@ from storage.artifact import Artifact
 from storage.errors import StorageError
 from storage.store import Store
 from tasks.stages.learn import CURVES
-from tasks.stages.predict import PREDICTED
+from tasks.stages.predict import CODES, PREDICTED
 from tasks.stages.recover import TENSOR
 from tasks.tracking.artifacts import read_file
 from tasks.tracking.speaking import NoAnswerError, TrackingError
@@ -25,7 +26,7 @@ T = TypeVar("T")
 NO_RECORD = "The record of this run is not in the data directory, so what it used is not known."
 NO_STORE = "The store no longer has what is shown here; the same command makes it again."
 NO_ALLOCATION = "The run's layers are not on record."
-NO_DECOMPOSITION = "The method decomposes nothing: every layer is pruned to its share."
+NO_DECOMPOSITION = "The method decomposes nothing."
 
 
 class Findings:
@@ -117,10 +118,10 @@ class Findings:
 
     def _tables(
         self, stages: Sequence[Mapping[str, Any]], layers: Sequence[LayerRef]
-    ) -> tuple[dict[int, float], dict[str, list[float]], dict[str, Floats]]:
-        """Cosines of blocks, probed and predicted divergences of layers, as far as there."""
+    ) -> tuple[dict[int, float], dict[str, list[float]], dict[str, Floats], dict[str, Floats]]:
+        """Cosines of blocks, and what was probed and predicted of layers, as far as there."""
         blocks = {_block_of(layer): layer.block for layer in layers}
-        cosines, divergence, predicted = {}, {}, {}
+        cosines, divergence, predicted, codes = {}, {}, {}, {}
         for stage in stages:
             if stage["name"] == "collect" and stage["unit"] in blocks:
                 cosine = self._read("collect", stage["key"], lambda found: found.attrs["cosine"])
@@ -131,10 +132,11 @@ class Findings:
                 if row is not None:
                     divergence[stage["unit"]] = list(row)
             if stage["name"] == "predict":
-                curve = self._read("predict", stage["key"], lambda found: found.array(PREDICTED))
-                if curve is not None:
-                    predicted[stage["unit"]] = curve
-        return cosines, divergence, predicted
+                for curves, name in ((predicted, PREDICTED), (codes, CODES)):
+                    curve = self._read("predict", stage["key"], partial(_array, name))
+                    if curve is not None:
+                        curves[stage["unit"]] = curve
+        return cosines, divergence, predicted, codes
 
     def _curves(self, result: Mapping[str, Any]) -> dict[str, dict[str, list[float]]]:
         """Of every training; those of the result where the store no longer has the others."""
@@ -156,6 +158,10 @@ class Findings:
             return read(self._store.open(key, stage))
         except StorageError:
             return None
+
+
+def _array(name: str, artifact: Artifact) -> Floats | None:
+    return artifact.array(name) if name in artifact.names else None
 
 
 def _losses(artifact: Artifact) -> Floats:

@@ -4,7 +4,7 @@ What method, options and budget make impossible on this model is refused here, b
 """
 
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -159,10 +159,14 @@ def make_job(workspace: Workspace, config: RunConfig) -> Job:
         seed=config.seed,
         learn_seed=config.seed if config.learn_seed is None else config.learn_seed,
     )
+    price = sum(layer.dense_cost for layer in job.layers)
+    whole = sum(layer.dense_cost for layer in model.layout.layers)
+    if price != whole:  # in codes every layer takes less, and what is kept is of that
+        job = replace(job, kept=min(1.0, job.kept * whole / price))
     if method.learn is not None:
         method.learn.check(job.layers, kept, job.samples)
     else:
-        method.allocate.check(job.layers, kept)
+        method.allocate.check(job.layers, job.kept)
     return job
 
 

@@ -8,7 +8,7 @@ import torch
 
 from compress_core.allocate.base import Allocator, Evidence
 from compress_core.allocate.hull import Hull
-from compress_core.allocate.predict import predicted_divergence, predicted_error, summed
+from compress_core.allocate.predict import predicted_divergence, predicted_error, rounded, summed
 from compress_core.allocate.stepped import Stepped
 from compress_core.allocate.uniform import Uniform
 from compress_core.errors import BudgetError, ConfigError
@@ -30,12 +30,14 @@ class Known:
         similarity: Block to the cosine of its input and output, of what is there of it.
         divergence: Layer or stack to its row of the probe's table, of what is there of it.
         predicted: Layer or stack to the KL predicted at every rank, of what is there of it.
+        codes: Layer or stack to what rounding is predicted to cost, of what is there of it.
     """
 
     losses: Mapping[str, Floats]
     similarity: Mapping[int, float]
     divergence: Mapping[str, Sequence[float]]
     predicted: Mapping[str, Floats]
+    codes: Mapping[str, Floats]
 
 
 def predict(
@@ -63,13 +65,18 @@ def predict(
         return "The decompositions on record are not those of the method as it is now."
     allocator, how = _allocator(method, known, [layer.name for layer in stacks])
     evidence = Evidence(
-        {name: torch.from_numpy(loss) for name, loss in known.losses.items()},
+        _tensors(known.losses),
         known.similarity,
         known.divergence,
         config["samples"] * _length(config, result),
-        {name: torch.from_numpy(curve) for name, curve in known.predicted.items()},
+        _tensors(known.predicted),
+        _tensors(known.codes),
     )
     return _curve(stacks, allocator, how, evidence, GRID)
+
+
+def _tensors(arrays: Mapping[str, Floats]) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 def _allocator(method: Method, known: Known, names: Sequence[str]) -> tuple[Allocator, str]:
@@ -82,6 +89,8 @@ def _allocator(method: Method, known: Known, names: Sequence[str]) -> tuple[Allo
         there = own.probe(0.5) == own.probe(0.6) and set(names) <= set(known.divergence)
     if "predicted" in own.reads:
         there = set(names) <= set(known.predicted)
+    if "codes" in own.reads:
+        there = there and set(names) <= set(known.codes)
     if not there:
         return Uniform(), "uniform shares; what the run's allocator reads holds for its budget only"
     return own, f"the run's own allocation ({type(_divider(own)).__name__.lower()})"
@@ -118,6 +127,8 @@ def _curve(
         if isinstance(hull := _divider(allocator), Hull):
             tables = evidence.losses, evidence.divergence
             divergence.append(predicted_divergence(layers, *tables, hull.probe_share, given))
+        elif "codes" in allocator.reads:
+            divergence.append(rounded(layers, evidence.predicted, evidence.codes, given))
         elif "predicted" in allocator.reads:
             divergence.append(summed(layers, evidence.predicted, given))
     if not shares:

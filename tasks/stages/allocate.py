@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping
 
+from torch import Tensor
+
 from compress_core.allocate.base import Evidence
 from compress_core.allocate.stepped import Stepped
-from compress_core.forms.names import PLAIN
+from compress_core.forms.names import FULL, GROUP, PLAIN
 from compress_core.types import Share
 from storage.artifact import Artifact
 from tasks.engine.components import describe
@@ -12,7 +14,7 @@ from tasks.engine.job import Job
 from tasks.engine.session import Group, Work
 from tasks.engine.units import Unit, View
 from tasks.stages.arrays import get_tensor
-from tasks.stages.predict import PREDICTED
+from tasks.stages.predict import CODES, PREDICTED
 
 
 def allocate_group(
@@ -50,6 +52,8 @@ def allocate_group(
                 layer.name: [
                     *(layer.block, layer.out_features, layer.in_features),
                     *([] if layer.form == PLAIN else [layer.form]),
+                    *([] if layer.bits == FULL else [layer.bits]),
+                    *([] if layer.group == GROUP else [f"groups of {layer.group}"]),
                 ]
                 for layer in layers
             },
@@ -93,10 +97,8 @@ class _Allocate:
                 name: _divergence(work.artifact(unit)) for name, unit in self.probed.items()
             },
             tokens=job.samples * job.length,
-            predicted={
-                name: get_tensor(work.artifact(unit), PREDICTED)
-                for name, unit in self.predicted.items()
-            },
+            predicted=self._curves(work, PREDICTED) if "predicted" in reads else {},
+            codes=self._curves(work, CODES) if "codes" in reads else {},
         )
         shares = job.method.allocate.allocate(job.layers, job.kept, evidence)
         with work.draft(work.missing[0]) as draft:
@@ -104,6 +106,12 @@ class _Allocate:
             entries = {name: share.nonzeros for name, share in shares.items() if share.nonzeros}
             if entries:
                 draft.attrs["nonzeros"] = entries
+            bits = {x.name: shares[x.name].bits or x.bits for x in job.layers}
+            if set(bits.values()) != {FULL}:
+                draft.attrs["bits"] = bits
+
+    def _curves(self, work: Work, name: str) -> dict[str, Tensor]:
+        return {layer: get_tensor(work.artifact(up), name) for layer, up in self.predicted.items()}
 
 
 def _read_blocks(job: Job) -> tuple[str, ...]:
@@ -127,7 +135,8 @@ def read_shares(artifact: Artifact) -> dict[str, Share]:
 def share_of(artifact: Artifact, stack: str) -> Share:
     """The share of one layer or stack."""
     attrs = artifact.attrs
-    return Share(attrs["ranks"][stack], attrs.get("nonzeros", {}).get(stack, 0))
+    bits = attrs.get("bits", {}).get(stack, FULL)
+    return Share(attrs["ranks"][stack], attrs.get("nonzeros", {}).get(stack, 0), bits)
 
 
 def view_of(stack: str) -> View:
@@ -135,6 +144,8 @@ def view_of(stack: str) -> View:
 
     def view(artifact: Artifact) -> int | list[int | None] | None:
         share = share_of(artifact, stack)
+        if share.bits != FULL:
+            return [share.rank, share.nonzeros, share.bits]
         return [share.rank, share.nonzeros] if share.nonzeros else share.rank
 
     return view

@@ -1,6 +1,8 @@
 """Stage ``predict``: the KL divergence that every rank of a layer is predicted to leave.
 
-It reads what allocators never do, factors and second moments, and leaves a number per rank.
+It reads what allocators never do, factors and second moments, and leaves a number per rank. For
+allocators that choose widths of codes it also leaves what rounding costs: of the weight, and of the
+product at every rank.
 """
 
 from collections.abc import Mapping
@@ -8,6 +10,7 @@ from collections.abc import Mapping
 import torch
 
 from compress_core.allocate.base import Curvature
+from compress_core.coding.expected import curve_of_codes, whole_cost_of_codes
 from compress_core.curvature import OutputFisher, divergence_by_rank
 from compress_core.errors import NumericsError
 from compress_core.layer.make import rows_of
@@ -19,7 +22,7 @@ from tasks.engine.session import Group, Work
 from tasks.engine.units import Unit
 from tasks.stages.arrays import Stored, dense_weight_of, get_tensor, put_tensor
 
-PREDICTED = "predicted"
+PREDICTED, CODES = "predicted", "codes"
 
 
 def predict_groups(
@@ -33,7 +36,7 @@ def predict_groups(
     Args:
         job: Gives allocator, decomposer and stacks.
         collected: Tap name to its ``collect`` unit.
-        decomposed: Stack name to its ``decompose`` unit.
+        decomposed: Stack name to its ``decompose`` unit; empty for methods that cut nothing.
         outputs: Layer name to the unit of its output gradients.
     """
     curvature = job.method.allocate.probe(job.kept)
@@ -41,27 +44,30 @@ def predict_groups(
         return []
     by_block: dict[int, list[Unit]] = {}
     for name, stack in job.stacks.items():
-        inputs = {"decomposition": decomposed[name]}
+        inputs = {"decomposition": decomposed[name]} if decomposed else {}
         for i, member in enumerate(stack.members):
             inputs |= {f"inputs {i}": collected[member.tap], f"outputs {i}": outputs[member.name]}
-        unit = _unit(job, curvature.damp, name, stack, inputs)
+        unit = _unit(job, curvature, name, stack, inputs)
         by_block.setdefault(stack.as_layer.block, []).append(unit)
-    compute = _Predict(job)
+    compute = _Predict(job, curvature)
     return [
         Group("predict", f"block {block}", units, compute)
         for block, units in sorted(by_block.items())
     ]
 
 
-def _unit(job: Job, damp: float, name: str, stack: Stack, inputs: dict[str, Unit]) -> Unit:
+def _unit(
+    job: Job, curvature: Curvature, name: str, stack: Stack, inputs: dict[str, Unit]
+) -> Unit:
     model, members = job.model, stack.members
+    codes = {"form": stack.form, "group": stack.as_layer.group} if curvature.codes else {}
     widest = max(member.out_features for member in members)
     into = members[0].in_features
     return Unit(
         "predict",
         name,
-        settings={"damp": damp, "transposed": members[0].transposed},
-        code=[job.method.decompose],
+        settings={"damp": curvature.damp, "transposed": members[0].transposed, **codes},
+        code=[job.method.decompose] if "decomposition" in inputs else [],
         sources={
             f"weight {i}": model.stored[model.weight_key(member.name)]
             for i, member in enumerate(members)
@@ -83,34 +89,54 @@ def _operations(layer: LayerRef) -> float:
 
 
 class _Predict:
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, curvature: Curvature) -> None:
         self.job = job
+        self.curvature = curvature
 
     def __call__(self, work: Work) -> None:
         for done, unit in enumerate(work.missing):
             stack = self.job.stacks[unit.name]
-            curve = sum(self._of_member(work, unit, stack, i) for i in range(len(stack.members)))
-            assert isinstance(curve, torch.Tensor)
-            if not bool(torch.isfinite(curve).all()):
-                raise NumericsError(f"layer {unit.name}: its predicted divergences are not finite")
+            parts = [self._of_member(work, unit, stack, i) for i in range(len(stack.members))]
+            curves = {name: sum(part[name] for part in parts) for name in parts[0]}
             with work.draft(unit) as draft:
-                put_tensor(draft, PREDICTED, curve)
+                for name, curve in curves.items():
+                    assert isinstance(curve, torch.Tensor)
+                    if not bool(torch.isfinite(curve).all()):
+                        raise NumericsError(f"layer {unit.name}: what is {name} is not finite")
+                    put_tensor(draft, name, curve)
             work.progress(done + 1, len(work.missing))
 
-    def _of_member(self, work: Work, unit: Unit, stack: Stack, index: int) -> torch.Tensor:
-        """The part of one layer of a stack, by its own rows, inputs and gradients."""
+    def _of_member(
+        self, work: Work, unit: Unit, stack: Stack, index: int
+    ) -> dict[str, torch.Tensor]:
+        """The curves of one layer of a stack, by its own rows, inputs and gradients."""
+        layer, device = stack.members[index], self.job.model.device
+        inputs = InputStats.unpack(Stored(work.artifact(unit.inputs[f"inputs {index}"])))
+        outputs = OutputFisher.unpack(Stored(work.artifact(unit.inputs[f"outputs {index}"])))
+        moment, fisher = inputs.moment.to(device), outputs.damped(self.curvature.damp).to(device)
+        weight = dense_weight_of(self.job, layer).to(device)
+        factors = self._factors(work, unit, stack, layer)
+        found = {}
+        if factors is not None:
+            found[PREDICTED] = divergence_by_rank(weight, *factors, moment, fisher).cpu()
+        if self.curvature.codes:
+            wide, group = weight.to(torch.float64), stack.as_layer.group
+            whole = [whole_cost_of_codes(wide, moment, fisher, group)]
+            u, v = factors or (wide[:, :0], wide[:0])
+            products = curve_of_codes(
+                u.to(torch.float64), v.to(torch.float64), moment, fisher, stack.form, group
+            )
+            found[CODES] = torch.cat([torch.tensor(whole, dtype=torch.float64), products.cpu()])
+        return found
+
+    def _factors(
+        self, work: Work, unit: Unit, stack: Stack, layer: LayerRef
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """A layer's own factors of full rank; None where nothing is decomposed."""
         decomposer, device = self.job.method.decompose, self.job.model.device
-        assert decomposer is not None
+        if decomposer is None:
+            return None
         record = Stored(work.artifact(unit.inputs["decomposition"]))
         ranks = len(get_tensor(record.artifact, "loss")) - 1
         whole = decomposer.realise(record.tensor, Share(ranks))
-        layer = stack.members[index]
-        inputs = InputStats.unpack(Stored(work.artifact(unit.inputs[f"inputs {index}"])))
-        outputs = OutputFisher.unpack(Stored(work.artifact(unit.inputs[f"outputs {index}"])))
-        return divergence_by_rank(
-            dense_weight_of(self.job, layer).to(device),
-            whole.u[rows_of(stack, layer)].to(device),
-            whole.v.to(device),
-            inputs.moment.to(device),
-            outputs.damped(unit.settings["damp"]).to(device),
-        ).cpu()
+        return whole.u[rows_of(stack, layer)].to(device), whole.v.to(device)
