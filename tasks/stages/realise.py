@@ -82,24 +82,28 @@ def realise_unit(
     if form != PLAIN:
         settings["form"] = form
     if method.fit is not None:
-        settings |= {"fit": describe(method.fit), "transposed": layer.transposed}
+        settings["fit"] = describe(method.fit)
+    if method.coding is not None:
+        settings["coding"] = describe(method.coding)
+    if method.fit is not None or method.coding is not None:
+        settings["transposed"] = layer.transposed
         sources["weight"] = model.stored[model.weight_key(layer.name)]
-        if DENSE in method.fit.reads:
-            inputs["statistics"] = upstream.collected[layer.tap]
-        if method.sequential:
-            inputs["prefix"] = measured[layer.tap]
+    if DENSE in method.moments:
+        inputs["statistics"] = upstream.collected[layer.tap]
+    if method.sequential:
+        inputs["prefix"] = measured[layer.tap]
     numbers = affordable(job.kept, layer.dense_cost)
     small = min(layer.out_features, layer.in_features)
     return Unit(
         "realise",
         layer.name,
         settings=settings,
-        code=[part for part in (method.decompose, method.fit) if part is not None],
+        code=[x for x in (method.decompose, method.fit, method.coding) if x is not None],
         sources=sources,
         inputs=inputs,
         views=views,
         cost=Cost(
-            products={EXACT: 40.0 * small**2 * layer.in_features} if method.fit else {},
+            products={EXACT: 40.0 * small**2 * layer.in_features} if sources else {},
             memory=(8 if form == PLAIN else 40) * numbers,  # pivots are found in float64
             disk=4 * numbers,
         ),
