@@ -7,3 +7,8 @@ FACTORS: tuple[str, ...] = get_args(FactorForm)
 """The forms that users choose from; auto is the smaller of both."""
 FORM = "factors"  # the option that chooses
 PLAIN, EIGHT_BITS = "plain", "eight bits"
+
+WIDTHS = (8, 6, 5, 4, 3, 2)
+"""Bits that a code may have."""
+FULL = 16  # bits of a number that is not in codes
+GROUP = 32  # neighbours that share a scale, unless asked otherwise
