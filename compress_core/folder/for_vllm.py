@@ -89,8 +89,8 @@ def to_vllm(folder: Path, target: Path, max_shard_bytes: int = SHARD_BYTES) -> N
 
     Raises:
         ModelError: `folder` is not a compressed model, is damaged or of a newer format, holds
-            sparse entries or 8-bit factors, the architecture's attention is its own, or `target`
-            is in use.
+            sparse entries, a base, 8-bit factors or numbers in codes, the architecture's attention
+            is its own, or `target` is in use.
     """
     checkpoint = Checkpoint(folder, compressed=True)
     layers = stored_layers(checkpoint)
@@ -124,6 +124,7 @@ def _require_plain(checkpoint: Checkpoint, layers: dict[str, StoredLayer], model
         )
     for layer in layers.values():
         odd = [kind.words for kind in kinds_of(layer.entry) if not kind.paired]
+        odd += ["numbers in codes"] if "codes" in layer.entry else []
         if odd:
             what = " and ".join(odd)
             raise ModelError(

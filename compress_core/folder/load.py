@@ -32,7 +32,7 @@ from compress_core.folder.swap import (
     shared_factors,
     swap_layers,
 )
-from compress_core.forms.kinds import kinds_of
+from compress_core.forms.kinds import is_fixed
 from compress_core.forms.linear import is_compressed
 from compress_core.hf.binding import bind
 from compress_core.hf.checkpoint import QUANT_METHOD, tensor_headers
@@ -121,8 +121,7 @@ class EigenpressQuantizer(HfQuantizer):
     @property
     def is_qat_trainable(self) -> bool:
         """Whether the Trainer may train what is stored: yes, unless some of it is codes."""
-        entries = self.quantization_config.modules.values()
-        return not any(kind.fixed for entry in entries for kind in kinds_of(entry))
+        return not any(map(is_fixed, self.quantization_config.modules.values()))
 
     @property
     def is_compileable(self) -> bool:

@@ -18,7 +18,8 @@ MODELLING_FILE = "modeling_eigenpress.py"
 
 # They need PyTorch and those before them.
 _SOURCES = (
-    *("sparse.py", "quantise.py", "forms/part.py"),
+    *("sparse.py", "quantise.py", "forms/names.py", "forms/part.py"),
+    *("forms/codes.py", "forms/coded.py"),
     *dict.fromkeys(f"forms/{kind.__module__.rpartition('.')[2]}.py" for kind in KINDS),
     *("forms/kinds.py", "forms/linear.py", "folder/swap.py"),
 )

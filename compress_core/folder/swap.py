@@ -8,11 +8,12 @@ from typing import Any
 
 from torch import nn
 
+from compress_core.forms.coded import OF_CODES
 from compress_core.forms.kinds import KINDS, OF_SUMS, plain_entry, sizes_of, why_not
 from compress_core.forms.linear import CompressedLinear, is_compressed, is_of_old_copy, unset
 from compress_core.forms.part import Entry
 
-FORMAT_VERSION = max(OF_SUMS, *(kind.version for kind in KINDS))
+FORMAT_VERSION = max(OF_SUMS, OF_CODES, *(kind.version for kind in KINDS))
 SHARED = "factor_in"  # the tensor of one layer that others may use
 
 

@@ -23,7 +23,8 @@ from compress_core.folder.modelling import (
 from compress_core.folder.shards import SHARD_BYTES, ShardWriter, new_folder, write_json
 from compress_core.folder.swap import check_layers
 from compress_core.forms.kinds import SLOTS, check_parts, sizes_of, version_of
-from compress_core.forms.part import Entry, Sizes, Slot
+from compress_core.forms.part import Entry, Sizes
+from compress_core.forms.room import counted
 from compress_core.hf.binding import unwrapped
 from compress_core.hf.checkpoint import QUANT_METHOD, Checkpoint, tensor_headers, weight_files
 from compress_core.hf.companions import copy_companions
@@ -150,19 +151,18 @@ def count_parameters(folder: Path) -> FolderCount:
     """Count what a model folder's safetensors hold, from their headers: what is stored, once.
 
     Indices of kept columns count as numbers like all others, places of sparse entries as bytes
-    only, two 8-bit codes of factors as one number; tied tensors are stored once.
+    only, codes as the numbers of 16 bits that take the same room; tied tensors are stored once.
 
     Raises:
         ModelError: The folder has no complete set of weights.
     """
-    halves = nbytes = 0
+    nbytes, found = 0, []
     for file in weight_files(folder):
-        for name, entry in tensor_headers(file).items():
-            slot, size = SLOTS.get(name.rpartition(".")[2], Slot()), math.prod(entry["shape"])
-            halves += slot.counted(size, entry["dtype"] == "I32")
-            start, end = entry["data_offsets"]
+        for key, header in tensor_headers(file).items():
+            found.append((key, math.prod(header["shape"]), header["dtype"] == "I32"))
+            start, end = header["data_offsets"]
             nbytes += end - start
-    return FolderCount(halves // 2, nbytes)
+    return FolderCount(counted(found), nbytes)
 
 
 def _check(layer: CompressedWeights, sizes: Sizes) -> None:

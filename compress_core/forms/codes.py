@@ -6,10 +6,13 @@ lower 4 and their upper 2, and so on, each piece of 4, 2 or 1 bits as many to a 
 first.
 """
 
+from functools import reduce
 from typing import NamedTuple
 
 import torch
 from torch.nn import functional
+
+from compress_core.forms.names import FULL
 
 
 class Coded(NamedTuple):
@@ -26,12 +29,15 @@ class Coded(NamedTuple):
     zeros: torch.Tensor
 
     def decoded(self, group: int) -> torch.Tensor:
-        """What it stands for, (rows, length), in the dtype of the scales."""
-        length = self.codes.shape[1]
-        dtype = self.scales.dtype
-        scales = self.scales.repeat_interleave(group, dim=1)[:, :length]
-        zeros = self.zeros.repeat_interleave(group, dim=1)[:, :length]
-        return (self.codes.to(dtype) - zeros.to(dtype)) * scales
+        """What it stands for, (rows, length), in the dtype of the scales, which may be trained."""
+        (rows, length), (_, groups) = self.codes.shape, self.scales.shape
+        size = max(1, min(group, length))
+        codes = functional.pad(self.codes, (0, groups * size - length)).view(rows, groups, size)
+        numbers, scales = codes.to(self.scales.dtype), self.scales[:, :, None]
+        numbers.sub_(self.zeros[:, :, None])
+        trained = torch.is_grad_enabled() and scales.requires_grad
+        numbers = numbers * scales if trained else numbers.mul_(scales)  # in as little memory
+        return numbers.flatten(1)[:, :length]
 
 
 def groups_of(length: int, group: int) -> int:
@@ -44,7 +50,7 @@ def packed_bytes(count: int, bits: int) -> int:
     return sum(-(-count * piece // 8) for piece, _ in _pieces(bits))
 
 
-def coded_bits(rows: int, length: int, bits: int, group: int, scale_bits: int = 16) -> int:
+def coded_bits(rows: int, length: int, bits: int, group: int, scale_bits: int = FULL) -> int:
     """Bits that a coded matrix takes, scales and zeros among them."""
     groups = rows * groups_of(length, group)
     packed = packed_bytes(rows * length, bits) + packed_bytes(groups, bits)
@@ -61,13 +67,23 @@ def pack_codes(codes: torch.Tensor, bits: int) -> torch.Tensor:
 
 def unpack_codes(packed: torch.Tensor, count: int, bits: int) -> torch.Tensor:
     """The numbers that :func:`pack_codes` was given: uint8 (count,)."""
-    found = packed.new_zeros(count)
-    start = 0
+    found, start = [], 0
     for piece, shift in _pieces(bits):
         stop = start + -(-count * piece // 8)
-        found = found | _unpack(packed[start:stop], count, piece) << shift
+        found.append(_unpack(packed[start:stop], piece)[:count] << shift)
         start = stop
-    return found
+    return reduce(torch.bitwise_or, found)
+
+
+def is_packed(packed: torch.Tensor, count: int, bits: int) -> bool:
+    """Whether bytes, as many as so many codes take, have nothing behind the last one."""
+    stop = 0
+    for piece, _ in _pieces(bits):
+        stop += -(-count * piece // 8)
+        used = count * piece % 8
+        if used and int(packed[stop - 1]) >> used:
+            return False
+    return True
 
 
 def _pieces(bits: int) -> list[tuple[int, int]]:
@@ -89,7 +105,13 @@ def _pack(values: torch.Tensor, piece: int) -> torch.Tensor:
     return byte
 
 
-def _unpack(packed: torch.Tensor, count: int, piece: int) -> torch.Tensor:
-    mask = 2**piece - 1
-    parts = [packed >> place * piece & mask for place in range(8 // piece)]
-    return torch.stack(parts, dim=1).flatten()[:count]
+def _unpack(packed: torch.Tensor, piece: int) -> torch.Tensor:
+    """Every byte's pieces in bytes of their own."""
+    width = 8
+    while width > piece:
+        width //= 2
+        # Each in two halves, as both bytes of one integer, of which the lower byte lies first.
+        wide = packed.to(torch.int16)
+        halves = (wide << (8 - width)).bitwise_or_(wide).bitwise_and_((2**width - 1) * 0x101)
+        packed = halves.view(torch.uint8)
+    return packed

@@ -46,7 +46,7 @@ class Columns(Kind):
     words = "kept columns"
     keys: ClassVar = {"columns": int}
     slots: ClassVar = {
-        "columns": Slot(),
+        "columns": Slot(along=0),
         "column_index": Slot(dtype=torch.int32, fill=-1, load=_wide_index, save=_narrow_index),
     }
     reads, version, paired = "taken", 2, True

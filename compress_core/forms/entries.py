@@ -29,7 +29,7 @@ class Entries(Kind):
     words = "sparse entries"
     keys: ClassVar = {"nonzeros": int}
     slots: ClassVar = {
-        "sparse_values": Slot(),
+        "sparse_values": Slot(along=0),
         "sparse_bits": Slot(halves=0, dtype=torch.uint8, fill=0),
         # 32 bits in memory, as DistributedDataParallel cannot broadcast an int16 buffer.
         "sparse_columns": Slot(

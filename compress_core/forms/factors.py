@@ -17,7 +17,10 @@ class Factors(Kind):
 
     words = "factors"
     keys: ClassVar = {"rank": int, "factor_in": str}
-    slots: ClassVar = {"weight": Slot(), "factor_in": Slot(inward=True, shared=True)}
+    slots: ClassVar = {
+        "weight": Slot(along=0),
+        "factor_in": Slot(inward=True, shared=True, along=1),
+    }
     version, paired = 1, True
 
     @staticmethod

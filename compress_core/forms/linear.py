@@ -1,5 +1,6 @@
 """The one linear layer of compressed models: a sum of parts, and a bias."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeGuard
 
@@ -7,12 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from compress_core.forms.coded import decoded, outlined
 from compress_core.forms.columns import input_order
 from compress_core.forms.kinds import (
     SLOTS,
     check_parts,
     dense_of,
     kinds_of,
+    layouts_of,
     plain_entry,
     shapes_of,
     sizes_of,
@@ -32,7 +35,7 @@ class CompressedLinear(nn.Linear):
     How it computes follows from sizes, dtype and device alone, so that results repeat: part by
     part, or, where some are scattered and it is slower so, with the whole weight, put together
     once and kept. What is kept is made on first use, made again when its parts change, and never
-    saved.
+    saved. Numbers in codes are decoded in every forward, and kept only where they are part of that.
 
     LoRA adapters train on top but cannot be merged into it: PEFT's `merge_and_unload` raises a
     RuntimeError about sizes, because the adapter's (out, in) update has no place in `weight`.
@@ -42,6 +45,7 @@ class CompressedLinear(nn.Linear):
     Attributes:
         entry: What config.json says of it, in which every kind finds its own.
         kinds: Of its parts. Their tensors are parameters and buffers of the layer.
+        layouts: Of those that are in codes, whose scales are parameters and whose codes buffers.
         bias: (out,), or None.
         transposed: Whether the dense layer kept its weight as (in, out), as GPT-2's Conv1D does.
         layer_name: Its name in the checkpoint's list of layers.
@@ -66,6 +70,7 @@ class CompressedLinear(nn.Linear):
         self.entry = plain_entry(entry)
         self.kinds = kinds_of(self.entry)
         self.sizes = sizes_of(out_features, in_features, self.entry)
+        self.layouts = layouts_of(self.entry, self.sizes)
         self.transposed, self.layer_name = transposed, ""
         shapes = shapes_of(self.entry, self.sizes)
         self.parts = tuple(shapes)
@@ -99,6 +104,7 @@ class CompressedLinear(nn.Linear):
         if not traced and self.runs_whole(self.weight.device):
             weight = self._keep("whole", list(tensors.values()), self.dense_weight)
             return F.linear(input, weight, self.bias)
+        tensors = decoded(self.layouts, tensors, None if traced else self._keep_scattered)
         run, views = Run(self._keep, traced), self._views(input)
         bias: torch.Tensor | None = self.bias
         out: torch.Tensor | None = None
@@ -125,10 +131,18 @@ class CompressedLinear(nn.Linear):
         return work > self.sizes.dense
 
     def masks(self) -> Tensors:
-        """Where in the weight the numbers of a tensor are, (out, in), of those that are sparse."""
-        tensors = self.tensors()
+        """Where in the weight the numbers of a tensor are, (out, in), of those that are sparse.
+
+        Of a tensor in codes, whose scales are no such numbers, there is none.
+        """
+        tensors = outlined(self.layouts, self.tensors())
         masks = [kind.masks(tensors, self.sizes) for kind in self.kinds]
-        return {name: mask for found in masks for name, mask in found.items()}
+        return {
+            name: mask
+            for found in masks
+            for name, mask in found.items()
+            if name not in self.layouts
+        }
 
     def kept_tensors(self) -> Iterator[torch.Tensor]:
         """What it has derived of its parts and keeps."""
@@ -142,7 +156,9 @@ class CompressedLinear(nn.Linear):
         """Bytes of that after a forward without gradients; those of parts themselves apart."""
         if self.runs_whole(device):
             return self.sizes.dense * self.weight.dtype.itemsize
-        return sum(kind.kept_bytes(self.entry, self.sizes) for kind in self.kinds)
+        numbers = sum(math.prod(self.layouts[name].of.shape) for name in self._scattered())
+        kept = sum(kind.kept_bytes(self.entry, self.sizes) for kind in self.kinds)
+        return kept + numbers * self.weight.dtype.itemsize
 
     def settle(self) -> None:
         """Give loaded integers their dtype in memory, which loaders do not.
@@ -184,6 +200,17 @@ class CompressedLinear(nn.Linear):
         ordered = input.gather(-1, order.expand(input.shape))
         rest, taken = ordered.split((sizes.rest, sizes.taken), dim=-1)
         return {"all": input, "rest": rest, "taken": taken}
+
+    def _scattered(self) -> list[str]:
+        """Tensors in codes of parts that keep what they derive of them."""
+        names = [name for kind in self.kinds if kind.scattered for name in kind.slots]
+        return [name for name in names if name in self.layouts]
+
+    def _keep_scattered(
+        self, name: str, of: Sequence[torch.Tensor], decode: Callable[[], torch.Tensor]
+    ) -> torch.Tensor:
+        """A tensor decoded: anew, or as it is kept for those parts."""
+        return self._keep(name, of, decode) if name in self._scattered() else decode()
 
     def _wants_gradients(self, input: torch.Tensor) -> bool:
         parameters = self.parameters(recurse=False)

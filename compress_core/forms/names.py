@@ -8,7 +8,7 @@ FACTORS: tuple[str, ...] = get_args(FactorForm)
 FORM = "factors"  # the option that chooses
 PLAIN, EIGHT_BITS = "plain", "eight bits"
 
-WIDTHS = (8, 6, 5, 4, 3, 2)  # bits of a code
-FULL = 16  # bits of a number that is not in codes, as they are counted
-GROUP = 32  # codes that share a scale, unless asked otherwise
-BITS, GROUP_OF = "bits", "group"  # options that choose them
+WIDTHS = (8, 6, 5, 4, 3, 2)
+"""Bits that a code may have."""
+FULL = 16  # bits of a number that is not in codes
+GROUP = 32  # neighbours that share a scale, unless asked otherwise

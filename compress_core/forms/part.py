@@ -49,6 +49,8 @@ class Slot:
         fill: What it holds until it is loaded: nothing that could pass for a result.
         inward: Whether another tensor of the part stands between it and the outputs.
         shared: Whether another layer's can take its place.
+        along: The axis of it along which neighbours share a scale where it is held in codes; None
+            where it cannot be.
         load: From what its file holds to what is in memory.
         save: Back again.
     """
@@ -58,6 +60,7 @@ class Slot:
     fill: float = math.nan
     inward: bool = False
     shared: bool = False
+    along: int | None = None
     load: Callable[[torch.Tensor], torch.Tensor] = as_it_is
     save: Callable[[torch.Tensor, Sizes], torch.Tensor] = as_it_is
 

@@ -25,8 +25,8 @@ class Pivot(Kind):
     words = "factors in pivot form"
     keys: ClassVar = {"rank": int, "pivot": bool}
     slots: ClassVar = {
-        "weight": Slot(),
-        "pivot_in": Slot(inward=True),
+        "weight": Slot(along=1),  # so that codes of every rank take more room than of one less
+        "pivot_in": Slot(inward=True, along=1),
         "pivot_rows": Slot(halves=1, dtype=torch.uint8, fill=0),
     }
     version, paired = 4, True

@@ -6,6 +6,7 @@ token behind it (decode), greedily. Tokens are random: what they are does not ch
 
 import inspect
 import json
+import math
 import re
 import statistics
 import subprocess
@@ -22,7 +23,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from compress_core.errors import ModelError
-from compress_core.forms.kinds import SLOTS
+from compress_core.forms.kinds import SLOTS, sizes_of, uncoded_shapes
 from compress_core.forms.linear import is_compressed
 from compress_core.hf.checkpoint import Checkpoint
 from compress_core.hf.inside import read_json
@@ -232,9 +233,9 @@ def products_per_token(model: nn.Module) -> int:
     total = 0
     for module in model.modules():
         if is_compressed(module):
-            total += sum(
-                t.numel() for name, t in module.tensors().items() if SLOTS[name].multiplied
-            )
+            sizes = sizes_of(module.out_features, module.in_features, module.entry)
+            shapes = uncoded_shapes(module.entry, sizes)
+            total += sum(math.prod(shapes[name]) for name in shapes if SLOTS[name].multiplied)
         elif is_linear(module):
             total += module.weight.numel()  # type: ignore[operator]
     return total

@@ -184,7 +184,7 @@ def _fitted(fitter: Fitter, given: Given, start: LowRank | Share) -> LowRank:
 
 def _finite(layer: LayerRef, factors: LowRank) -> LowRank:
     sparse = None if factors.sparse is None else factors.sparse.values
-    parts = (factors.u, factors.v, factors.columns, sparse, factors.bias)
+    parts = (factors.u, factors.v, factors.columns, sparse, factors.bias, factors.base)
     if not all(part is None or bool(part.isfinite().all()) for part in parts):
         raise NumericsError(f"layer {layer.name}: its factors are not finite")
     return factors

@@ -1,15 +1,26 @@
 """What a layer stores: the parts that a fit ended with, as tensors of its file and their entry."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from compress_core.decompose import LowRank
+from compress_core.forms.base import Base
+from compress_core.forms.codes import Coded
 from compress_core.forms.columns import Columns
 from compress_core.forms.entries import Entries
-from compress_core.forms.kinds import SLOTS, dense_of, numbers_of, sizes_of
-from compress_core.forms.names import PLAIN
+from compress_core.forms.kinds import (
+    SLOTS,
+    dense_of,
+    layouts_of,
+    numbers_of,
+    sizes_of,
+    why_no_codes,
+)
+from compress_core.forms.names import GROUP, PLAIN
+from compress_core.forms.part import Entry, Sizes
 from compress_core.forms.products import product_form
 from compress_core.record import Packed, Record
 from compress_core.sparse import Sparse, unpack
@@ -18,7 +29,15 @@ BIAS = "bias"  # added to the layer's own
 
 
 def pack_layer(
-    factors: LowRank | None, dtype: torch.dtype, dense_cost: int, *, own: bool, form: str = PLAIN
+    factors: LowRank | None,
+    dtype: torch.dtype,
+    dense_cost: int,
+    *,
+    own: bool,
+    form: str = PLAIN,
+    coded: Mapping[str, Coded] | None = None,
+    bits: Mapping[str, int] | None = None,
+    group: int = GROUP,
 ) -> Packed:
     """What is kept of a layer, with its entry, rank, columns, entries and numbers.
 
@@ -28,11 +47,21 @@ def pack_layer(
         dense_cost: Numbers of the dense weight.
         own: Whether the in-factor is the layer's own, not another one's that it shares.
         form: Of the product, a key of ``FORMS``.
+        coded: As of :func:`put_codes`.
+        bits: The same.
+        group: The same.
+
+    Raises:
+        ValueError: As :func:`put_codes`; or a layer in codes shares another one's in-factor.
     """
     if factors is None:
         return Packed({}, {"rank": None, "columns": 0, "nonzeros": 0, "numbers": dense_cost})
     tensors, entry = as_parts(factors, dtype, form)
     sizes = sizes_of(factors.u.shape[0], factors.in_features, entry)
+    if coded:
+        if not own:
+            raise ValueError("a layer that shares another one's in-factor holds nothing in codes")
+        tensors, entry = put_codes(tensors, entry, sizes, coded, bits or {}, group)
     numbers = numbers_of(entry, sizes)
     if factors.bias is not None:
         tensors[BIAS] = factors.bias.to(dtype)
@@ -59,9 +88,44 @@ def as_parts(
     if factors.sparse is not None and factors.sparse.nonzeros:
         tensors |= Entries.pack(factors.sparse.mask, factors.sparse.values)
         entry |= {"nonzeros": factors.sparse.nonzeros}
+    if factors.base is not None:
+        tensors |= Base.pack(factors.base)
+        entry |= {"base": True}
     sizes = sizes_of(*shape, entry)
     filed = {name: SLOTS[name].filed(tensor, sizes, dtype) for name, tensor in tensors.items()}
     return filed, entry
+
+
+def put_codes(
+    tensors: Mapping[str, Tensor],
+    entry: Entry,
+    sizes: Sizes,
+    coded: Mapping[str, Coded],
+    bits: Mapping[str, int],
+    group: int = GROUP,
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What a layer stores and its entry, with some of its tensors in codes.
+
+    Args:
+        tensors: What it stores without, as :func:`as_parts` makes them.
+        entry: What is said of it then.
+        sizes: Its own.
+        coded: Name of a tensor to what takes its place: of the matrix that ``codable`` makes of it,
+            the scales in any dtype.
+        bits: Of the codes of each.
+        group: Neighbours in a row of those matrices that share a scale.
+
+    Raises:
+        ValueError: A tensor cannot be held in codes, or not in these.
+    """
+    says = {**entry, "codes": {name: bits.get(name) for name in coded}, "group": group}
+    if reason := why_no_codes(says, sizes):
+        raise ValueError(reason)
+    found = dict(tensors)
+    for name, layout in layouts_of(says, sizes).items():
+        dtype = tensors[name].dtype
+        found |= layout.encode(name, coded[name]._replace(scales=coded[name].scales.to(dtype)))
+    return found, says
 
 
 def tensors_of(record: Record, shared: Record | None = None) -> dict[str, Tensor]:

@@ -76,6 +76,14 @@ def stored_tensors(
             yield Stored(name, part, tensor, masks.get(part), dtype)
 
 
+def first_in_codes(model: nn.Module) -> str | None:
+    """The first compressed layer that holds numbers in codes, which cannot be trained."""
+    for name, module in model.named_modules():
+        if is_compressed(module) and "codes" in module.entry:
+            return name
+    return None
+
+
 class Part(Protocol):
     """How a stored tensor follows from what is trained."""
 

@@ -17,8 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from compress_core.errors import ConfigError
 from compress_core.learn.loop import Training, run_steps, saving_memory
 from compress_core.learn.teacher import Teacher
+from compress_core.recover.parts import first_in_codes
 from compress_core.recover.run import RecoveryRun
 from compress_core.recover.settings import Recovery
 from compress_core.types import ModelLayout
@@ -61,10 +63,15 @@ def recover(
         dtypes: Name of a stored tensor to the dtype of its file; of others it is the parameter's.
 
     Raises:
-        ConfigError: Too few windows.
+        ConfigError: Too few windows, or updates of low rank of a model that holds codes.
         NumericsError: A loss that is not finite; names the step and the layer.
     """
     recovery.check(len(training.windows))
+    if recovery.how == "lora" and (name := first_in_codes(model)) is not None:
+        raise ConfigError(
+            f"layer {name} holds numbers in codes, which updates by lora would change when "
+            "they are merged: recover by factors, which trains scales and leaves codes alone"
+        )
     run = RecoveryRun(model, layout, recovery, teacher, training, dtypes)
     if not run.parts:  # nothing is compressed
         return Recovered({}, {}, {})

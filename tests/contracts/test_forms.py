@@ -4,7 +4,7 @@ import copy
 import math
 import pickle
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -16,6 +16,7 @@ from compress_core.forms.kinds import (
     KINDS,
     SLOTS,
     check_parts,
+    codable,
     dense_of,
     kinds_of,
     numbers_of,
@@ -25,10 +26,21 @@ from compress_core.forms.kinds import (
     why_not,
 )
 from compress_core.forms.linear import CompressedLinear
+from compress_core.forms.room import bits_of, counted
 from compress_core.layer.stored import as_parts
 from compress_core.sparse import Sparse
+from tests.made_codes import coded_of, in_rounded_codes
 
 OUT, INPUTS = 40, 24
+
+
+class Case(NamedTuple):
+    """What a layer is made of, and what of it is in codes: all that may be, or by name."""
+
+    form: str
+    content: LowRank
+    bits: int | dict[str, int] = 0
+    group: int = 32
 
 
 def made(form: str, rank: int, columns: int = 0, entries: int = 0, **sizes: int) -> LowRank:
@@ -47,11 +59,12 @@ def made(form: str, rank: int, columns: int = 0, entries: int = 0, **sizes: int)
         normal(out, columns) if columns else None,
         index if columns else None,
         Sparse.of(normal(out, inputs), mask) if entries else None,
+        base=normal(out, inputs) if sizes.get("base") else None,
     )
 
 
-CASES: dict[str, tuple[str, LowRank]] = {
-    name: (form, made(form, *content, **sizes))
+PLAIN: dict[str, Case] = {
+    name: Case(form, made(form, *content, **sizes))
     for name, form, content, sizes in (
         ("factors", "plain", (5,), {}),
         ("eight bits", "eight bits", (7,), {}),
@@ -74,15 +87,62 @@ CASES: dict[str, tuple[str, LowRank]] = {
         ("pivot, columns, entries", "pivot", (5, 4, 60), {}),
     )
 }
+ODD = {"out": 39, "inputs": 25}  # of codes that end within a byte
+WITH_BASE = {"base": 1}
+CODED: dict[str, Case] = {
+    name: Case(form, made(form, *content, **sizes), bits, group)
+    for name, form, content, sizes, bits, group in (
+        ("factors in codes", "plain", (5,), {}, 8, 32),
+        ("factors of high rank in codes", "plain", (27,), ODD, 6, 16),
+        ("factors in codes of two widths", "plain", (7,), ODD, {"weight": 3, "factor_in": 5}, 8),
+        ("an in-factor in codes", "plain", (7,), {}, {"factor_in": 4}, 32),
+        ("pivot in codes", "pivot", (9,), ODD, 6, 8),
+        ("pivot in codes, in one group", "pivot", (9,), {}, 4, 1000),
+        ("columns in codes", "plain", (0, 5), ODD, 3, 32),
+        ("entries in codes", "plain", (0, 0, 300), {}, 8, 32),
+        ("entries in rows in codes", "plain", (0, 0, 9), {"inputs": 200}, 3, 4),
+        ("factors, columns, entries in codes", "plain", (4, 4, 100), ODD, 6, 16),
+        ("base", "plain", (0,), WITH_BASE, 4, 32),
+        ("base, in odd groups", "plain", (0,), ODD | WITH_BASE, 3, 7),
+        ("base in 2 bits", "plain", (0,), ODD | WITH_BASE, 2, 32),
+        ("base of a wide layer", "plain", (0,), {"out": 8, "inputs": 500, "base": 1}, 5, 64),
+        ("base and factors", "plain", (3,), ODD | WITH_BASE, 8, 32),
+        ("base and factors that are not in codes", "plain", (3,), WITH_BASE, {"base": 4}, 32),
+        ("base and pivot", "pivot", (6,), WITH_BASE, 4, 8),
+        ("base and eight bits", "eight bits", (3,), WITH_BASE, 4, 16),
+        ("base and columns", "plain", (0, 2), WITH_BASE, 4, 16),
+        ("base and entries", "plain", (0, 0, 30), WITH_BASE, {"base": 6}, 32),
+        ("base, factors, entries", "plain", (2, 0, 50), ODD | WITH_BASE, 4, 32),
+        ("all of them", "plain", (2, 2, 50), WITH_BASE, 3, 16),
+        (
+            "base, factors, entries, in part",
+            "plain",
+            (2, 0, 50),
+            WITH_BASE,
+            {"base": 3, "factor_in": 8},
+            32,
+        ),
+    )
+}
+CASES = PLAIN | CODED
 both = pytest.mark.parametrize("name", CASES)
 each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 
 
+def uncoded(name: str, dtype: torch.dtype = torch.float32) -> tuple[Any, Any, Any]:
+    """Entry, tensors and sizes of a case before anything is in codes."""
+    case = CASES[name]
+    tensors, entry = as_parts(case.content, dtype, case.form)
+    return entry, tensors, sizes_of(len(case.content.u), case.content.in_features, entry)
+
+
 def stored(name: str, dtype: torch.dtype = torch.float32) -> tuple[Any, Any, Any]:
     """Entry, tensors and sizes of a case."""
-    form, content = CASES[name]
-    tensors, entry = as_parts(content, dtype, form)
-    return entry, tensors, sizes_of(len(content.u), content.in_features, entry)
+    entry, tensors, sizes = uncoded(name, dtype)
+    case = CASES[name]
+    if case.bits:
+        tensors, entry = in_rounded_codes(tensors, entry, sizes, case.bits, case.group)
+    return entry, tensors, sizes
 
 
 def layer_of(name: str, dtype: torch.dtype = torch.float32, bias: bool = True) -> CompressedLinear:
@@ -122,21 +182,40 @@ def test_what_is_stored_is_what_the_kind_says(name: str, dtype: torch.dtype) -> 
     for key, tensor in tensors.items():
         assert SLOTS[key].dtype is not None or tensor.dtype is dtype
     check_parts(entry, tensors, sizes)
-    halves = sum(
-        SLOTS[key].counted(tensor.numel(), tensor.dtype is torch.int32)
-        for key, tensor in tensors.items()
-    )
-    assert numbers_of(entry, sizes) == halves // 2
+    found = [(f"x.{key}", t.numel(), t.dtype is torch.int32) for key, t in tensors.items()]
+    assert numbers_of(entry, sizes) == counted(found)
+    nbytes = sum(tensor.nbytes for tensor in tensors.values())
+    assert bits_of(entry, sizes, 8 * dtype.itemsize) == 8 * nbytes
 
 
-@both
+@pytest.mark.parametrize("name", PLAIN)
 def test_a_layer_stands_for_the_sum_of_what_it_was_made_of(name: str) -> None:
     """Codes of 8 bits are off by at most 1/254 of a component's reach."""
-    form, content = CASES[name]
+    form, content = CASES[name][:2]
     entry, tensors, sizes = stored(name, torch.float64)
     found, wanted = dense_of(entry, tensors, sizes), content.dense()
     loose = 0.05 if form == "eight bits" else 1e-9
     torch.testing.assert_close(found, wanted, rtol=0, atol=loose * float(wanted.abs().max()))
+
+
+@pytest.mark.parametrize("name", CODED)
+def test_codes_stand_for_scale_times_code_minus_zero_in_their_places(name: str) -> None:
+    """So a layer in codes is the same layer with these numbers in place of its own."""
+    case, (says, whole, sizes) = CASES[name], uncoded(name, torch.float64)
+    entry, tensors, _ = stored(name, torch.float64)
+    coded = coded_of(whole, says, sizes, entry["codes"], case.group)
+    for key, rows in codable(says, sizes).items():
+        if key in coded:
+            numbers = coded[key].codes.double()
+            for place in range(rows.length):
+                of = (slice(None), place // case.group)
+                numbers[:, place] -= coded[key].zeros[of]
+                numbers[:, place] *= coded[key].scales[of]
+            whole[key] = rows.tensor(numbers)
+            assert whole[key].shape == rows.shape
+    assert torch.equal(dense_of(entry, tensors, sizes), dense_of(says, whole, sizes))
+    off = dense_of(entry, tensors, sizes) - case.content.dense()
+    assert 0 < float(off.norm() / case.content.dense().norm()) < 0.7  # of 2 bits, least of 8
 
 
 @both
@@ -212,8 +291,9 @@ def test_bytes_that_it_will_keep_are_known_before(name: str) -> None:
     with torch.no_grad():
         layer(inputs_of(layer, 3))
     own = {t.untyped_storage()._cdata for t in (*layer.parameters(), *layer.buffers())}
-    kept = [t for t in layer.kept_tensors() if t.untyped_storage()._cdata not in own]
-    assert sum(t.nbytes for t in kept) == layer.expected_kept_bytes(torch.device("cpu"))
+    kept = {t.untyped_storage()._cdata: t.nbytes for t in layer.kept_tensors()}
+    found = sum(nbytes for memory, nbytes in kept.items() if memory not in own)
+    assert found == layer.expected_kept_bytes(torch.device("cpu"))
 
 
 @both
@@ -245,12 +325,13 @@ def test_the_version_is_the_least_that_has_the_parts() -> None:
     assert versions["factors"] == 1 and versions["factors and columns"] == 2
     assert versions["eight bits"] == versions["factors and entries"] == 3
     assert versions["pivot"] == versions["columns and entries"] == 4
+    assert {versions[name] for name in CODED} == {4}
     assert version_of([{"rank": 1}, {"rank": 1, "factor_in": "x"}]) == 2
     assert version_of([{"rank": 1, "bias": True}]) == 3
     assert version_of([]) == 1
 
 
-ODD: list[Any] = [
+MESS: list[Any] = [
     *({}, [], "rank", None, 5, {"rank": None}, {"rank": [3]}, {"rank": {}}, {"rank": "3"}),
     *({"rank": 2.5}, {"rank": True}, {"rank": math.inf}, {"rank": 3, "nonzeros": 2.5}),
     *({"rank": 3, "nonzeros": "3"}, {"rank": 3, "nonzeros": True}, {"rank": 3, "nonzeros": [2]}),
@@ -258,10 +339,25 @@ ODD: list[Any] = [
     *({"rank": 3, "factor_in": ["x"]}, {"rank": 3, "factor_in": 7}, {"rank": 3, "pivot": "yes"}),
     *({"rank": 3, "bias": 1}, {"rank": 3, "pivot": {}}, {"rank": 3, 5: 5}, {"rank": -(10**30)}),
     *({"rank": 10**30}, {"rank": 3, "columns": 10**30}, {"rank": 40, "pivot": True}),
+    *({"rank": 0, "base": "yes"}, {"rank": 0, "base": 1}, {"rank": 0, "base": True}),
+    *({"rank": 3, "group": 32}, {"rank": 3, "codes": 4}, {"rank": 3, "codes": ["weight"]}),
+    *(
+        {"rank": 3, "group": 32, "codes": codes}
+        for codes in (
+            *({}, {"weight": 7}, {"weight": 16}, {"weight": "4"}, {"weight": True}, {5: 4}),
+            *({"weight": None}, {"weight": [4]}, {"weight": 4.0}, {"base": 4}, {"weight_codes": 4}),
+            *({"columns": 4}, {"hoops": 4}, {"weight": math.nan}),
+        )
+    ),
+    *({"rank": 3, "codes": {"weight": 4}, "group": group} for group in (0, -3, None, 2.5, "32")),
+    {"rank": 10**30, "codes": {"weight": 2, "factor_in": 2}, "group": 32},
+    {"rank": 3, "codes": {"weight": 4}},
+    {"rank": 0, "codes": {"weight": 4}, "group": 32},
+    {"rank": 3, "bits": 8, "codes": {"weight": 4}, "group": 32},
 ]
 
 
-@pytest.mark.parametrize("entry", ODD, ids=str)
+@pytest.mark.parametrize("entry", MESS, ids=str)
 def test_whatever_stands_in_a_file_is_refused_in_one_line(entry: Any) -> None:
     model = nn.Sequential(nn.Linear(INPUTS, OUT))
     with pytest.raises(ValueError) as refusal:
@@ -292,6 +388,12 @@ DAMAGE: dict[str, tuple[str, Callable[[Tensor], Tensor], str]] = {
     "entries in rows": ("sparse_columns", lambda t: t * 0, "named twice"),
     "pivot": ("pivot_rows", lambda t: t * 0, "names 0 rows of 13"),
     "pivot, wide": ("pivot_rows", lambda t: t.flip(0), "names"),
+    "base, in odd groups": ("base_codes", lambda t: t | 128, "base_codes has bits behind its end"),
+    "base in 2 bits": ("base_zeros", lambda t: t | 128, "base_zeros has bits behind its end"),
+    "base": ("base_codes", lambda t: t.int(), "base_codes is of torch.int32, not of bytes"),
+    "base and factors": ("base", lambda t: t.int(), "base is of torch.int32"),
+    "base and pivot": ("weight_zeros", lambda t: t[1:], "tensors of .* are not those"),
+    "entries in codes": ("sparse_bits", lambda t: t * 0, "places of 0 entries for 300"),
 }
 
 
@@ -320,6 +422,13 @@ def test_integers_that_name_what_is_not_there_are_refused(name: str) -> None:
         ({"rank": 24, "pivot": True}, "would not be smaller"),
         ({"rank": 10, "nonzeros": 400}, "rank 10 and 400 entries"),
         ({"rank": 64, "pivot": True}, "cannot store"),
+        ({"rank": 0, "base": True}, "rank 0 and a base: what is stored would not be smaller"),
+        (
+            {"rank": 0, "base": True, "codes": {"base": 8}, "group": 1},
+            "rank 0 and a base: what is stored would not be smaller",
+        ),
+        ({"rank": 5, "codes": {"base": 4}, "group": 8}, "stores no base that may be held in codes"),
+        ({"rank": 5, "codes": {"weight": 7}, "group": 8}, "weight is in codes of 7 bits"),
     ],
 )
 def test_entries_that_nothing_reads_or_that_do_not_pay_are_refused(
