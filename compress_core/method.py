@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from compress_core.allocate.base import Allocator
 from compress_core.allocate.uniform import Uniform
 from compress_core.allocate.widths import Widths
-from compress_core.coding.parts import Coding
+from compress_core.coding.settings import Coding
 from compress_core.decompose import Decomposer, ProjectOutputs
 from compress_core.errors import ConfigError
 from compress_core.fit import DENSE, PREFIX, Fitter, Prefix

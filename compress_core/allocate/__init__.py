@@ -9,6 +9,7 @@ from compress_core.allocate.fisher import Fisher
 from compress_core.allocate.hull import Hull
 from compress_core.allocate.importance import Importance
 from compress_core.allocate.knapsack import Knapsack
+from compress_core.allocate.prices import Prices
 from compress_core.allocate.uniform import Uniform
 from compress_core.errors import ConfigError
 from compress_core.options import OptionValue, nearest, read_option
@@ -19,6 +20,7 @@ ALLOCATORS: dict[str, type[Allocator]] = {
     "importance": Importance,
     "hull": Hull,
     "fisher": Fisher,
+    "prices": Prices,
     "knapsack": Knapsack,
 }
 

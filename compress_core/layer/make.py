@@ -4,14 +4,18 @@ A stack is what is decomposed as one: a layer by itself, or layers that share an
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from compress_core.coding.parts import Codes, code_layer
+from compress_core.coding.settings import Coding
+from compress_core.coding.whole import of_whole
 from compress_core.decompose import Decomposer, LowRank, Prepared
 from compress_core.errors import CompressError, NumericsError
 from compress_core.fit import Fitter, Moments
+from compress_core.forms.names import FULL
 from compress_core.layer.stored import pack_sparse, unpack_sparse
 from compress_core.learn.base import Atoms, Chosen, pick
 from compress_core.metric import Metric
@@ -130,7 +134,7 @@ def realise_share(
         CompressError: As the fitter; NumericsError where what it made is not finite.
     """
     if share.rank is None:
-        return None
+        return None if share.bits in (None, FULL) else of_whole(given.wide(given.weight()))
     if decomposer is None:
         assert fitter is not None
         return _fitted(fitter, given, share)
@@ -138,6 +142,23 @@ def realise_share(
     if fitter is None:
         return _finite(given.layer, cut)
     return _fitted(fitter, given, LowRank(given.wide(cut.u), given.wide(cut.v)))
+
+
+def code_share(
+    coding: Coding, given: Given, low: LowRank, share: Share, form: str, dtype: torch.dtype
+) -> Codes:
+    """What a layer stores in codes at its share, in the metric of what it reads.
+
+    Raises:
+        CompressError: As :func:`compress_core.coding.parts.code_layer`.
+    """
+    moments = given.moments()
+    moment = moments.dense if moments.prefix is None else moments.prefix
+    assert share.bits is not None
+    try:
+        return code_layer(low, moment, replace(coding, bits=share.bits), form, dtype)
+    except CompressError as error:
+        raise type(error)(f"layer {given.layer.name}: {error}") from error
 
 
 def cut_layer(decomposer: Decomposer, given: Given, share: Share) -> LowRank:

@@ -19,8 +19,11 @@ from compress_core.methods.cap import cap
 from compress_core.methods.dobi_svd import dobi_svd
 from compress_core.methods.duo_svd import duo_svd
 from compress_core.methods.fwsvd import fwsvd
+from compress_core.methods.gptq import gptq
 from compress_core.methods.hassle_free import hassle_free
 from compress_core.methods.oats import oats
+from compress_core.methods.press import press
+from compress_core.methods.rtn import rtn
 from compress_core.methods.saes_svd import saes_svd
 from compress_core.methods.slim import slim
 from compress_core.methods.soco import soco
@@ -48,6 +51,9 @@ METHODS: dict[str, Callable[..., Method]] = {
     "slim": slim,
     "hassle_free": hassle_free,
     "cap": cap,
+    "rtn": rtn,
+    "gptq": gptq,
+    "press": press,
     "soco": soco,
     "dobi_svd": dobi_svd,
 }

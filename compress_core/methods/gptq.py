@@ -11,7 +11,7 @@ of their own: the control at the same bytes that any correction of a rounded wei
 """
 
 from compress_core.allocate.widths import Widths
-from compress_core.coding.parts import Coding
+from compress_core.coding.settings import Coding
 from compress_core.coding.whole import KeepWhole
 from compress_core.forms.names import GROUP
 from compress_core.method import Method

@@ -13,7 +13,7 @@ budget divides, fits and rounds again, and decomposes nothing.
 """
 
 from compress_core.allocate.prices import Prices
-from compress_core.coding.parts import Coding
+from compress_core.coding.settings import Coding
 from compress_core.fit import Prefix
 from compress_core.forms.names import GROUP
 from compress_core.method import Method

@@ -4,7 +4,7 @@ No paper and no calibration text: what every quantiser is compared with. ``kept`
 """
 
 from compress_core.allocate.widths import Widths
-from compress_core.coding.parts import Coding
+from compress_core.coding.settings import Coding
 from compress_core.forms.names import GROUP
 from compress_core.method import Method
 

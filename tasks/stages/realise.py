@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from compress_core.decompose import LowRank
 from compress_core.fit import DENSE
-from compress_core.forms.names import PLAIN
-from compress_core.layer.make import Given, realise_chosen, realise_share, rows_of
+from compress_core.forms.names import FULL, PLAIN
+from compress_core.layer.make import Given, code_share, realise_chosen, realise_share, rows_of
 from compress_core.layer.stored import pack_layer, stored_weight
 from compress_core.learn.base import Chosen
+from compress_core.record import Packed
 from compress_core.stats import InputStats, PrefixStats
 from compress_core.types import LayerRef, affordable
 from tasks.engine.components import describe
@@ -120,29 +120,30 @@ class Realise:
 
     def __call__(self, work: Work) -> None:
         """Computes the missing units of a group."""
-        checkpoint = self.job.model.checkpoint
         for done, unit in enumerate(work.missing):
             layer = self.layers[unit.name]
-            factors = self._factors(work, unit, layer)
+            packed = self._packed(work, unit, layer)
             with work.draft(unit) as draft:
-                packed = pack_layer(
-                    factors,
-                    checkpoint.torch_dtype(self.job.model.weight_key(layer.name)),
-                    layer.dense_cost,
-                    own=self.job.owner(layer) == layer.name,
-                    form=self.job.stack(layer).form,
-                )
                 put(draft, packed)
             work.progress(done + 1, len(work.missing))
 
-    def _factors(self, work: Work, unit: Unit, layer: LayerRef) -> LowRank | None:
-        """What the layer stores; None where it stays dense."""
+    def _packed(self, work: Work, unit: Unit, layer: LayerRef) -> Packed:
+        """What the layer stores; nothing where it stays dense."""
         method, given = self.job.method, self._given(work, unit, layer)
+        form = self.job.stack(layer).form
+        dtype = self.job.model.checkpoint.torch_dtype(self.job.model.weight_key(layer.name))
+        codes = {}
         if not isinstance(self.allocation, Unit):
             chosen = Chosen.unpack(Stored(work.artifact(unit.inputs["learned"])))
-            return realise_chosen(method.fit, given, chosen)
-        share = share_of(work.artifact(self.allocation), self.job.stack_of[layer.name])
-        return realise_share(method.decompose, method.fit, given, share)
+            factors = realise_chosen(method.fit, given, chosen)
+        else:
+            share = share_of(work.artifact(self.allocation), self.job.stack_of[layer.name])
+            factors = realise_share(method.decompose, method.fit, given, share)
+            if factors is not None and method.coding is not None and share.bits != FULL:
+                found = code_share(method.coding, given, factors, share, form, dtype)
+                codes = {"coded": found.coded, "bits": found.bits, "group": method.coding.group}
+        own = self.job.owner(layer) == layer.name
+        return pack_layer(factors, dtype, layer.dense_cost, own=own, form=form, **codes)
 
     def _given(self, work: Work, unit: Unit, layer: LayerRef) -> Given:
         kept = {role: Stored(work.artifact(up)) for role, up in unit.inputs.items()}

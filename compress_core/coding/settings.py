@@ -1,0 +1,30 @@
+"""How numbers are rounded to codes: all that a user can say of it."""
+
+import math
+from dataclasses import dataclass, replace
+
+from compress_core.errors import ConfigError
+from compress_core.forms.names import GROUP, WIDTHS
+from compress_core.options import one_of
+
+GPTQ, NEAREST = "gptq", "nearest"
+FULL = 16
+
+
+@dataclass(frozen=True)
+class Coding:
+    bits: int
+    group: int = GROUP
+    rounding: str = GPTQ
+    damping: float = 0.01
+    search: bool = False
+    order: bool = False
+    pivot_bits: int = 0
+    product_bits: int = 0
+
+    def bits_of(self, slot):
+        return self.bits
+
+    @property
+    def reads_inputs(self):
+        return self.rounding == GPTQ
