@@ -11,7 +11,7 @@ import numpy as np
 
 from compress_core.types import LayerRef
 from flows.report.shown import Allocation, Floats, Prediction, Shown, Spectra
-from flows.runs.prediction import Known, predict
+from flows.runs.prediction import MADE_BY, Known, predict
 from storage.artifact import Artifact
 from storage.errors import StorageError
 from storage.store import Store
@@ -72,7 +72,7 @@ class Findings:
         """The same for all budgets of a method that read the same, so made once."""
         read = ("decompose", "probe", "predict", "collect")
         keys = [stage["key"] for stage in result["stages"] if stage["name"] in read]
-        names = ("method", "options", "allocate", "samples", "length", "rank_multiple", "factors")
+        names = ("method", "options", "allocate", "samples", "length", *MADE_BY)
         same = json.dumps([keys, *(config.get(name) for name in names)])
         if same not in self._predictions:
             known = Known(losses, *self._tables(result["stages"], layers))
