@@ -27,7 +27,8 @@ class Prepared:
 
     Attributes:
         arrays: What :meth:`Decomposer.realise` will read, components in rows, best first.
-        loss: float64 (ranks + 1,); ``loss[r]`` is the squared error left when r components stay.
+        loss: float64 (ranks + 1,); ``loss[r]`` is the squared error left when r components stay, in
+            the metric of the decomposition.
         sparse: Entries beside the components, or None.
     """
 

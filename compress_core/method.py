@@ -13,6 +13,7 @@ from compress_core.fit import DENSE, PREFIX, Fitter, Prefix
 from compress_core.forms.names import FULL, PLAIN
 from compress_core.learn.base import Learner
 from compress_core.metric import Unweighted, Weighting
+from compress_core.two_sided import TwoSided
 from compress_core.types import LayerRef, Stack
 
 
@@ -59,7 +60,8 @@ class Method:
         name: What users type.
         summary: One line for the table of methods.
         paper: arXiv id, or "" for folklore.
-        weighting: Metric of the error.
+        weighting: Metric of the error, over a layer's inputs.
+        two_sided: How errors of its outputs count in that metric; None where they all count alike.
         decompose: Budget-free decomposition; None for a method that prunes, whose fitter begins
             with the weight and a share.
         allocate: How the budget is divided.
@@ -78,6 +80,7 @@ class Method:
     summary: str
     paper: str
     weighting: Weighting = Unweighted()
+    two_sided: TwoSided | None = None
     decompose: Decomposer | None = ProjectOutputs()
     allocate: Allocator = Uniform()
     fit: Fitter | None = None
@@ -99,7 +102,8 @@ class Method:
         """Whether it reads calibration text at all."""
         measured = self.allocate.reads & {"similarity", "divergence", "predicted", "codes"}
         fitted = bool(self.moments) or self.learn is not None
-        return bool(self.weighting.needs or measured or fitted)
+        weighed = self.weighting.needs or self.two_sided is not None
+        return bool(weighed or measured or fitted)
 
     @property
     def rounds(self) -> bool:

@@ -47,7 +47,8 @@ class Evidence:
     """What was measured before the budget is divided; an allocator names what it ``reads``.
 
     Attributes:
-        losses: "losses": layer to its squared error left at every rank, float64 (ranks + 1,).
+        losses: "losses": layer to its squared error left at every rank, float64 (ranks + 1,), in
+            the metric that it was decomposed in.
         similarity: "similarity": block to the mean cosine of its input and its output.
         divergence: "divergence": layer to the KL in nats per token above the base's, per share of
             the allocator's probe.

@@ -21,7 +21,9 @@ class ByType:
 
     L is the Frobenius norm of the output error over all calibration tokens, as in the paper. Its
     log is guarded as log(e + L), because 1 / log L changes its sign at L = 1. Where clipping to 1
-    would miss the budget, all removals are scaled alike.
+    would miss the budget, all removals are scaled alike. With ``metric=two_sided`` L² is twice the
+    predicted KL, added up over these tokens, so that layers of a type are compared by what they
+    cost.
     """
 
     reads: ClassVar[frozenset[str]] = frozenset({"losses"})

@@ -2,6 +2,8 @@
 
 A layer's predicted divergence at rank r is s · loss(r), with loss the output error left and s its
 measured sensitivity: the model's KL when that layer alone is cut hard, per unit of output error.
+In whatever metric that error is, s is of the same; with ``metric=two_sided``, whose loss is twice a
+predicted KL, s corrects that prediction, and is ½ where it holds.
 """
 
 from collections.abc import Sequence

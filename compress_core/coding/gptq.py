@@ -9,7 +9,7 @@ arrives at them.
 import torch
 from torch import Tensor
 
-from compress_core.coding.grid import Grid, codes_at, grid_of, spread
+from compress_core.coding.grid import codes_at, grid_of, spread
 from compress_core.fit import Moments
 from compress_core.forms.codes import Coded
 from compress_core.prune.obs import damped, inverse_factor
@@ -18,9 +18,7 @@ from compress_core.prune.wanda import second_moment
 BLOCK = 128  # columns behind which updates are collected
 
 
-def gptq(
-    matrix: Tensor, moment: Tensor, coding, dtype: torch.dtype, along: int = 1
-) -> Coded:
+def gptq(matrix: Tensor, moment: Tensor, coding, dtype: torch.dtype, along: int = 1) -> Coded:
     h = second_moment(Moments(prefix=moment))
     order = h.diagonal().argsort(descending=True, stable=True) if coding.order else None
     h = damped(h, coding.damping)
@@ -53,7 +51,13 @@ def gptq(
             if static:
                 pass
             elif along == 0:
-                grid = grid_of(w[j][None], bits, group, dtype, torch.ones(rows, dtype=w.dtype) if coding.search else None)
+                grid = grid_of(
+                    w[j][None],
+                    bits,
+                    group,
+                    dtype,
+                    torch.ones(rows, dtype=w.dtype) if coding.search else None,
+                )
                 grids.append(grid)
                 s, z = spread(grid, rows, group)
                 scales[j], zeros[j] = s[0], z[0]
@@ -61,7 +65,11 @@ def gptq(
                 part = slice(j, min(j + group, columns))
                 ww = None
                 if weights is not None:
-                    ww = weights[part] if coding.search == 1 else diagonal[part].square().reciprocal()
+                    ww = (
+                        weights[part]
+                        if coding.search == 1
+                        else diagonal[part].square().reciprocal()
+                    )
                 grid = grid_of(w[part].T, bits, group, dtype, ww)
                 grids.append(grid)
                 s, z = spread(grid, part.stop - part.start, group)
@@ -76,8 +84,15 @@ def gptq(
         back = order.argsort()
         codes = codes[back]
     if along == 0:
-        if order is not None: grids = [grids[i] for i in back.tolist()]
-        return Coded(torch.cat([g.scales for g in grids]), codes, torch.cat([g.zeros for g in grids]))
+        if order is not None:
+            grids = [grids[i] for i in back.tolist()]
+        return Coded(
+            torch.cat([g.scales for g in grids]), codes, torch.cat([g.zeros for g in grids])
+        )
     if static:
         return Coded(grids[0].scales, codes.T.contiguous(), grids[0].zeros)
-    return Coded(torch.cat([g.scales for g in grids], 1), codes.T.contiguous(), torch.cat([g.zeros for g in grids], 1))
+    return Coded(
+        torch.cat([g.scales for g in grids], 1),
+        codes.T.contiguous(),
+        torch.cat([g.zeros for g in grids], 1),
+    )

@@ -120,9 +120,7 @@ def _spanning(
     return scales, zeros
 
 
-def _error(
-    groups: Tensor, scales: Tensor, zeros: Tensor, bits: int, weights: Tensor
-) -> Tensor:
+def _error(groups: Tensor, scales: Tensor, zeros: Tensor, bits: int, weights: Tensor) -> Tensor:
     """Σ weight (w − ŵ)² of every group."""
     wide, zeros = scales.to(groups.dtype)[..., None], zeros[..., None]
     codes = codes_at(groups, wide, zeros, bits)

@@ -6,26 +6,15 @@ what the rounded one makes of the inputs. Kept columns come before the product; 
 nearest codes; a base is rounded whole.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from compress_core.coding.gptq import gptq
 from compress_core.coding.grid import decoded, nearest
-from compress_core.coding.settings import Coding, NEAREST
+from compress_core.coding.settings import NEAREST, Coding
 from compress_core.decompose import LowRank
 from compress_core.forms.codes import Coded
-from compress_core.layer.stored import as_parts
-
-
-@dataclass(frozen=True)
-class Codes:
-    """Tensors of a layer in codes, by name, with the bits of each."""
-
-    coded: Mapping[str, Coded]
-    bits: Mapping[str, int]
+from compress_core.layer.stored import Codes, as_parts
 
 
 def code_layer(
@@ -70,7 +59,7 @@ def code_layer(
             put("weight", u, inner, 0)
     if low.sparse is not None:
         coded["sparse_values"] = nearest(low.sparse.values[None], coding.bits, coding.group, dtype)
-    return Codes(coded, dict.fromkeys(coded, coding.bits))
+    return Codes(coded, dict.fromkeys(coded, coding.bits), coding.group)
 
 
 def solve(right: Tensor, gram: Tensor) -> Tensor:

@@ -1,11 +1,8 @@
 """How numbers are rounded to codes: all that a user can say of it."""
 
-import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from compress_core.errors import ConfigError
-from compress_core.forms.names import GROUP, WIDTHS
-from compress_core.options import one_of
+from compress_core.forms.names import GROUP
 
 GPTQ, NEAREST = "gptq", "nearest"
 FULL = 16

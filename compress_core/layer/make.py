@@ -9,14 +9,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from compress_core.coding.parts import Codes, code_layer
+from compress_core.coding.parts import code_layer
 from compress_core.coding.settings import Coding
 from compress_core.coding.whole import of_whole
 from compress_core.decompose import Decomposer, LowRank, Prepared
 from compress_core.errors import CompressError, NumericsError
 from compress_core.fit import Fitter, Moments
 from compress_core.forms.names import FULL
-from compress_core.layer.stored import pack_sparse, unpack_sparse
+from compress_core.layer.stored import Codes, pack_sparse, unpack_sparse
 from compress_core.learn.base import Atoms, Chosen, pick
 from compress_core.metric import Metric
 from compress_core.record import Packed, Record

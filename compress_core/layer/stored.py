@@ -1,6 +1,7 @@
 """What a layer stores: the parts that a fit ended with, as tensors of its file and their entry."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,6 +29,22 @@ from compress_core.sparse import Sparse, unpack
 BIAS = "bias"  # added to the layer's own
 
 
+@dataclass(frozen=True)
+class Codes:
+    """Tensors of a layer that are held in codes.
+
+    Attributes:
+        coded: Name of a tensor to what takes its place: of the matrix that ``codable`` makes of it,
+            the scales in any dtype.
+        bits: Of the codes of each.
+        group: Neighbours in a row of those matrices that share a scale.
+    """
+
+    coded: Mapping[str, Coded]
+    bits: Mapping[str, int]
+    group: int = GROUP
+
+
 def pack_layer(
     factors: LowRank | None,
     dtype: torch.dtype,
@@ -35,9 +52,7 @@ def pack_layer(
     *,
     own: bool,
     form: str = PLAIN,
-    coded: Mapping[str, Coded] | None = None,
-    bits: Mapping[str, int] | None = None,
-    group: int = GROUP,
+    codes: Codes | None = None,
 ) -> Packed:
     """What is kept of a layer, with its entry, rank, columns, entries and numbers.
 
@@ -47,9 +62,7 @@ def pack_layer(
         dense_cost: Numbers of the dense weight.
         own: Whether the in-factor is the layer's own, not another one's that it shares.
         form: Of the product, a key of ``FORMS``.
-        coded: As of :func:`put_codes`.
-        bits: The same.
-        group: The same.
+        codes: What of it is held in codes; None for nothing.
 
     Raises:
         ValueError: As :func:`put_codes`; or a layer in codes shares another one's in-factor.
@@ -58,10 +71,10 @@ def pack_layer(
         return Packed({}, {"rank": None, "columns": 0, "nonzeros": 0, "numbers": dense_cost})
     tensors, entry = as_parts(factors, dtype, form)
     sizes = sizes_of(factors.u.shape[0], factors.in_features, entry)
-    if coded:
+    if codes is not None and codes.coded:
         if not own:
             raise ValueError("a layer that shares another one's in-factor holds nothing in codes")
-        tensors, entry = put_codes(tensors, entry, sizes, coded, bits or {}, group)
+        tensors, entry = put_codes(tensors, entry, sizes, codes)
     numbers = numbers_of(entry, sizes)
     if factors.bias is not None:
         tensors[BIAS] = factors.bias.to(dtype)
@@ -100,9 +113,7 @@ def put_codes(
     tensors: Mapping[str, Tensor],
     entry: Entry,
     sizes: Sizes,
-    coded: Mapping[str, Coded],
-    bits: Mapping[str, int],
-    group: int = GROUP,
+    codes: Codes,
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """What a layer stores and its entry, with some of its tensors in codes.
 
@@ -110,21 +121,20 @@ def put_codes(
         tensors: What it stores without, as :func:`as_parts` makes them.
         entry: What is said of it then.
         sizes: Its own.
-        coded: Name of a tensor to what takes its place: of the matrix that ``codable`` makes of it,
-            the scales in any dtype.
-        bits: Of the codes of each.
-        group: Neighbours in a row of those matrices that share a scale.
+        codes: What takes the place of some of them.
 
     Raises:
         ValueError: A tensor cannot be held in codes, or not in these.
     """
-    says = {**entry, "codes": {name: bits.get(name) for name in coded}, "group": group}
+    says = {**entry, "codes": dict(codes.bits), "group": codes.group}
     if reason := why_no_codes(says, sizes):
         raise ValueError(reason)
     found = dict(tensors)
     for name, layout in layouts_of(says, sizes).items():
         dtype = tensors[name].dtype
-        found |= layout.encode(name, coded[name]._replace(scales=coded[name].scales.to(dtype)))
+        found |= layout.encode(
+            name, codes.coded[name]._replace(scales=codes.coded[name].scales.to(dtype))
+        )
     return found, says
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from compress_core.allocate import DEVICE, allocator_options, build_allocator
 from compress_core.allocate.entries import Entries
 from compress_core.allocate.stepped import Stepped
+from compress_core.decompose import ProjectOutputs
 from compress_core.errors import ConfigError
 from compress_core.forms.names import EIGHT_BITS, FACTORS, FORM, PLAIN
 from compress_core.method import Method
@@ -32,8 +33,10 @@ from compress_core.methods.svd import svd
 from compress_core.methods.svd_llm import svd_llm
 from compress_core.methods.svd_llm_v2 import svd_llm_v2
 from compress_core.methods.wanda import wanda
+from compress_core.metric_names import INPUTS, METRIC, METRIC_DAMP, METRIC_NAMES
 from compress_core.options import OptionValue, nearest, one_of, read_option
 from compress_core.refine.columns import PreserveColumns
+from compress_core.two_sided import TwoSided
 
 METHODS: dict[str, Callable[..., Method]] = {
     "svd": svd,
@@ -58,7 +61,23 @@ METHODS: dict[str, Callable[..., Method]] = {
     "dobi_svd": dobi_svd,
 }
 
-FORM_ABOUT = "how a product of low rank is stored: plain, pivot, or auto, the smaller of both"
+OF_ALL: dict[str, tuple[OptionValue, str]] = {
+    FORM: (
+        PLAIN,
+        "how a product of low rank is stored: plain, pivot, or auto, the smaller of both",
+    ),
+    METRIC: (
+        INPUTS,
+        "what weighs errors: inputs, as the method does, or two_sided, by what errors of a layer's "
+        "outputs cost the model, too (its gradients are those of allocator fisher)",
+    ),
+    METRIC_DAMP: (
+        TwoSided().damp,
+        "of two_sided: part of the mean diagonal of the gradients' second moment that is added to "
+        "it, above 0",
+    ),
+}
+"""Options of every method: default, and what people are told of it."""
 OPTION = r":([^:=]+)=([^:]+(?::\d+)?)(?=:|$)"  # a value may be of the form 2:4
 
 
@@ -102,6 +121,7 @@ def build_method(
     allocate: str | None = None,
     multiple: int = 1,
     factors: str = PLAIN,
+    metric: str = INPUTS,
 ) -> Method:
     """The method that ``text`` names, each option at the paper's default unless given.
 
@@ -113,6 +133,7 @@ def build_method(
         multiple: What every rank is to be a multiple of.
         factors: How products of low rank are stored, one of ``FACTORS``; ``text`` may say it as an
             option.
+        metric: What weighs errors, one of ``METRIC_NAMES``; ``text`` may say it as an option.
 
     Raises:
         ConfigError: Unknown method, allocator or option, or a value of the wrong kind or range.
@@ -122,23 +143,11 @@ def build_method(
     if name not in METHODS:
         hint = nearest(name, METHODS) or "."
         raise ConfigError(f"unknown method {name!r}{hint} Methods: {', '.join(METHODS)}")
-    defaults = option_defaults(name)
-    for_allocator = allocator_options(allocate) if allocate else []
-    values, of_allocator = {}, {}
-    given_options = {**(options or {}), **variant.options}
-    factors = str(given_options.pop(FORM, factors))
-    for option, given in given_options.items():
-        if option in for_allocator:
-            of_allocator[option] = given
-        elif option in defaults:
-            values[option] = read_option(f"method {name!r}", option, given, defaults[option])
-        else:
-            known = [*defaults, *for_allocator]
-            raise ConfigError(
-                f"method {name!r} has no option {option!r}; its options: "
-                f"{', '.join(known) or 'none'}{nearest(option, known)}"
-            )
-    method = _stored_as(METHODS[name](**values), factors)
+    given = {FORM: factors, METRIC: metric, **(options or {}), **variant.options}
+    values, of_allocator = _read_options(name, allocate, given)
+    of_all = {option: values.pop(option, default) for option, (default, _) in OF_ALL.items()}
+    method = _stored_as(METHODS[name](**values), of_all[FORM])
+    method = _measured_in(method, of_all[METRIC], of_all[METRIC_DAMP])
     device = str(of_allocator.pop(DEVICE, ""))
     if allocate is None:
         return _stepped(method, multiple, device)
@@ -157,11 +166,60 @@ def option_defaults(name: str, allocate: str | None = None) -> dict[str, Any]:
     """Options of a method, of every method, and of the allocator where one is named: defaults."""
     parameters = inspect.signature(METHODS[name]).parameters
     own = {option: parameter.default for option, parameter in parameters.items()}
-    own[FORM] = PLAIN
+    own |= {option: default for option, (default, _) in OF_ALL.items()}
     allocator = build_allocator(allocate) if allocate else None
     return own | {
         o: getattr(allocator, o, "") for o in (allocator_options(allocate) if allocate else [])
     }
+
+
+def _read_options(
+    name: str, allocate: str | None, given: Mapping[str, OptionValue]
+) -> tuple[dict[str, Any], dict[str, OptionValue]]:
+    """Options of a method, each as the type of its default, and those of the allocator as given.
+
+    Raises:
+        ConfigError: An option of neither, or a value of the wrong kind.
+    """
+    defaults = option_defaults(name)
+    for_allocator = allocator_options(allocate) if allocate else []
+    values, of_allocator = {}, {}
+    for option, value in given.items():
+        if option in for_allocator:
+            of_allocator[option] = value
+        elif option in defaults:
+            values[option] = read_option(f"method {name!r}", option, value, defaults[option])
+        else:
+            known = [*defaults, *for_allocator]
+            raise ConfigError(
+                f"method {name!r} has no option {option!r}; its options: "
+                f"{', '.join(known) or 'none'}{nearest(option, known)}"
+            )
+    return values, of_allocator
+
+
+def _measured_in(method: Method, metric: str, damp: float) -> Method:
+    """The method with errors weighed as asked.
+
+    Raises:
+        ConfigError: There is no such metric, its damping is out of range, or the method does more
+            than project outputs, layer by layer.
+    """
+    one_of(f"method {method.name!r}", METRIC, metric, METRIC_NAMES)
+    two_sided = TwoSided(damp)
+    if metric == INPUTS:
+        return method
+    how = "prunes" if method.prunes else "shares in-factors among layers" if method.sharing else ""
+    if method.learn is not None:
+        how = "learns what stays of each decomposition"
+    elif not how and not isinstance(method.decompose, ProjectOutputs):
+        how = "decomposes in a way of its own"
+    if how:
+        raise ConfigError(
+            f"method {method.name!r} {how}, in the metric of the inputs alone: leave out "
+            f"{METRIC}={metric}"
+        )
+    return replace(method, two_sided=two_sided)
 
 
 def _stored_as(method: Method, factors: str) -> Method:

@@ -17,9 +17,7 @@ from compress_core.forms.names import GROUP
 from compress_core.method import Method
 
 
-def gptq(
-    bits: int = 0, group: int = GROUP, mixed: bool = False, damping: float = 0.01
-) -> Method:
+def gptq(bits: int = 0, group: int = GROUP, mixed: bool = False, damping: float = 0.01) -> Method:
     """Rounding with second-order compensation.
 
     Args:

@@ -19,10 +19,14 @@ from compress_core.forms.names import GROUP
 from compress_core.method import Method
 from compress_core.metric import OutputError
 from compress_core.refine.cross_truncation import CrossTruncate
+from compress_core.two_sided import TwoSided
 
 
 def press(
-    codes: bool = True, group: int = GROUP, damp: float = 0.03, prefix: str = "layer"
+    codes: bool = True,
+    group: int = GROUP,
+    damp: float = 0.03,
+    prefix: str = "layer",
 ) -> Method:
     """Components and bits from one price list.
 
@@ -40,6 +44,7 @@ def press(
         "components and bits from one price list, fitted behind what is compressed",
         "",
         weighting=OutputError(),
+        two_sided=TwoSided(),
         allocate=Prices(damp=damp, codes=codes),
         fit=CrossTruncate(),
         prefix=Prefix(prefix),  # type: ignore[arg-type]  # it checks

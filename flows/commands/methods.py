@@ -17,9 +17,8 @@ from compress_core.allocate import (
     build_allocator,
 )
 from compress_core.errors import ConfigError
-from compress_core.forms.names import FORM
 from compress_core.method import Method
-from compress_core.methods import FORM_ABOUT, METHODS, build_method, option_defaults
+from compress_core.methods import METHODS, OF_ALL, build_method, option_defaults
 from compress_core.options import nearest
 from flows.commands.look import broken
 from flows.report.lines import make_console, say
@@ -86,7 +85,8 @@ def _method_row(name: str) -> dict[str, Any]:
         "summary": method.summary,
         "paper": method.paper,
         "options": option_defaults(name),
-        "about": _about(METHODS[name].__doc__) | {FORM: FORM_ABOUT},
+        "about": _about(METHODS[name].__doc__)
+        | {option: about for option, (_, about) in OF_ALL.items()},
         "needs_calibration": method.needs_calibration,
     }
 

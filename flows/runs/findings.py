@@ -12,7 +12,7 @@ import numpy as np
 
 from compress_core.types import LayerRef
 from flows.report.shown import Allocation, Floats, Prediction, Shown, Spectra
-from flows.runs.prediction import Known, predict
+from flows.runs.prediction import MADE_BY, Known, predict
 from storage.artifact import Artifact
 from storage.errors import StorageError
 from storage.store import Store
@@ -73,7 +73,7 @@ class Findings:
         """The same for all budgets of a method that read the same, so made once."""
         read = ("decompose", "probe", "predict", "collect")
         keys = [stage["key"] for stage in result["stages"] if stage["name"] in read]
-        names = ("method", "options", "allocate", "samples", "length", "rank_multiple", "factors")
+        names = ("method", "options", "allocate", "samples", "length", *MADE_BY)
         same = json.dumps([keys, *(config.get(name) for name in names)])
         if same not in self._predictions:
             known = Known(losses, *self._tables(result["stages"], layers))
@@ -121,7 +121,9 @@ class Findings:
     ) -> tuple[dict[int, float], dict[str, list[float]], dict[str, Floats], dict[str, Floats]]:
         """Cosines of blocks, and what was probed and predicted of layers, as far as there."""
         blocks = {_block_of(layer): layer.block for layer in layers}
-        cosines, divergence, predicted, codes = {}, {}, {}, {}
+        cosines, divergence = {}, {}
+        predicted: dict[str, Floats] = {}
+        codes: dict[str, Floats] = {}
         for stage in stages:
             if stage["name"] == "collect" and stage["unit"] in blocks:
                 cosine = self._read("collect", stage["key"], lambda found: found.attrs["cosine"])

@@ -94,10 +94,11 @@ def build_pipeline(workspace: Workspace, config: RunConfig) -> Pipeline:
         outputs = output_groups(job, models, tokens)
     taps = _by_name(collected)
     gradients = {u.settings["gradients of"]: u for group in fisher for u in group.units}
-    decomposed = decompose_groups(job, taps, _by_name(weighed), gradients)
+    of_outputs = by_layer(outputs)
+    decomposed = decompose_groups(job, taps, _by_name(weighed), gradients, of_outputs)
     layers = _by_name(decomposed)
-    chosen, allocation = _choose(workspace, job, tokens, taps, layers, by_layer(outputs))
-    upstream = Upstream(taps, layers, allocation)
+    chosen, allocation = _choose(workspace, job, tokens, taps, layers, of_outputs)
+    upstream = Upstream(taps, layers, allocation, of_outputs)
     if method.sequential:
         assert tokens is not None
         realised = sequential_groups(job, tokens, upstream)

@@ -12,12 +12,15 @@ from compress_core.allocate.predict import predicted_divergence, predicted_error
 from compress_core.allocate.stepped import Stepped
 from compress_core.allocate.uniform import Uniform
 from compress_core.errors import BudgetError, ConfigError
-from compress_core.forms.names import EIGHT_BITS, PLAIN
+from compress_core.forms.names import EIGHT_BITS, FORM, PLAIN
 from compress_core.method import Method
 from compress_core.methods import build_method
+from compress_core.metric_names import INPUTS, METRIC
 from compress_core.types import LayerRef
 from flows.report.shown import Floats, Prediction
 
+MADE_BY = {"rank_multiple": 1, FORM: PLAIN, METRIC: INPUTS}
+"""Settings that make a method beside its own, and what they were in older runs, which lack them."""
 GRID = tuple(n / 10 for n in range(2, 10))  # shares at which something is predicted
 
 
@@ -52,8 +55,9 @@ def predict(
         known: What the store has.
     """
     try:
-        more = config.get("rank_multiple", 1), config.get("factors", PLAIN)  # older runs lack these
-        method = build_method(config["method"], config["options"], config["allocate"], *more)
+        given = config["method"], config["options"], config["allocate"]
+        more = (config.get(name, default) for name, default in MADE_BY.items())
+        method = build_method(*given, *more)
         stacks = [stack.as_layer for stack in method.stacks(layers)]
     except (ConfigError, KeyError) as error:
         return f"This version of Eigenpress does not know the run's method: {error}."

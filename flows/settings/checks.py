@@ -69,7 +69,12 @@ def check_methods(settings: Settings, methods: list[str], kepts: list[float]) ->
         Budget(kept, settings.of)
     built = {
         name: build_method(
-            name, settings.options, settings.allocate, settings.rank_multiple, settings.factors
+            name,
+            settings.options,
+            settings.allocate,
+            settings.rank_multiple,
+            settings.factors,
+            settings.metric,
         )
         for name in methods
     }

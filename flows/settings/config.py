@@ -21,6 +21,7 @@ from pydantic import (
 
 from compress_core.errors import ConfigError
 from compress_core.forms.names import FORM, PLAIN
+from compress_core.metric_names import INPUTS, METRIC
 from compress_core.types import Budget
 from flows.settings.belonging import BUDGET, METHOD, METHOD_WORD, OUTPUT, Belongs
 from flows.settings.fields import MOST, MOST_BYTES, Fields
@@ -161,10 +162,12 @@ class RunConfig(Settings):
         name, colon, options = self.method.partition(":")
         if self.allocate is not None and "@" not in name:
             name = f"{name}@{self.allocate}"
-        said = f"{FORM}=" in options
-        form = "" if said or self.factors == PLAIN else f":{FORM}={self.factors}"
+        flags = {FORM: (self.factors, PLAIN), METRIC: (self.metric, INPUTS)}
+        for flag, (given, default) in flags.items():
+            if given != default and f"{flag}=" not in options:
+                options, colon = f"{options}{colon and ':'}{flag}={given}", ":"
         recovery = f"+{self.recover}" if self.recover else ""
-        return f"{name}{colon}{options}{form}{recovery}"
+        return f"{name}{colon}{options}{recovery}"
 
     @property
     def known_kept(self) -> float:

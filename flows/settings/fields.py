@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from compress_core.compute import Compute
 from compress_core.forms.names import FactorForm
+from compress_core.metric_names import MetricName
 from flows.settings.belonging import (
     BUDGET,
     EVALUATION,
@@ -61,6 +62,11 @@ class Fields(BaseModel):
         "plain",
         description="how a product of low rank is stored: two plain factors, the pivot form "
         "(fewer numbers, so more rank), or auto, the smaller of both",
+    )
+    metric: Annotated[MetricName, Belongs(METHOD)] = Field(
+        "inputs",
+        description="what weighs errors: the layers' inputs, as the method does, or two_sided, by "
+        "what errors of their outputs cost, too",
     )
     recover: Annotated[Literal["lora", "factors"] | None, Belongs(TRAINING)] = Field(
         None, description="how to train what is stored on, towards the dense model"

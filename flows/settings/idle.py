@@ -12,6 +12,7 @@ from compress_core.forms.names import FORM
 from compress_core.hf.documents import has_fields
 from compress_core.method import Method
 from compress_core.methods import build_method, option_defaults, parse_variant
+from compress_core.metric_names import METRIC
 from compress_core.options import read_option
 from flows.settings.belonging import belonging
 from flows.settings.config import Settings
@@ -93,7 +94,9 @@ READERS = {
         refused=False,
     ),
     "moments": Reader(
-        lambda use: any(m.reads_inputs or m.sequential for m in use.methods.values()),
+        lambda use: any(
+            m.reads_inputs or m.sequential or m.two_sided is not None for m in use.methods.values()
+        ),
         "{first} measures no inputs",
         refused=False,
     ),
@@ -199,8 +202,9 @@ def _check_overridden(use: Use) -> None:
         raise ConfigError(
             f"--allocate {settings.allocate}: {use.first} names its own allocator; leave one out"
         )
-    if FORM in settings.options:
-        raise ConfigError(f"--option {FORM}={settings.options[FORM]}: give --{FORM}")
+    for flag in (FORM, METRIC):
+        if flag in settings.options:
+            raise ConfigError(f"--option {flag}={settings.options[flag]}: give --{flag}")
     for option in settings.options:
         if all(option in variant.options for variant in variants.values()):
             raise ConfigError(
@@ -218,7 +222,7 @@ def _check_option(settings: Settings, name: str, option: str) -> None:
         ConfigError: It is one.
     """
     variant = parse_variant(name)
-    options = {**settings.options, **variant.options}
+    options = {METRIC: settings.metric, **settings.options, **variant.options}
     rest = {key: value for key, value in options.items() if key != option}
     allocate = variant.allocate or settings.allocate
 

@@ -75,7 +75,7 @@ _ROWS = (
                 "tokens, the whole model",
             ),
             Kind(
-                "layer, for `fisher` only",
+                "layer, for `fisher` and `two_sided` only",
                 "Σ g gᵀ of the gradients at its outputs",
                 "tokens, windows, whose labels, the seed of sampled ones, the whole model",
             ),
@@ -94,7 +94,8 @@ _ROWS = (
                 "layer (or a stack of layers that share a basis)",
                 "components, best first, and the loss of every rank; for `cap` sparse entries "
                 "beside them; none for methods that prune",
-                "the weight; its metric, or the weighting and the Gram it is computed from",
+                "the weight; its metric, or the weighting and the Gram it is computed from; for "
+                "`two_sided` its gradients and their damping",
             ),
         ),
         alone=True,

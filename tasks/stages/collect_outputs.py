@@ -1,8 +1,9 @@
-"""Stage ``collect``, for allocators that predict by gradients: those at every layer's outputs.
+"""Stage ``collect``, where errors are weighed by gradients: those at every layer's outputs.
 
 One forward and one backward pass per window serve all layers whose sums fit the memory together; a
 model whose sums do not takes a pass for each run of blocks that fits. What is kept belongs to the
-dense model: other methods, budgets and dampings read the same.
+dense model: other methods, budgets and dampings read the same, and so do an allocator that predicts
+by them and a metric that counts them.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 
 from compress_core.allocate.base import Curvature
+from compress_core.allocate.fisher import Fisher
 from compress_core.head import PIECE_ELEMENTS
 from compress_core.hf.output_gradients import output_fisher
 from compress_core.learn.loop import CHECKPOINTED_BYTES
@@ -27,15 +29,15 @@ FREE_PART = 4  # the sums of one pass take this part of the free memory
 
 
 def output_groups(job: Job, models: Models, calibration: Unit) -> list[Group]:
-    """One group per pass, one unit per layer; none unless the allocator reads gradients.
+    """One group per pass, one unit per layer; none unless the method reads gradients.
 
     Args:
-        job: Gives the allocator.
+        job: Gives the method.
         models: Loads the dense model whole.
         calibration: The unit whose artifact holds the token windows.
     """
-    curvature = job.method.allocate.probe(job.kept)
-    if not isinstance(curvature, Curvature):
+    curvature = _asked(job)
+    if curvature is None:
         return []
     windows = min(curvature.windows or job.samples, job.samples)
     compute = _Outputs(job, models, calibration)
@@ -50,6 +52,14 @@ def output_groups(job: Job, models: Models, calibration: Unit) -> list[Group]:
         blocks = f"block {first}" if first == last else f"blocks {first} to {last}"
         groups.append(Group("collect", f"output gradients of {blocks}", units, compute))
     return groups
+
+
+def _asked(job: Job) -> Curvature | None:
+    """What is read: by the allocator, else as allocator ``fisher`` does by itself."""
+    asked = job.method.allocate.probe(job.kept)
+    if isinstance(asked, Curvature):
+        return asked
+    return None if job.method.two_sided is None else Fisher().probe(job.kept)
 
 
 def by_layer(groups: Iterable[Group]) -> dict[str, Unit]:

@@ -1,10 +1,12 @@
 """Stage ``decompose``: every layer once, independent of the budget, best components first."""
 
 from collections.abc import Mapping
+from functools import partial
 
 from compress_core.layer.make import decompose_stack, pack_prepared
 from compress_core.metric import Metric, Plain, summed_fisher, unpack_metric
 from compress_core.stats import InputStats
+from compress_core.two_sided import ProjectTwoSided
 from compress_core.types import LayerRef, Stack
 from tasks.engine.components import describe
 from tasks.engine.cost import EXACT, Cost
@@ -12,6 +14,7 @@ from tasks.engine.job import Job
 from tasks.engine.session import Group, Work
 from tasks.engine.units import Unit
 from tasks.stages.arrays import Stored, dense_weight_of, get_tensor, put
+from tasks.stages.two_sided import read_root, side_cost, side_inputs, side_settings
 
 
 def decompose_groups(
@@ -19,6 +22,7 @@ def decompose_groups(
     collected: Mapping[str, Unit],
     weighed: Mapping[str, Unit],
     fisher: Mapping[str, Unit],
+    outputs: Mapping[str, Unit],
 ) -> list[Group]:
     """One group per block, one unit per layer or stack of layers.
 
@@ -27,15 +31,18 @@ def decompose_groups(
         collected: Tap name to its ``collect`` unit.
         weighed: Tap name to its ``weigh`` unit; empty when the metric needs no statistics.
         fisher: Layer name to the unit of its Fisher information; empty where not needed.
+        outputs: Layer name to the unit of its output gradients; empty where not needed.
     """
     if job.method.decompose is None:
         return []
+    compute = _Decompose(job) if job.method.two_sided is None else _DecomposeTwoSided(job)
     by_block: dict[int, list[Unit]] = {}
     for name, stack in job.stacks.items():
         inputs = _inputs(job, stack, collected, weighed, fisher)
+        inputs |= side_inputs(job, stack.members[0], outputs)
         by_block.setdefault(stack.as_layer.block, []).append(_unit(job, name, stack, inputs))
     return [
-        Group("decompose", f"block {block}", units, _Decompose(job))
+        Group("decompose", f"block {block}", units, compute)
         for block, units in sorted(by_block.items())
     ]
 
@@ -78,17 +85,23 @@ def _unit(job: Job, name: str, stack: Stack, inputs: dict[str, Unit]) -> Unit:
         settings={
             **describe(method.decompose),
             **({"weighting": describe(method.weighting)} if measured else {}),
+            **side_settings(job),
             "rank": rank,
             "transposed": stack.members[0].transposed,
         },
         code=[method.decompose, *([method.weighting] if measured else [])],
         sources=weights,
         inputs=inputs,
-        cost=Cost(
-            products={EXACT: _operations(layer, rank, whole="gram" in method.weighting.needs)},
-            eigen=float(small**3),
-            memory=8 * (3 * layer.dense_cost + layer.in_features**2),
-            disk=4 * rank * layer.atom_cost,
+        cost=side_cost(
+            job,
+            layer,
+            rank,
+            Cost(
+                products={EXACT: _operations(layer, rank, whole="gram" in method.weighting.needs)},
+                eigen=float(small**3),
+                memory=8 * (3 * layer.dense_cost + layer.in_features**2),
+                disk=4 * rank * layer.atom_cost,
+            ),
         ),
     )
 
@@ -140,3 +153,25 @@ class _Decompose:
             stats = [InputStats.unpack(Stored(part)) for part in parts]
             return weighting.metric(InputStats.summed(stats))
         return Plain()
+
+
+class _DecomposeTwoSided(_Decompose):
+    """Layer by layer, since each has gradients of its own."""
+
+    def __call__(self, work: Work) -> None:
+        decomposer, device = self.job.method.decompose, self.job.model.device
+        assert decomposer is not None
+        for done, unit in enumerate(work.missing):
+            stack, rank = self.job.stacks[unit.name], unit.settings["rank"]
+            root = partial(read_root, self.job, work, unit)
+            prepared = decompose_stack(
+                ProjectTwoSided(decomposer.whole, root=root),
+                stack,
+                [dense_weight_of(self.job, stack.members[0])],
+                self._metric(work, unit),
+                rank,
+                device,
+            )
+            with work.draft(unit) as draft:
+                put(draft, pack_prepared(prepared))
+            work.progress(done + 1, len(work.missing))

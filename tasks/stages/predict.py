@@ -56,9 +56,7 @@ def predict_groups(
     ]
 
 
-def _unit(
-    job: Job, curvature: Curvature, name: str, stack: Stack, inputs: dict[str, Unit]
-) -> Unit:
+def _unit(job: Job, curvature: Curvature, name: str, stack: Stack, inputs: dict[str, Unit]) -> Unit:
     model, members = job.model, stack.members
     codes = {"form": stack.form, "group": stack.as_layer.group} if curvature.codes else {}
     widest = max(member.out_features for member in members)

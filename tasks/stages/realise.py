@@ -1,17 +1,19 @@
 """Stage ``realise``: a decomposition and a share become the factors that will be stored."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 from torch import Tensor
 
-from compress_core.fit import DENSE
+from compress_core.fit import DENSE, Fitter
 from compress_core.forms.names import FULL, PLAIN
 from compress_core.layer.make import Given, code_share, realise_chosen, realise_share, rows_of
 from compress_core.layer.stored import pack_layer, stored_weight
 from compress_core.learn.base import Chosen
 from compress_core.record import Packed
 from compress_core.stats import InputStats, PrefixStats
+from compress_core.two_sided import FitTwoSided
 from compress_core.types import LayerRef, affordable
 from tasks.engine.components import describe
 from tasks.engine.cost import EXACT, Cost
@@ -20,6 +22,7 @@ from tasks.engine.session import Group, Work
 from tasks.engine.units import Unit
 from tasks.stages.allocate import share_of, view_of
 from tasks.stages.arrays import Stored, dense_weight_of, put
+from tasks.stages.two_sided import read_root, side_cost, side_inputs, side_settings
 
 
 @dataclass(frozen=True)
@@ -30,16 +33,18 @@ class Upstream:
         collected: Tap to its ``collect`` unit.
         decomposed: Stack to its ``decompose`` unit; empty where nothing is decomposed.
         allocation: The ``allocate`` unit, or what was learned, by layer, in its place.
+        outputs: Layer to the unit of its output gradients; empty where nothing reads them.
     """
 
     collected: Mapping[str, Unit]
     decomposed: Mapping[str, Unit]
     allocation: Unit | Mapping[str, Unit]
+    outputs: Mapping[str, Unit] = field(default_factory=dict)
 
 
 def realise_groups(job: Job, upstream: Upstream) -> list[Group]:
     """One group per block, one unit per layer, for methods that need no compressed prefix."""
-    compute = Realise(job, upstream.allocation)
+    compute = make_realise(job, upstream.allocation)
     return [
         Group(
             "realise",
@@ -88,12 +93,20 @@ def realise_unit(
     if method.fit is not None or method.coding is not None:
         settings["transposed"] = layer.transposed
         sources["weight"] = model.stored[model.weight_key(layer.name)]
+    if method.fit is not None:
+        settings |= side_settings(job)
+        inputs |= side_inputs(job, layer, upstream.outputs)
     if DENSE in method.moments:
         inputs["statistics"] = upstream.collected[layer.tap]
     if method.sequential:
         inputs["prefix"] = measured[layer.tap]
     numbers = affordable(job.kept, layer.dense_cost)
     small = min(layer.out_features, layer.in_features)
+    cost = Cost(
+        products={EXACT: 40.0 * small**2 * layer.in_features} if sources else {},
+        memory=(8 if form == PLAIN else 40) * numbers,  # pivots are found in float64
+        disk=4 * numbers,
+    )
     return Unit(
         "realise",
         layer.name,
@@ -102,11 +115,7 @@ def realise_unit(
         sources=sources,
         inputs=inputs,
         views=views,
-        cost=Cost(
-            products={EXACT: 40.0 * small**2 * layer.in_features} if sources else {},
-            memory=(8 if form == PLAIN else 40) * numbers,  # pivots are found in float64
-            disk=4 * numbers,
-        ),
+        cost=side_cost(job, layer, 2 * small, cost) if method.fit else cost,  # u there and back
     )
 
 
@@ -132,18 +141,20 @@ class Realise:
         method, given = self.job.method, self._given(work, unit, layer)
         form = self.job.stack(layer).form
         dtype = self.job.model.checkpoint.torch_dtype(self.job.model.weight_key(layer.name))
-        codes = {}
+        codes = None
         if not isinstance(self.allocation, Unit):
             chosen = Chosen.unpack(Stored(work.artifact(unit.inputs["learned"])))
             factors = realise_chosen(method.fit, given, chosen)
         else:
             share = share_of(work.artifact(self.allocation), self.job.stack_of[layer.name])
-            factors = realise_share(method.decompose, method.fit, given, share)
+            factors = realise_share(method.decompose, self._fitter(work, unit), given, share)
             if factors is not None and method.coding is not None and share.bits != FULL:
-                found = code_share(method.coding, given, factors, share, form, dtype)
-                codes = {"coded": found.coded, "bits": found.bits, "group": method.coding.group}
+                codes = code_share(method.coding, given, factors, share, form, dtype)
         own = self.job.owner(layer) == layer.name
-        return pack_layer(factors, dtype, layer.dense_cost, own=own, form=form, **codes)
+        return pack_layer(factors, dtype, layer.dense_cost, own=own, form=form, codes=codes)
+
+    def _fitter(self, work: Work, unit: Unit) -> Fitter | None:
+        return self.job.method.fit
 
     def _given(self, work: Work, unit: Unit, layer: LayerRef) -> Given:
         kept = {role: Stored(work.artifact(up)) for role, up in unit.inputs.items()}
@@ -156,6 +167,20 @@ class Realise:
             behind=PrefixStats.unpack(kept["prefix"]) if "prefix" in kept else None,
             device=self.job.model.device,
         )
+
+
+class _RealiseTwoSided(Realise):
+    """Fits by what errors of outputs cost, too."""
+
+    def _fitter(self, work: Work, unit: Unit) -> Fitter:
+        assert self.job.method.fit is not None
+        return FitTwoSided(self.job.method.fit, partial(read_root, self.job, work, unit))
+
+
+def make_realise(job: Job, allocation: Unit | Mapping[str, Unit]) -> Realise:
+    """What computes the units of a method: only a fit needs a layer's gradients again."""
+    weighed = job.method.two_sided is not None and job.method.fit is not None
+    return (_RealiseTwoSided if weighed else Realise)(job, allocation)
 
 
 def read_weight(

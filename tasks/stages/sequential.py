@@ -22,7 +22,7 @@ from tasks.engine.session import Group, Session, Work
 from tasks.engine.units import Unit
 from tasks.stages.arrays import get_tensor, put
 from tasks.stages.collect import block_digest
-from tasks.stages.realise import Realise, Upstream, read_weight, realise_unit
+from tasks.stages.realise import Upstream, make_realise, read_weight, realise_unit
 from tasks.stages.scratch import SCRATCH, discard, keep, load
 
 LINE = "sequential"
@@ -41,7 +41,7 @@ def sequential_groups(
         upstream: What layers are made of.
     """
     prefix = _Prefix(job, calibration)
-    realise = Realise(job, upstream.allocation)
+    realise = make_realise(job, upstream.allocation)
     groups: list[Group] = []
     layout = job.model.layout
     for block in range(len(layout.blocks)):

@@ -20,7 +20,7 @@ SETTINGS = (
     "--num-fewshot --apply-chat-template --skip-bad-rows "
     "--device --compute --batch-size --home --name --refresh --trust-remote-code --config --json "
     "--help --recover --recover-steps --recover-text --recover-held-back --recover-seed "
-    "--learn-seed --link --rank-multiple --factors"
+    "--learn-seed --link --rank-multiple --factors --metric"
 )
 TARGETS = "--target-bytes --target-perplexity"
 FLAGS = {
@@ -144,7 +144,9 @@ def test_methods_as_json(call: Call) -> None:
     code, out, _ = call("methods", "--json")
     rows = {row["name"]: row for row in json.loads(out)}
     assert code == 0 and set(rows) >= {"svd", "asvd", "svd_llm"}
-    assert rows["asvd"]["options"] == {"alpha": 0.5, "epsilon": 1e-6, "factors": "plain"}
+    of_all = {"factors": "plain", "metric": "inputs", "metric_damp": 0.1}
+    assert rows["asvd"]["options"] == {"alpha": 0.5, "epsilon": 1e-6} | of_all
+    assert all(set(of_all) <= set(row["about"]) for row in rows.values() if row["kind"] == "method")
 
 
 def test_plan_writes_no_artifact(inputs: pico.Inputs, call: Call, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ COMMON: dict[str, tuple[list[str], Any]] = {
     "allocate": (["hull"], "hull"),
     "rank_multiple": (["8"], 8),
     "factors": (["pivot"], "pivot"),
+    "metric": (["two_sided"], "two_sided"),
     "options": (["alpha=0.3", "epsilon=1e-4"], {"alpha": "0.3", "epsilon": "1e-4"}),
     "recover": (["lora"], "lora"),
     "recover_steps": (["30"], 30),
@@ -338,6 +339,19 @@ def test_options_of_file_and_flags_are_merged_for_every_command(tmp_path: Path) 
         (
             {"method": "asvd:alpha=0.3", "allocate": "hull", "recover": "lora"},
             "asvd@hull:alpha=0.3+lora",
+        ),
+        ({"method": "asvd:alpha=0.3", "factors": "pivot"}, "asvd:alpha=0.3:factors=pivot"),
+        (
+            {"method": "svd", "factors": "auto", "metric": "two_sided", "recover": "lora"},
+            "svd:factors=auto:metric=two_sided+lora",
+        ),
+        (
+            {"method": "svd@fisher:metric=inputs:metric_damp=1", "metric": "two_sided"},
+            "svd@fisher:metric=inputs:metric_damp=1",
+        ),
+        (
+            {"method": "svd:metric_damp=1", "metric": "two_sided"},
+            "svd:metric_damp=1:metric=two_sided",
         ),
     ],
 )

@@ -196,7 +196,7 @@ def test_updates_make_a_method_sequential() -> None:
         ("svd@hull@uniform", {}, "unknown allocator 'hull@uniform'. "),
         ("asvd", {"alfa": 1}, "method 'asvd' has no option 'alfa'; its options: alpha, epsilon"),
         ("svd", {"alpha": 1}, "method 'svd' has no option 'alpha'; its options: factors"),
-        ("svd@importance:alpha=1", {}, "has no option 'alpha'; its options: factors, mrr"),
+        ("svd@importance:alpha=1", {}, "has no option 'alpha'; its options: factors, metric, "),
         ("svd:mrr=0.1", {}, "has no option 'mrr'; its options: factors"),
         ("asvd", {"alpha": "much"}, "option 'alpha' of method 'asvd' must be a float, got 'much'"),
         ("asvd", {"alpha": True}, "must be a float, got True"),

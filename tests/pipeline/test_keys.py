@@ -64,7 +64,7 @@ def test_the_metric_that_is_used_is_the_weightings(inputs: pico.Inputs, tmp_path
     taps = {layer.tap: Unit("collect", layer.tap, settings={}) for layer in job.model.layout.layers}
     weighed = weigh_groups(job.model, job.method.weighting, taps)
     by_tap = {unit.name: unit for group in weighed for unit in group.units}
-    for group in decompose_groups(job, taps, by_tap, {}):
+    for group in decompose_groups(job, taps, by_tap, {}, {}):
         for unit in group.units:
             assert "compress_core.metric.OutputError" in fingerprint(unit.code)
             assert unit.settings["weighting"] == {"kind": "OutputError"}

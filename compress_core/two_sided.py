@@ -1,0 +1,151 @@
+"""A metric with two sides, ‖G^½ (W − W′) H^½‖: errors of outputs count by what they cost the model.
+
+H is of a layer's inputs, as everywhere; G is the Fisher information of its outputs, damped, so that
+it is positive definite (KFAC-SVD; OBD-LLM, arXiv 2604.00821). With A = G^½ the best weight is
+W′ = A⁻¹ · best(A W): whatever finds the best one in the metric of the inputs is handed A W in place
+of W, and what it makes is multiplied by A⁻¹. For the truncation that is A⁻¹ U_r Σ_r V_rᵀ S⁻¹ with
+U Σ Vᵀ = svd(A W S), S = H^½, of which only A is ever formed.
+
+The squared error is tr(G E H Eᵀ), E = W − W′: twice the KL divergence that `curvature` predicts at
+the same damping, in nats per token where H is E[x xᵀ], and on one scale for all layers.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from compress_core.curvature import OutputFisher
+from compress_core.decompose import LowRank, Prepared, ProjectOutputs
+from compress_core.errors import ConfigError, NumericsError
+from compress_core.fit import Fitter, Moments, Start, start_factors
+from compress_core.metric import Metric
+
+ROUNDING = torch.finfo(torch.float32).eps  # of the largest eigenvalue: G is kept in float32
+
+
+@dataclass(frozen=True)
+class TwoSided:
+    """How errors of outputs count, beside the metric of the inputs.
+
+    Attributes:
+        damp: Part of G's mean diagonal that is added to its diagonal, above 0. Little trusts the
+            gradients, much approaches the metric of the inputs alone.
+    """
+
+    damp: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.damp < math.inf:
+            raise ConfigError(f"metric_damp must be above 0, got {self.damp:g}")
+
+    def root(self, fisher: OutputFisher, device: torch.device | str = "cpu") -> "Root":
+        """A = G^½ of one layer.
+
+        Raises:
+            NumericsError: G is zero, or singular to rounding in spite of its damping.
+        """
+        values, vectors = torch.linalg.eigh(fisher.damped(self.damp).to(device))
+        least, largest = float(values[0]), float(values[-1])
+        if largest <= 0:
+            raise NumericsError(
+                "none of its outputs has a gradient, so their errors cannot be weighed: leave out "
+                "metric=two_sided"
+            )
+        if not least > ROUNDING * largest:
+            raise NumericsError(
+                f"the Fisher information of its outputs has eigenvalues from {least:.3g} to "
+                f"{largest:.3g}, which is singular to rounding: give more than "
+                f"metric_damp={self.damp:g}"
+            )
+        scales = values.sqrt()
+        return Root((vectors * scales) @ vectors.T, (vectors / scales) @ vectors.T)
+
+
+@dataclass(frozen=True)
+class Root:
+    """A = G^½ of a layer's outputs and its inverse, both symmetric, float64 (out, out)."""
+
+    root: Tensor
+    inverse: Tensor
+
+    def scale(self, rows: Tensor) -> Tensor:
+        """A times something with a row per output, in float64."""
+        return self.root @ rows.to(self.root)
+
+    def unscale(self, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """A⁻¹ u and v, :func:`balanced`; float64."""
+        return balanced(self.inverse @ u.to(self.inverse), v.to(self.inverse))
+
+
+def balanced(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """The same product, component by component, with columns of u of length 1.
+
+    A has the scale of gradients, which float16 may not hold.
+    """
+    lengths = torch.linalg.vector_norm(u, dim=0)
+    lengths = torch.where(lengths > 0, lengths, 1.0)
+    return u / lengths, v * lengths[:, None]
+
+
+MakeRoot = Callable[[], Root]  # made where it is needed: it takes an eigendecomposition
+
+
+@dataclass(frozen=True)
+class ProjectTwoSided(ProjectOutputs):
+    """The truncation that is optimal in a metric of inputs and outputs.
+
+    What it stores is read as any decomposition. ``ut`` has rows of length 1 that are not
+    orthogonal; ``loss`` is the squared error in the metric, twice the predicted divergence.
+
+    Attributes:
+        root: Makes the A of the layer.
+    """
+
+    root: MakeRoot = field(kw_only=True)
+
+    def prepare(self, weight: Tensor, metric: Metric, rank: int) -> Prepared:
+        """Decomposes A W and takes its components back.
+
+        Raises:
+            NumericsError: As :meth:`TwoSided.root`; the weight or its output Gram is not finite.
+        """
+        root = self.root()
+        scaled = ProjectOutputs.prepare(self, root.scale(weight), metric, rank)
+        u, v = root.unscale(scaled.arrays["ut"].T, scaled.arrays["v"])
+        arrays = {
+            "ut": u.T.to(torch.float32).contiguous(),
+            "v": v.to(torch.float32).contiguous(),
+        }
+        return replace(scaled, arrays=arrays)
+
+
+@dataclass(frozen=True)
+class FitTwoSided:
+    """A refiner in a metric of inputs and outputs.
+
+    Attributes:
+        inner: The refiner in the metric of the inputs. It only multiplies by the weight, by its
+            factors and by moments, and keeps columns; nothing else goes with A.
+        root: Makes the A of the layer.
+    """
+
+    inner: Fitter
+    root: MakeRoot
+    reads: ClassVar[frozenset[str]] = frozenset()  # itself; a method's own refiner is asked
+
+    def fit(self, weight: Tensor, start: Start, moments: Moments) -> LowRank:
+        """Fits A W and takes the factors back; columns that are kept as they are stay so."""
+        root, factors = self.root(), start_factors(start)
+        scaled = root.scale(weight)
+        begin = LowRank(*balanced(root.scale(factors.u), factors.v))
+        found = self.inner.fit(scaled, begin, moments)
+        u, v = root.unscale(found.u, found.v)
+        if found.columns is None or found.index is None:
+            return LowRank(u, v)
+        change = found.columns - scaled[:, found.index]
+        columns = weight[:, found.index] + root.inverse @ change
+        return LowRank(u, v, columns, found.index)

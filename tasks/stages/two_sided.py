@@ -1,0 +1,60 @@
+"""What stages read, and what it takes, where errors count by a layer's outputs, too."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from compress_core.curvature import OutputFisher
+from compress_core.two_sided import Root, TwoSided
+from compress_core.types import LayerRef
+from tasks.engine.components import describe
+from tasks.engine.cost import EXACT, Cost, add
+from tasks.engine.job import Job
+from tasks.engine.session import Work
+from tasks.engine.units import Unit
+from tasks.stages.arrays import Stored
+
+GRADIENTS = "output gradients"
+
+
+def side_inputs(job: Job, layer: LayerRef, outputs: Mapping[str, Unit]) -> dict[str, Unit]:
+    """What a unit of a layer reads for that: nothing where the method does not ask for it.
+
+    Args:
+        job: Gives the method.
+        layer: The layer.
+        outputs: Layer name to the unit of its output gradients.
+    """
+    return {} if job.method.two_sided is None else {GRADIENTS: outputs[layer.name]}
+
+
+def side_settings(job: Job) -> dict[str, Any]:
+    """What is in such a unit's key."""
+    two_sided = job.method.two_sided
+    return {} if two_sided is None else {"two sided": describe(two_sided)}
+
+
+def side_cost(job: Job, layer: LayerRef, rank: int, cost: Cost) -> Cost:
+    """The cost of a unit with what that adds to it: A and its inverse, A W, and A⁻¹ u."""
+    if job.method.two_sided is None:
+        return cost
+    out = layer.out_features
+    products = 2.0 * out**2 * (2 * out + layer.in_features + rank)
+    return replace(
+        cost,
+        products=add(cost.products, {EXACT: products}),
+        eigen=cost.eigen + float(out**3),
+        memory=cost.memory + 8 * (5 * out**2 + layer.dense_cost),
+    )
+
+
+def read_root(job: Job, work: Work, unit: Unit) -> Root:
+    """The A of a unit's layer.
+
+    Raises:
+        NumericsError: As :meth:`TwoSided.root`.
+    """
+    two_sided = job.method.two_sided
+    assert isinstance(two_sided, TwoSided)
+    fisher = OutputFisher.unpack(Stored(work.artifact(unit.inputs[GRADIENTS])))
+    return two_sided.root(fisher, job.model.device)
