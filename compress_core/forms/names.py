@@ -12,3 +12,4 @@ WIDTHS = (8, 6, 5, 4, 3, 2)
 """Bits that a code may have."""
 FULL = 16  # bits of a number that is not in codes
 GROUP = 32  # neighbours that share a scale, unless asked otherwise
+BITS, CODE_GROUP, ROUNDING = "bits", "code_group", "rounding"  # options of codes

@@ -7,11 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from compress_core.allocate import DEVICE, allocator_options, build_allocator
-from compress_core.allocate.entries import Entries
-from compress_core.allocate.stepped import Stepped
-from compress_core.decompose import ProjectOutputs
 from compress_core.errors import ConfigError
-from compress_core.forms.names import EIGHT_BITS, FACTORS, FORM, PLAIN
+from compress_core.forms.names import BITS, CODE_GROUP, FORM, FULL, PLAIN, ROUNDING
 from compress_core.method import Method
 from compress_core.methods.ada_svd import ada_svd
 from compress_core.methods.asvd import asvd
@@ -33,10 +30,9 @@ from compress_core.methods.svd import svd
 from compress_core.methods.svd_llm import svd_llm
 from compress_core.methods.svd_llm_v2 import svd_llm_v2
 from compress_core.methods.wanda import wanda
-from compress_core.metric_names import INPUTS, METRIC, METRIC_DAMP, METRIC_NAMES
-from compress_core.options import OptionValue, nearest, one_of, read_option
-from compress_core.refine.columns import PreserveColumns
-from compress_core.two_sided import TwoSided
+from compress_core.metric_names import INPUTS, METRIC, METRIC_DAMP
+from compress_core.of_all import OF_ALL, as_asked, check_divisible, stepped
+from compress_core.options import OptionValue, nearest, read_option
 
 METHODS: dict[str, Callable[..., Method]] = {
     "svd": svd,
@@ -61,24 +57,11 @@ METHODS: dict[str, Callable[..., Method]] = {
     "dobi_svd": dobi_svd,
 }
 
-OF_ALL: dict[str, tuple[OptionValue, str]] = {
-    FORM: (
-        PLAIN,
-        "how a product of low rank is stored: plain, pivot, or auto, the smaller of both",
-    ),
-    METRIC: (
-        INPUTS,
-        "what weighs errors: inputs, as the method does, or two_sided, by what errors of a layer's "
-        "outputs cost the model, too (its gradients are those of allocator fisher)",
-    ),
-    METRIC_DAMP: (
-        TwoSided().damp,
-        "of two_sided: part of the mean diagonal of the gradients' second moment that is added to "
-        "it, above 0",
-    ),
-}
-"""Options of every method: default, and what people are told of it."""
 OPTION = r":([^:=]+)=([^:]+(?::\d+)?)(?=:|$)"  # a value may be of the form 2:4
+
+
+WITH = {METRIC: {METRIC_DAMP}, BITS: {CODE_GROUP, ROUNDING}}
+"""Options that are read beside another one, and so go where that one is a method's own."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +105,7 @@ def build_method(
     multiple: int = 1,
     factors: str = PLAIN,
     metric: str = INPUTS,
+    bits: int = FULL,
 ) -> Method:
     """The method that ``text`` names, each option at the paper's default unless given.
 
@@ -134,6 +118,8 @@ def build_method(
         factors: How products of low rank are stored, one of ``FACTORS``; ``text`` may say it as an
             option.
         metric: What weighs errors, one of ``METRIC_NAMES``; ``text`` may say it as an option.
+        bits: Of every number that is stored: ``FULL``, or one of ``WIDTHS`` for codes; ``text`` may
+            say it as an option.
 
     Raises:
         ConfigError: Unknown method, allocator or option, or a value of the wrong kind or range.
@@ -143,15 +129,32 @@ def build_method(
     if name not in METHODS:
         hint = nearest(name, METHODS) or "."
         raise ConfigError(f"unknown method {name!r}{hint} Methods: {', '.join(METHODS)}")
-    given = {FORM: factors, METRIC: metric, **(options or {}), **variant.options}
-    values, of_allocator = _read_options(name, allocate, given)
-    of_all = {option: values.pop(option, default) for option, (default, _) in OF_ALL.items()}
-    method = _stored_as(METHODS[name](**values), of_all[FORM])
-    method = _measured_in(method, of_all[METRIC], of_all[METRIC_DAMP])
+    flags: dict[str, OptionValue] = {FORM: factors, METRIC: metric, BITS: bits}
+    asked = {flag: value for flag, value in flags.items() if value != OF_ALL[flag][0]}
+    values, of_allocator = _read_options(
+        name, allocate, {**asked, **(options or {}), **variant.options}
+    )
+    of_all = {option: values.pop(option, value) for option, value in _of_all(name).items()}
     device = str(of_allocator.pop(DEVICE, ""))
-    if allocate is None:
-        return _stepped(method, multiple, device)
-    _check_divisible(method, allocate)
+    method = METHODS[name](**values)
+    if allocate is not None:
+        method = _with_allocator(method, name, values, allocate, of_allocator)
+    return stepped(as_asked(method, of_all), multiple, device)
+
+
+def _with_allocator(
+    method: Method,
+    name: str,
+    values: Mapping[str, Any],
+    allocate: str,
+    of_allocator: Mapping[str, OptionValue],
+) -> Method:
+    """The method with an allocator in the place of its own.
+
+    Raises:
+        ConfigError: It divides the budget itself, or an option is of what is replaced.
+    """
+    check_divisible(method, allocate)
     allocator = build_allocator(allocate, of_allocator)
     for option, value in values.items():
         alone, default = METHODS[name](**{option: value}), METHODS[name]()
@@ -159,14 +162,22 @@ def build_method(
             raise ConfigError(
                 f"option {option!r} is of the allocator of {name!r}, which {allocate!r} replaces"
             )
-    return _stepped(replace(method, allocate=allocator), multiple, device)
+    return replace(method, allocate=allocator)
+
+
+def _of_all(name: str) -> dict[str, OptionValue]:
+    """Defaults of the options that every method has, but for those that this one has itself."""
+    own = set(inspect.signature(METHODS[name]).parameters)
+    for first, others in WITH.items():
+        own |= others if first in own else set()
+    return {option: default for option, (default, _) in OF_ALL.items() if option not in own}
 
 
 def option_defaults(name: str, allocate: str | None = None) -> dict[str, Any]:
     """Options of a method, of every method, and of the allocator where one is named: defaults."""
     parameters = inspect.signature(METHODS[name]).parameters
     own = {option: parameter.default for option, parameter in parameters.items()}
-    own |= {option: default for option, (default, _) in OF_ALL.items()}
+    own |= _of_all(name)
     allocator = build_allocator(allocate) if allocate else None
     return own | {
         o: getattr(allocator, o, "") for o in (allocator_options(allocate) if allocate else [])
@@ -196,85 +207,3 @@ def _read_options(
                 f"{', '.join(known) or 'none'}{nearest(option, known)}"
             )
     return values, of_allocator
-
-
-def _measured_in(method: Method, metric: str, damp: float) -> Method:
-    """The method with errors weighed as asked.
-
-    Raises:
-        ConfigError: There is no such metric, its damping is out of range, or the method does more
-            than project outputs, layer by layer.
-    """
-    one_of(f"method {method.name!r}", METRIC, metric, METRIC_NAMES)
-    two_sided = TwoSided(damp)
-    if metric == INPUTS:
-        return method
-    how = "prunes" if method.prunes else "shares in-factors among layers" if method.sharing else ""
-    if method.learn is not None:
-        how = "learns what stays of each decomposition"
-    elif not how and not isinstance(method.decompose, ProjectOutputs):
-        how = "decomposes in a way of its own"
-    if how:
-        raise ConfigError(
-            f"method {method.name!r} {how}, in the metric of the inputs alone: leave out "
-            f"{METRIC}={metric}"
-        )
-    return replace(method, two_sided=two_sided)
-
-
-def _stored_as(method: Method, factors: str) -> Method:
-    """The method with its products of low rank stored as asked.
-
-    Raises:
-        ConfigError: There is no such form, or the method's products have one of their own.
-    """
-    one_of(f"method {method.name!r}", FORM, factors, FACTORS)
-    if factors == PLAIN:
-        return method
-    if isinstance(method.allocate, Entries) and not method.allocate.gives_ranks:
-        return method  # nothing of it is of low rank
-    if method.form != PLAIN:
-        raise ConfigError(f"method {method.name!r} stores its factors in {method.form}: give plain")
-    if method.learn is not None:
-        if factors == "auto":
-            return method
-        raise ConfigError(
-            f"method {method.name!r} learns at the price of plain factors: leave out "
-            f"{FORM}={factors}"
-        )
-    fit = method.fit
-    if isinstance(fit, PreserveColumns):
-        fit = replace(fit, form=factors)
-    return replace(method, form=factors, fit=fit)
-
-
-def _stepped(method: Method, multiple: int, device: str) -> Method:
-    """The method with ranks that a device likes.
-
-    Raises:
-        ConfigError: It chooses its ranks itself.
-    """
-    if multiple == 1 and not device:
-        return method
-    if device and method.form not in (PLAIN, EIGHT_BITS):
-        raise ConfigError(
-            f"option device={device} knows speeds of plain factors: leave out {FORM}={method.form}"
-        )
-    what = f"--rank-multiple {multiple}" if multiple != 1 else f"option device={device}"
-    how = "learns its ranks" if method.learn else "prunes" if method.prunes else ""
-    if isinstance(method.fit, PreserveColumns):
-        how = "trades ranks for columns"
-    if how:
-        raise ConfigError(f"method {method.name!r} {how}: leave out {what}")
-    return replace(method, allocate=Stepped(method.allocate, multiple, device))
-
-
-def _check_divisible(method: Method, allocate: str) -> None:
-    """Refuses an allocator for a method that divides the budget itself.
-
-    Raises:
-        ConfigError: It prunes, so that every layer keeps the same share, or it learns its shares.
-    """
-    if method.prunes or method.learn is not None:
-        how = "learns its shares" if method.learn else "keeps the same share of every layer"
-        raise ConfigError(f"method {method.name!r} {how}: leave out the allocator {allocate!r}")

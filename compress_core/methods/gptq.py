@@ -6,8 +6,9 @@ already. Ours: H is factored once, from its end, in place of an inverse between 
 all in float64; an input that is always zero takes its nearest code and spreads no error.
 
 ``kept`` is the share of 16-bit numbers that what is stored takes the room of, scales and zeros
-among it, so that its rows compare with others' at equal bytes. With ``mixed=true`` layers get widths
-of their own: the control at the same bytes that any correction of a rounded weight has to beat.
+among it, so that its rows compare with others' at equal bytes. With ``mixed=true`` layers get
+widths of their own: the control at the same bytes that any correction of a rounded weight has to
+beat.
 """
 
 from compress_core.allocate.widths import Widths
@@ -17,12 +18,14 @@ from compress_core.forms.names import GROUP
 from compress_core.method import Method
 
 
-def gptq(bits: int = 0, group: int = GROUP, mixed: bool = False, damping: float = 0.01) -> Method:
+def gptq(
+    bits: int = 0, code_group: int = GROUP, mixed: bool = False, damping: float = 0.01
+) -> Method:
     """Rounding with second-order compensation.
 
     Args:
         bits: Of every code: 8, 6, 5, 4, 3 or 2; 0 for the widest that the budget holds.
-        group: Codes that share a scale.
+        code_group: Codes that share a scale.
         mixed: Whether layers get widths of their own, by predicted KL.
         damping: Part of the mean of H's diagonal that is added to it.
 
@@ -36,5 +39,5 @@ def gptq(bits: int = 0, group: int = GROUP, mixed: bool = False, damping: float 
         allocate=Widths(bits, mixed),
         decompose=None,
         fit=KeepWhole(),
-        coding=Coding(0, group, damping=damping),
+        coding=Coding(0, code_group, damping=damping),
     )

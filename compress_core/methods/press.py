@@ -7,7 +7,7 @@ components and bits over all layers at one slope of predicted KL (``allocate.pri
 layer, on inputs behind what is compressed already, what was bought is then fitted towards the dense
 model's outputs as in SAES-SVD (arXiv 2602.03051), and rounded as in GPTQ (arXiv 2210.17323).
 
-``kept`` is the share of 16-bit numbers that what is stored takes the room of. ``codes=false`` leaves
+``kept`` is the share of 16-bit numbers that what is stored takes the room of. ``bits=16`` leaves
 every number in 16 bits, for comparison at equal numbers. It reads only what is cached: another
 budget divides, fits and rounds again, and decomposes nothing.
 """
@@ -15,39 +15,51 @@ budget divides, fits and rounds again, and decomposes nothing.
 from compress_core.allocate.prices import Prices
 from compress_core.coding.settings import Coding
 from compress_core.fit import Prefix
-from compress_core.forms.names import GROUP
+from compress_core.forms.names import FACTORS, FORM, FULL, GROUP
 from compress_core.method import Method
 from compress_core.metric import OutputError
+from compress_core.metric_names import METRIC, METRIC_NAMES, TWO_SIDED
+from compress_core.options import one_of
 from compress_core.refine.cross_truncation import CrossTruncate
 from compress_core.two_sided import TwoSided
 
 
 def press(
-    codes: bool = True,
-    group: int = GROUP,
+    bits: int = 0,
+    code_group: int = GROUP,
     damp: float = 0.03,
+    metric: str = TWO_SIDED,
+    metric_damp: float = TwoSided.damp,
+    factors: str = "auto",
+    correct: bool = True,
     prefix: str = "layer",
 ) -> Method:
     """Components and bits from one price list.
 
     Args:
-        codes: Whether numbers may be stored in codes of few bits.
-        group: Codes that share a scale.
+        bits: Of every number: 0 for what pays, 16 for no codes, or one width for all.
+        code_group: Codes that share a scale.
         damp: Of the predictions: part of G's mean diagonal that is added to its diagonal.
-        prefix: Whether inputs are measured again after each "layer" or each "block".
+        metric: In which components are least in error: "two_sided", or of the "inputs".
+        metric_damp: The same part for a metric of two sides.
+        factors: How a product of low rank is stored: plain, pivot, or auto, the smaller of both.
+        correct: Whether layers are fitted towards the dense model behind what is compressed.
+        prefix: Whether inputs are then measured again after each "layer" or each "block".
 
     Raises:
         ConfigError: A value is out of its range.
     """
+    one_of("method 'press'", METRIC, metric, METRIC_NAMES)
+    one_of("method 'press'", FORM, factors, FACTORS)
     return Method(
         "press",
         "components and bits from one price list, fitted behind what is compressed",
         "",
         weighting=OutputError(),
-        two_sided=TwoSided(),
-        allocate=Prices(damp=damp, codes=codes),
-        fit=CrossTruncate(),
+        two_sided=TwoSided(metric_damp) if metric == TWO_SIDED else None,
+        allocate=Prices(damp=damp, codes=bits == 0),
+        fit=CrossTruncate() if correct else None,
         prefix=Prefix(prefix),  # type: ignore[arg-type]  # it checks
-        form="auto",
-        coding=Coding(0, group) if codes else None,
+        form=factors,
+        coding=None if bits == FULL else Coding(bits, code_group),
     )

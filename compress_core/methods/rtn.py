@@ -9,12 +9,12 @@ from compress_core.forms.names import GROUP
 from compress_core.method import Method
 
 
-def rtn(bits: int = 0, group: int = GROUP) -> Method:
+def rtn(bits: int = 0, code_group: int = GROUP) -> Method:
     """Rounding to nearest.
 
     Args:
         bits: Of every code: 8, 6, 5, 4, 3 or 2; 0 for the widest that the budget holds.
-        group: Codes that share a scale.
+        code_group: Codes that share a scale.
 
     Raises:
         ConfigError: A value is out of its range.
@@ -25,5 +25,5 @@ def rtn(bits: int = 0, group: int = GROUP) -> Method:
         "",
         allocate=Widths(bits),
         decompose=None,
-        coding=Coding(0, group, rounding="nearest"),
+        coding=Coding(0, code_group, rounding="nearest"),
     )

@@ -1,0 +1,174 @@
+"""What every method may be asked for, whatever it does: how its parts are stored and weighed."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from compress_core.allocate.entries import Entries
+from compress_core.allocate.prices import Prices
+from compress_core.allocate.stepped import Stepped
+from compress_core.coding.settings import GPTQ, Coding
+from compress_core.decompose import ProjectOutputs
+from compress_core.errors import ConfigError
+from compress_core.forms.names import (
+    BITS,
+    CODE_GROUP,
+    EIGHT_BITS,
+    FACTORS,
+    FORM,
+    FULL,
+    GROUP,
+    PLAIN,
+    ROUNDING,
+)
+from compress_core.method import Method
+from compress_core.metric_names import INPUTS, METRIC, METRIC_DAMP, METRIC_NAMES
+from compress_core.options import OptionValue, one_of
+from compress_core.refine.columns import PreserveColumns
+from compress_core.two_sided import TwoSided
+
+OF_ALL: dict[str, tuple[OptionValue, str]] = {
+    FORM: (
+        PLAIN,
+        "how a product of low rank is stored: plain, pivot, or auto, the smaller of both",
+    ),
+    METRIC: (
+        INPUTS,
+        "what weighs errors: inputs, as the method does, or two_sided, by what errors of a layer's "
+        "outputs cost the model, too (its gradients are those of allocator fisher)",
+    ),
+    METRIC_DAMP: (
+        TwoSided().damp,
+        "of two_sided: part of the mean diagonal of the gradients' second moment that is added to "
+        "it, above 0",
+    ),
+    BITS: (
+        FULL,
+        "of every number that is stored: 16, or 8, 6, 5, 4, 3 or 2 for codes, with a scale per "
+        "group",
+    ),
+    CODE_GROUP: (GROUP, "codes that share a scale"),
+    ROUNDING: (GPTQ, "how codes are found: gptq, in the metric of the inputs, or nearest"),
+}
+"""Options of every method: default, and what people are told of it."""
+
+
+def as_asked(method: Method, of_all: Mapping[str, Any]) -> Method:
+    """The method with what was asked for; what it has options of its own for stays as they say.
+
+    Raises:
+        ConfigError: A value is none that there is, or the method cannot do it.
+    """
+    if FORM in of_all:
+        method = stored_as(method, of_all[FORM])
+    if METRIC in of_all:
+        method = measured_in(method, of_all[METRIC], of_all[METRIC_DAMP])
+    if BITS in of_all:
+        coding = Coding(of_all[BITS], of_all[CODE_GROUP], of_all[ROUNDING])
+        method = rounded(method, coding)
+    return method
+
+
+def rounded(method: Method, coding: Coding) -> Method:
+    """The method with its numbers in codes: of the bits that are asked for, or that its shares say.
+
+    Raises:
+        ConfigError: The method stores what codes are not priced for.
+    """
+    chosen = isinstance(method.allocate, Prices) and method.allocate.codes
+    if coding.bits == FULL and not chosen:
+        return method
+    if chosen and coding.bits != FULL:
+        raise ConfigError(f"allocator 'prices' chooses bits itself: leave out {BITS}={coding.bits}")
+    how = "shares in-factors among layers" if method.sharing else ""
+    if method.learn is not None:
+        how = "learns at the price of 16 bits per number"
+    elif method.form == EIGHT_BITS or isinstance(method.fit, PreserveColumns):
+        how = "trades in numbers of 16 bits"
+    elif method.prunes:
+        how = "counts entries in numbers of 16 bits"
+    if how:
+        raise ConfigError(f"method {method.name!r} {how}: leave out {BITS}={coding.bits}")
+    return replace(method, coding=replace(coding, bits=0) if chosen else coding)
+
+
+def measured_in(method: Method, metric: str, damp: float) -> Method:
+    """The method with errors weighed as asked.
+
+    Raises:
+        ConfigError: There is no such metric, its damping is out of range, or the method does more
+            than project outputs, layer by layer.
+    """
+    one_of(f"method {method.name!r}", METRIC, metric, METRIC_NAMES)
+    two_sided = TwoSided(damp)
+    if metric == INPUTS:
+        return method
+    how = "prunes" if method.prunes else "shares in-factors among layers" if method.sharing else ""
+    if method.learn is not None:
+        how = "learns what stays of each decomposition"
+    elif not how and not isinstance(method.decompose, ProjectOutputs):
+        how = "decomposes in a way of its own"
+    if how:
+        raise ConfigError(
+            f"method {method.name!r} {how}, in the metric of the inputs alone: leave out "
+            f"{METRIC}={metric}"
+        )
+    return replace(method, two_sided=two_sided)
+
+
+def stored_as(method: Method, factors: str) -> Method:
+    """The method with its products of low rank stored as asked.
+
+    Raises:
+        ConfigError: There is no such form, or the method's products have one of their own.
+    """
+    one_of(f"method {method.name!r}", FORM, factors, FACTORS)
+    if factors == PLAIN:
+        return method
+    if isinstance(method.allocate, Entries) and not method.allocate.gives_ranks:
+        return method  # nothing of it is of low rank
+    if method.form != PLAIN:
+        raise ConfigError(f"method {method.name!r} stores its factors in {method.form}: give plain")
+    if method.learn is not None:
+        if factors == "auto":
+            return method
+        raise ConfigError(
+            f"method {method.name!r} learns at the price of plain factors: leave out "
+            f"{FORM}={factors}"
+        )
+    fit = method.fit
+    if isinstance(fit, PreserveColumns):
+        fit = replace(fit, form=factors)
+    return replace(method, form=factors, fit=fit)
+
+
+def stepped(method: Method, multiple: int, device: str) -> Method:
+    """The method with ranks that a device likes.
+
+    Raises:
+        ConfigError: It chooses its ranks itself.
+    """
+    if multiple == 1 and not device:
+        return method
+    if device and method.form not in (PLAIN, EIGHT_BITS):
+        raise ConfigError(
+            f"option device={device} knows speeds of plain factors: leave out {FORM}={method.form}"
+        )
+    what = f"--rank-multiple {multiple}" if multiple != 1 else f"option device={device}"
+    how = "learns its ranks" if method.learn else "prunes" if method.prunes else ""
+    if isinstance(method.fit, PreserveColumns):
+        how = "trades ranks for columns"
+    if how:
+        raise ConfigError(f"method {method.name!r} {how}: leave out {what}")
+    return replace(method, allocate=Stepped(method.allocate, multiple, device))
+
+
+def check_divisible(method: Method, allocate: str) -> None:
+    """Refuses an allocator for a method that divides the budget itself.
+
+    Raises:
+        ConfigError: It prunes, so that every layer keeps the same share, or it learns its shares.
+    """
+    if method.prunes or method.learn is not None:
+        how = "learns its shares" if method.learn else "keeps the same share of every layer"
+        raise ConfigError(f"method {method.name!r} {how}: leave out the allocator {allocate!r}")
