@@ -38,7 +38,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class LowRank:
-    """W′ = u v, and beside it columns of a weight as they are, and sparse entries added to both.
+    """W′ = u v, and beside it columns of a weight as they are, entries and a whole matrix added.
 
     Attributes:
         u: (out, rank).
@@ -47,6 +47,7 @@ class LowRank:
         index: (kept,) int64, ascending: which inputs the columns belong to; None without columns.
         sparse: What is added to all that, (out, in); None for nothing.
         bias: What is added to the layer's bias, (out,); None for nothing.
+        base: A whole matrix that is added to all that, (out, in); None for nothing.
     """
 
     u: Tensor
@@ -55,6 +56,7 @@ class LowRank:
     index: Tensor | None = None
     sparse: Sparse | None = None
     bias: Tensor | None = None
+    base: Tensor | None = None
 
     @property
     def rank(self) -> int:
@@ -75,7 +77,8 @@ class LowRank:
             whole = product.new_empty(product.shape[0], len(rest) + len(kept))
             whole[:, rest] = product
             whole[:, kept] = self.columns
-        return whole if self.sparse is None else whole + self.sparse.dense()
+        whole = whole if self.sparse is None else whole + self.sparse.dense()
+        return whole if self.base is None else whole + self.base
 
 
 def split_inputs(features: int, index: Tensor) -> tuple[Tensor, Tensor]:
