@@ -1,0 +1,1 @@
+"""Numbers rounded to codes of few bits: what that costs, and how it costs least."""

@@ -1,0 +1,73 @@
+"""How numbers are rounded to codes: all that can be said of it."""
+
+from dataclasses import dataclass, replace
+
+from compress_core.errors import ConfigError
+from compress_core.forms.codes import GROUP, WIDTHS
+from compress_core.options import one_of
+
+GPTQ, NEAREST = "gptq", "nearest"
+ROUNDINGS = (GPTQ, NEAREST)
+FULL = 16  # bits of a number that is left as it is
+
+
+@dataclass(frozen=True)
+class Coding:
+    """How what a layer stores is rounded.
+
+    Attributes:
+        bits: Of every code; 0 where each layer's share says it.
+        group: Numbers that share a scale.
+        rounding: "gptq", or "nearest", which reads no inputs and fits nothing again.
+        damping: Part of the mean of H's diagonal that is added to it.
+        search: Whether the ends of a group are drawn in where that has less error.
+        order: Whether GPTQ goes through the columns by falling diagonal of H. Groups stay those
+            of neighbours; where they run across the columns, their scales are those of the matrix
+            as it is given.
+        widths: Slots that have bits of their own, ``FULL`` among them, with these.
+    """
+
+    bits: int = 0
+    group: int = GROUP
+    rounding: str = GPTQ
+    damping: float = 0.01
+    search: bool = False
+    order: bool = False
+    widths: tuple[tuple[str, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        known = ", ".join(map(str, WIDTHS))
+        if self.bits not in (0, *WIDTHS):
+            raise ConfigError(f"codes have {known} bits, got {self.bits}")
+        for slot, bits in self.widths:
+            if bits not in (FULL, *WIDTHS):
+                raise ConfigError(
+                    f"{slot} can be in codes of {known} bits or in {FULL}: got {bits}"
+                )
+        if self.group < 1:
+            raise ConfigError(f"a group is of at least 1 number, got {self.group}")
+        one_of("a coding", "rounding", self.rounding, ROUNDINGS)
+        if not 0 <= self.damping < float("inf"):
+            raise ConfigError(
+                f"damping, a part of the mean of H, is 0 or more; got {self.damping:g}"
+            )
+
+    @property
+    def reads_inputs(self) -> bool:
+        """Whether it needs the second moment of a layer's inputs."""
+        return self.rounding == GPTQ
+
+    def at(self, bits: int) -> "Coding":
+        """The same in codes of so many bits."""
+        return replace(self, bits=bits)
+
+    def bits_of(self, slot: str) -> int:
+        """Bits of a number in a slot.
+
+        Raises:
+            ConfigError: Neither it nor a share says.
+        """
+        bits = dict(self.widths).get(slot, self.bits)
+        if not bits:
+            raise ConfigError(f"nothing says how many bits the codes of {slot} have: give bits")
+        return bits
