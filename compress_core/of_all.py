@@ -64,22 +64,22 @@ def as_asked(method: Method, of_all: Mapping[str, Any]) -> Method:
     if METRIC in of_all:
         method = measured_in(method, of_all[METRIC], of_all[METRIC_DAMP])
     if BITS in of_all:
-        coding = Coding(of_all[BITS], of_all[CODE_GROUP], of_all[ROUNDING])
-        method = rounded(method, coding)
+        method = rounded(method, of_all[BITS], of_all[CODE_GROUP], of_all[ROUNDING])
     return method
 
 
-def rounded(method: Method, coding: Coding) -> Method:
+def rounded(method: Method, bits: int, group: int, rounding: str) -> Method:
     """The method with its numbers in codes: of the bits that are asked for, or that its shares say.
 
     Raises:
         ConfigError: The method stores what codes are not priced for.
     """
     chosen = isinstance(method.allocate, Prices) and method.allocate.codes
-    if coding.bits == FULL and not chosen:
+    coding = Coding(0 if bits == FULL else bits, group, rounding)
+    if bits == FULL and not chosen:
         return method
-    if chosen and coding.bits != FULL:
-        raise ConfigError(f"allocator 'prices' chooses bits itself: leave out {BITS}={coding.bits}")
+    if chosen and bits != FULL:
+        raise ConfigError(f"allocator 'prices' chooses bits itself: leave out {BITS}={bits}")
     how = "shares in-factors among layers" if method.sharing else ""
     if method.learn is not None:
         how = "learns at the price of 16 bits per number"
@@ -88,8 +88,8 @@ def rounded(method: Method, coding: Coding) -> Method:
     elif method.prunes:
         how = "counts entries in numbers of 16 bits"
     if how:
-        raise ConfigError(f"method {method.name!r} {how}: leave out {BITS}={coding.bits}")
-    return replace(method, coding=replace(coding, bits=0) if chosen else coding)
+        raise ConfigError(f"method {method.name!r} {how}: leave out {BITS}={bits}")
+    return replace(method, coding=coding)
 
 
 def measured_in(method: Method, metric: str, damp: float) -> Method:

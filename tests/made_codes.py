@@ -55,4 +55,4 @@ def in_rounded_codes(
     """What a layer stores and its entry, with tensors in codes: those named, or all that may be."""
     named = dict.fromkeys(codable(entry, sizes), bits) if isinstance(bits, int) else bits
     coded = coded_of(tensors, entry, sizes, named, group)
-    return put_codes(tensors, entry, sizes, coded, named, group)
+    return put_codes(tensors, entry, sizes, coded, named, group, tensors["weight"].dtype)

@@ -26,10 +26,10 @@ def curve_of(layer: LayerRef, divergence: Callable[[int], float]) -> Iterator[Po
 
 
 def lower_hull(points: Sequence[Point]) -> list[Point]:
-    """The lower convex hull of points sorted by cost, and by divergence where they cost the same."""
+    """The lower convex hull of points sorted by cost, then by divergence, as far as it falls."""
     hull: list[Point] = []
     for point in points:
-        if hull and hull[-1][0] == point[0]:
+        if hull and (hull[-1][0] == point[0] or hull[-1][1] < point[1]):
             continue
         while len(hull) >= 2 and _above(hull[-2], hull[-1], point):
             hull.pop()

@@ -4,7 +4,7 @@ It is part of the methods that round the whole weight, and no word of ``--alloca
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from compress_core.allocate.base import Curvature, Evidence, budget_of
 from compress_core.allocate.buying import Point, buy
@@ -28,7 +28,7 @@ class Widths:
 
     bits: int = 0
     mixed: bool = False
-    gradients: Fisher = Fisher()
+    gradients: Fisher = field(default_factory=Fisher)
 
     def __post_init__(self) -> None:
         if self.bits not in (0, *WIDTHS):

@@ -9,14 +9,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from compress_core.coding.parts import code_layer
+from compress_core.coding.parts import CodedParts, code_layer
 from compress_core.coding.settings import Coding
 from compress_core.coding.whole import of_whole
 from compress_core.decompose import Decomposer, LowRank, Prepared
 from compress_core.errors import CompressError, NumericsError
 from compress_core.fit import Fitter, Moments
 from compress_core.forms.names import FULL
-from compress_core.layer.stored import Codes, pack_sparse, unpack_sparse
+from compress_core.layer.stored import pack_sparse, unpack_sparse
 from compress_core.learn.base import Atoms, Chosen, pick
 from compress_core.metric import Metric
 from compress_core.record import Packed, Record
@@ -146,7 +146,7 @@ def realise_share(
 
 def code_share(
     coding: Coding, given: Given, low: LowRank, share: Share, form: str, dtype: torch.dtype
-) -> Codes:
+) -> CodedParts:
     """What a layer stores in codes at its share, in the metric of what it reads.
 
     Raises:
@@ -155,8 +155,9 @@ def code_share(
     moments = given.moments()
     moment = moments.dense if moments.prefix is None else moments.prefix
     assert share.bits is not None
+    low = replace(low, u=given.wide(low.u), v=given.wide(low.v))
     try:
-        return code_layer(low, moment, replace(coding, bits=share.bits), form, dtype)
+        return code_layer(low, moment, coding.at(share.bits), form, dtype)
     except CompressError as error:
         raise type(error)(f"layer {given.layer.name}: {error}") from error
 

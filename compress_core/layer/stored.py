@@ -1,12 +1,12 @@
 """What a layer stores: the parts that a fit ended with, as tensors of its file and their entry."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from compress_core.coding.parts import CodedParts
 from compress_core.decompose import LowRank
 from compress_core.forms.base import Base
 from compress_core.forms.codes import Coded
@@ -20,7 +20,7 @@ from compress_core.forms.kinds import (
     sizes_of,
     why_no_codes,
 )
-from compress_core.forms.names import GROUP, PLAIN
+from compress_core.forms.names import PLAIN
 from compress_core.forms.part import Entry, Sizes
 from compress_core.forms.products import product_form
 from compress_core.record import Packed, Record
@@ -29,30 +29,13 @@ from compress_core.sparse import Sparse, unpack
 BIAS = "bias"  # added to the layer's own
 
 
-@dataclass(frozen=True)
-class Codes:
-    """Tensors of a layer that are held in codes.
-
-    Attributes:
-        coded: Name of a tensor to what takes its place: of the matrix that ``codable`` makes of it,
-            the scales in any dtype.
-        bits: Of the codes of each.
-        group: Neighbours in a row of those matrices that share a scale.
-    """
-
-    coded: Mapping[str, Coded]
-    bits: Mapping[str, int]
-    group: int = GROUP
-
-
 def pack_layer(
-    factors: LowRank | None,
+    factors: LowRank | CodedParts | None,
     dtype: torch.dtype,
     dense_cost: int,
     *,
     own: bool,
     form: str = PLAIN,
-    codes: Codes | None = None,
 ) -> Packed:
     """What is kept of a layer, with its entry, rank, columns, entries and numbers.
 
@@ -62,19 +45,19 @@ def pack_layer(
         dense_cost: Numbers of the dense weight.
         own: Whether the in-factor is the layer's own, not another one's that it shares.
         form: Of the product, a key of ``FORMS``.
-        codes: What of it is held in codes; None for nothing.
 
     Raises:
         ValueError: As :func:`put_codes`; or a layer in codes shares another one's in-factor.
     """
     if factors is None:
         return Packed({}, {"rank": None, "columns": 0, "nonzeros": 0, "numbers": dense_cost})
-    tensors, entry = as_parts(factors, dtype, form)
-    sizes = sizes_of(factors.u.shape[0], factors.in_features, entry)
-    if codes is not None and codes.coded:
+    if isinstance(factors, CodedParts):
         if not own:
             raise ValueError("a layer that shares another one's in-factor holds nothing in codes")
-        tensors, entry = put_codes(tensors, entry, sizes, codes)
+        (tensors, entry), factors = coded_parts(factors, dtype), factors.low
+    else:
+        tensors, entry = as_parts(factors, dtype, form)
+    sizes = sizes_of(factors.u.shape[0], factors.in_features, entry)
     numbers = numbers_of(entry, sizes)
     if factors.bias is not None:
         tensors[BIAS] = factors.bias.to(dtype)
@@ -109,32 +92,48 @@ def as_parts(
     return filed, entry
 
 
+def coded_parts(parts: CodedParts, dtype: torch.dtype) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of parts that are in codes, numbers and scales in ``dtype``, and their entry."""
+    bits = {name: parts.coding.bits_of(name) for name in parts.codes}
+    sizes = sizes_of(parts.low.u.shape[0], parts.low.in_features, parts.entry)
+    tensors = {
+        name: SLOTS[name].filed(tensor, sizes, dtype) for name, tensor in parts.tensors.items()
+    }
+    return put_codes(tensors, parts.entry, sizes, parts.codes, bits, parts.coding.group, dtype)
+
+
 def put_codes(
     tensors: Mapping[str, Tensor],
     entry: Entry,
     sizes: Sizes,
-    codes: Codes,
+    coded: Mapping[str, Coded],
+    bits: Mapping[str, int],
+    group: int,
+    dtype: torch.dtype,
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """What a layer stores and its entry, with some of its tensors in codes.
 
     Args:
-        tensors: What it stores without, as :func:`as_parts` makes them.
+        tensors: What it stores without those, or with.
         entry: What is said of it then.
         sizes: Its own.
-        codes: What takes the place of some of them.
+        coded: Name of a tensor to what takes its place: of the matrix that ``codable`` makes of it,
+            the scales in any dtype.
+        bits: Of the codes of each.
+        group: Neighbours in a row of those matrices that share a scale.
+        dtype: Of the scales in the file.
 
     Raises:
         ValueError: A tensor cannot be held in codes, or not in these.
     """
-    says = {**entry, "codes": dict(codes.bits), "group": codes.group}
+    if not coded:
+        return dict(tensors), dict(entry)
+    says = {**entry, "codes": {name: bits.get(name) for name in coded}, "group": group}
     if reason := why_no_codes(says, sizes):
         raise ValueError(reason)
     found = dict(tensors)
     for name, layout in layouts_of(says, sizes).items():
-        dtype = tensors[name].dtype
-        found |= layout.encode(
-            name, codes.coded[name]._replace(scales=codes.coded[name].scales.to(dtype))
-        )
+        found |= layout.encode(name, coded[name]._replace(scales=coded[name].scales.to(dtype)))
     return found, says
 
 

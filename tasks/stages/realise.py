@@ -6,6 +6,8 @@ from functools import partial
 
 from torch import Tensor
 
+from compress_core.coding.parts import CodedParts
+from compress_core.decompose import LowRank
 from compress_core.fit import DENSE, Fitter
 from compress_core.forms.names import FULL, PLAIN
 from compress_core.layer.make import Given, code_share, realise_chosen, realise_share, rows_of
@@ -141,7 +143,7 @@ class Realise:
         method, given = self.job.method, self._given(work, unit, layer)
         form = self.job.stack(layer).form
         dtype = self.job.model.checkpoint.torch_dtype(self.job.model.weight_key(layer.name))
-        codes = None
+        factors: LowRank | CodedParts | None
         if not isinstance(self.allocation, Unit):
             chosen = Chosen.unpack(Stored(work.artifact(unit.inputs["learned"])))
             factors = realise_chosen(method.fit, given, chosen)
@@ -149,9 +151,9 @@ class Realise:
             share = share_of(work.artifact(self.allocation), self.job.stack_of[layer.name])
             factors = realise_share(method.decompose, self._fitter(work, unit), given, share)
             if factors is not None and method.coding is not None and share.bits != FULL:
-                codes = code_share(method.coding, given, factors, share, form, dtype)
+                factors = code_share(method.coding, given, factors, share, form, dtype)
         own = self.job.owner(layer) == layer.name
-        return pack_layer(factors, dtype, layer.dense_cost, own=own, form=form, codes=codes)
+        return pack_layer(factors, dtype, layer.dense_cost, own=own, form=form)
 
     def _fitter(self, work: Work, unit: Unit) -> Fitter | None:
         return self.job.method.fit
