@@ -20,6 +20,7 @@ from compress_core.forms.kinds import (
     dense_of,
     kinds_of,
     numbers_of,
+    pair_of,
     shapes_of,
     sizes_of,
     version_of,
@@ -216,6 +217,16 @@ def test_codes_stand_for_scale_times_code_minus_zero_in_their_places(name: str) 
     assert torch.equal(dense_of(entry, tensors, sizes), dense_of(says, whole, sizes))
     off = dense_of(entry, tensors, sizes) - case.content.dense()
     assert 0 < float(off.norm() / case.content.dense().norm()) < 0.7  # of 2 bits, least of 8
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in CASES if all(kind.paired for kind in kinds_of(stored(name)[0]))]
+)
+def test_plain_factors_take_the_place_of_what_is_paired(name: str) -> None:
+    entry, tensors, sizes = stored(name, torch.float64)
+    u, v = pair_of(entry, tensors, sizes)
+    assert u.shape[1] == len(v)
+    torch.testing.assert_close(u @ v, dense_of(entry, tensors, sizes))
 
 
 @both
