@@ -1,5 +1,8 @@
 """Numbers in codes: packed without a gap, given back as they were, counted by their bits."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given
@@ -23,6 +26,13 @@ from tests.made_codes import coded_of, rounded
 
 BITS = st.sampled_from(WIDTHS)
 PIECES = {8: (8,), 6: (4, 2), 5: (4, 1), 4: (4,), 3: (2, 1), 2: (2,)}
+
+
+def test_the_example_of_the_page_is_true() -> None:
+    page = Path(__file__).parents[2] / "docs" / "model-format.md"
+    (example,) = re.findall(r"```python\n([^`]*pack_codes[^`]*)```", page.read_text())
+    assert example.count("assert") == 3
+    exec(example, {})
 
 
 def drawn(count: int, bits: int, seed: int = 0) -> Tensor:
