@@ -31,7 +31,7 @@ from compress_core.recover.settings import (
 from compress_core.recover.windows import split_windows
 from compress_core.types import ModelLayout
 from tests.families import tiny_model, token_batch
-from tests.pipeline.contents import sparse_layers, varied_layers
+from tests.pipeline.contents import coded_layers, sparse_layers, varied_layers
 from tests.pipeline.folders import make_pair
 
 HOWS: list[How] = ["factors", "lora"]
@@ -124,6 +124,20 @@ def test_columns_sparse_values_and_shared_factors_train_too(
         if hasattr(module, "factor_in") and module.factor_in.numel()
     }
     assert len(factors) == sum(name.endswith("factor_in") for name in before)
+
+
+def test_of_codes_the_scales_are_trained_and_nothing_is_merged_into_them(tmp_path: Path) -> None:
+    case = Case(tmp_path, coded_layers)
+    model = case.model()
+    before = tensors_of(model)
+    codes = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    found = case.run(model=model)
+    assert found.report["best"] < found.report["start"]
+    changed = {name for name in before if not torch.equal(before[name], found.tensors[name])}
+    assert {"base", "weight", "sparse_values"} <= {name.rpartition(".")[2] for name in changed}
+    assert same(codes, dict(model.named_buffers()))
+    with pytest.raises(ConfigError, match=r"q_proj holds numbers in codes, which .* by factors"):
+        case.run(model=model, how="lora")
 
 
 def test_what_is_measured_is_what_is_stored(tmp_path: Path) -> None:

@@ -6,10 +6,12 @@ import torch
 
 from compress_core.decompose import LowRank
 from compress_core.folder.write import CompressedWeights
+from compress_core.forms.kinds import sizes_of
 from compress_core.forms.names import EIGHT_BITS, PLAIN
 from compress_core.layer.stored import as_parts
 from compress_core.sparse import Sparse
 from tests.families import linear_names
+from tests.made_codes import in_rounded_codes
 
 
 def stores(
@@ -103,6 +105,39 @@ def summed_layers(model: Any, seed: int = 0) -> list[CompressedWeights]:
         low = LowRank(u, v, columns, index, sparse, bias)
         form = ("pivot", EIGHT_BITS, PLAIN, "pivot", EIGHT_BITS, "pivot")[i % 6]
         layers.append(stores(name, low, model.dtype, form=form))
+    return layers
+
+
+def coded_layers(model: Any, seed: int = 0) -> list[CompressedWeights]:
+    """Random contents for every linear layer: numbers in codes of every width, bases, and sums.
+
+    In turn: a base alone; factors; a base beside factors and entries, all of them in codes; pivots
+    beside columns; a base beside factors and a few entries that are not; columns and entries. Every
+    fourth gets a bias.
+    """
+    draw = _Draw(model, seed)
+    layers = []
+    for i, name in enumerate(linear_names(model)):
+        rows, inputs = sizes_of_layer(model.get_submodule(name))
+        based, rank, kept, count, bits, group = (
+            (True, 0, 0, 0, 4, 32),
+            (False, 20, 0, 0, 6, 16),
+            (True, 2, 0, 60, 3, 12),
+            (False, 7, 3, 0, 5, 16),
+            (True, 2, 0, 20, {"base": 2}, 32),
+            (False, 0, 4, 40, 8, 32),
+        )[i % 6]
+        columns, index = (draw(rows, kept), draw.index(inputs, kept)) if kept else (None, None)
+        sparse = draw.entries(rows, inputs, count) if count else None
+        bias = draw(rows) if i % 4 == 0 else None
+        base = draw(rows, inputs) if based else None
+        u, v = draw(rows, rank), draw(rank, inputs - kept)
+        low = LowRank(u, v, columns, index, sparse, bias, base)
+        tensors, entry = as_parts(low, model.dtype, "pivot" if i % 6 == 3 else PLAIN)
+        tensors, entry = in_rounded_codes(
+            tensors, entry, sizes_of(rows, inputs, entry), bits, group
+        )
+        layers.append(CompressedWeights(name, entry, tensors, low.bias))
     return layers
 
 

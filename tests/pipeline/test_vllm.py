@@ -19,6 +19,7 @@ from compress_core.errors import ModelError
 from compress_core.folder.for_vllm import to_vllm
 from tests.families import tiny_model
 from tests.pipeline.contents import (
+    coded_layers,
     eight_bit_layers,
     sparse_layers,
     stores,
@@ -166,6 +167,7 @@ def test_it_needs_nothing_of_ours_and_its_code(tmp_path: Path) -> None:
         (sparse_layers, "sparse entries"),
         (eight_bit_layers, "factors in 8 bits"),
         (summed_layers, "has sparse entries"),
+        (coded_layers, "has a base and numbers in codes"),
     ],
 )
 def test_what_linear_layers_cannot_hold_is_refused(layers: Any, what: str, tmp_path: Path) -> None:
