@@ -113,7 +113,7 @@ def _spanning(
     top = 2**bits - 1
     below, above = low.clamp_max(0.0), high.clamp_min(0.0)
     scales = torch.where(
-        low == high, low.abs().to(dtype), _rounded_up((above - below) * (clip / top), dtype)
+        low == high, low.abs().to(dtype), _rounded_up((above - below) * clip / top, dtype)
     )
     scales = torch.where(scales == 0, 1.0, scales)  # of nothing but zeros
     zeros = (below * -clip / scales.to(below.dtype)).round_().clamp_(0, top)
