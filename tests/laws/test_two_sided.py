@@ -99,7 +99,11 @@ def test_outputs_that_count_alike_change_nothing_but_the_scale_of_the_loss(
 ) -> None:
     weight, h, _ = case(shape, 3)
     scales = torch.linspace(0.5, 2, shape[1], dtype=torch.float64)
-    metrics = {"plain": Plain(), "diagonal": Diagonal(scales), "second moment": SecondMoment(h)}
+    metrics: dict[str, Metric] = {
+        "plain": Plain(),
+        "diagonal": Diagonal(scales),
+        "second moment": SecondMoment(h),
+    }
     alike = OutputFisher(TOKENS, 0.02 * TOKENS * torch.eye(shape[0], dtype=torch.float64))
     decomposer = ProjectTwoSided(root=lambda: TwoSided().root(alike))
     both = decomposer.prepare(weight, metrics[kind], 6)
