@@ -25,6 +25,18 @@ def asvd(weight: Tensor, inputs: Tensor, rank: int, alpha: float = 0.5) -> Tenso
     return truncate(weight * d, rank) / d
 
 
+def root(moment: Tensor) -> Tensor:
+    """The symmetric root of a positive definite matrix."""
+    values, vectors = torch.linalg.eigh(moment)
+    return vectors @ values.sqrt().diag() @ vectors.T
+
+
+def two_sided(weight: Tensor, h: Tensor, g: Tensor, rank: int) -> Tensor:
+    """KFAC-SVD, OBD-LLM (arXiv 2604.00821): A = G^½, S = H^½, W' = A⁻¹ SVD_k(A W S) S⁻¹."""
+    a, s = root(g), root(h)
+    return torch.linalg.inv(a) @ truncate(a @ weight @ s, rank) @ torch.linalg.inv(s)
+
+
 def add_up_to_nearest(
     tables: Sequence[Sequence[tuple[int, float]]], target: int, total: int
 ) -> list[int]:

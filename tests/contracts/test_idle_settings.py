@@ -78,6 +78,22 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "option buckets=9 of",
     ),
     "a step size without steps": ({"method": "cap:policy=none:eta=0.9"}, "option eta=0.9 of"),
+    "damping of a metric that has none": (
+        {"method": "svd_llm:metric_damp=0.3"},
+        "option metric_damp=0.3 of 'svd_llm:metric_damp=0.3' changes nothing beside the others",
+    ),
+    "a metric among the options": (
+        {"options": {"metric": "two_sided"}},
+        "--option metric=two_sided: give --metric",
+    ),
+    "factors among the options": (
+        {"options": {"factors": "pivot"}},
+        "--option factors=pivot: give --factors",
+    ),
+    "a metric that one method of two refuses": (
+        {"methods": ["svd_llm", "wanda"], "metric": "two_sided"},
+        "method 'wanda' prunes, in the metric of the inputs alone: leave out metric=two_sided",
+    ),
     "damping of what does not damp": ({"method": "slim:damping=0.2"}, "option damping=0.2 of"),
     "one method under two names": (
         {"methods": ["svd_llm", "svd_llm:update=none"]},
@@ -110,6 +126,16 @@ READ: dict[str, dict[str, Any]] = {
     "by what is held back": {"method": "svd", "eval_text": [], "calibration_field": "b"},
     "by a training": {"method": "soco", "learn_seed": 9},
     "by an allocator": {"method": "svd@hull:probe_share=0.2", "samples": 9},
+    "by a metric": {
+        "method": "svd",
+        "metric": "two_sided",
+        "options": {"metric_damp": 0.3},
+        "samples": 9,
+        "products": "float32",
+    },
+    "by a metric of its own": {"method": "svd:metric=two_sided:metric_damp=0.3"},
+    "by one metric of two": {"methods": ["svd", "svd_llm:metric=inputs"], "metric": "two_sided"},
+    "a metric that is said twice": {"method": "svd:metric=two_sided", "metric": "two_sided"},
     "and a default": {"options": {"toward_dense": "0"}},
 }
 

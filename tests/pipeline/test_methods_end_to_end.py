@@ -39,8 +39,18 @@ METHODS_OF = {
         "svd_llm:factors=pivot",
         "ada_svd:factors=auto",
         "duo_svd:probe_windows=2:factors=pivot",
+        "svd_llm@fisher:metric=two_sided:factors=pivot",
+        "ada_svd:metric=two_sided",
+        "saes_svd@hull:metric=two_sided",
+        "duo_svd@uniform:metric=two_sided",
+        "fwsvd:metric=two_sided",
     ],
-    "gpt2": [*FACTORS, "svd_llm:update=u", "svd_llm:factors=pivot"],
+    "gpt2": [
+        *FACTORS,
+        "svd_llm:update=u",
+        "svd_llm:factors=pivot",
+        "svd_llm_v2:metric=two_sided:factors=auto",
+    ],
 }
 CASES = [(model, method) for model, methods in METHODS_OF.items() for method in methods]
 every_case = pytest.mark.parametrize(("model", "method"), CASES)
@@ -180,6 +190,7 @@ def test_a_shared_basis_is_stored_once_and_is_one_parameter(
     [
         ("llama", "duo_svd", KEPT),
         ("llama", "duo_svd@uniform", KEPT),
+        ("llama", "duo_svd@uniform:metric=two_sided", KEPT),
         ("llama", "duo_svd:refit_columns=true:search=grid:probe_windows=2", KEPT),
         ("gpt2", "duo_svd@uniform", 0.9),
     ],
