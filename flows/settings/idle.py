@@ -6,13 +6,14 @@ calibration windows of a method that reads none, people are told.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from compress_core.errors import ConfigError
 from compress_core.forms.names import FORM
 from compress_core.hf.documents import has_fields
 from compress_core.method import Method
 from compress_core.methods import build_method, option_defaults, parse_variant
-from compress_core.metric_names import METRIC
+from compress_core.metric_names import INPUTS, METRIC
 from compress_core.options import read_option
 from flows.settings.belonging import belonging
 from flows.settings.config import Settings
@@ -222,7 +223,8 @@ def _check_option(settings: Settings, name: str, option: str) -> None:
         ConfigError: It is one.
     """
     variant = parse_variant(name)
-    options = {METRIC: settings.metric, **settings.options, **variant.options}
+    flag = {} if settings.metric == INPUTS else {METRIC: settings.metric}
+    options: dict[str, Any] = {**flag, **settings.options, **variant.options}
     rest = {key: value for key, value in options.items() if key != option}
     allocate = variant.allocate or settings.allocate
 

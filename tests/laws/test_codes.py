@@ -9,6 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from compress_core.coding.parts import CodedParts
+from compress_core.coding.settings import Coding
 from compress_core.decompose import LowRank
 from compress_core.forms.codes import (
     Coded,
@@ -170,7 +172,10 @@ def test_what_is_packed_with_codes_is_known_by_its_record() -> None:
     tensors, entry = as_parts(low, torch.bfloat16)
     sizes, bits = sizes_of(20, 14, entry), {"base": 3, "factor_in": 8}
     coded = coded_of(tensors, entry, sizes, bits, 8)
-    kept = pack_layer(low, torch.bfloat16, 280, own=True, coded=coded, bits=bits, group=8)
+    others = {name: tensor for name, tensor in tensors.items() if name not in coded}
+    coding = Coding(0, 8, widths=tuple(bits.items()))
+    parts = CodedParts(coded, others, entry, low, coding)
+    kept = pack_layer(parts, torch.bfloat16, 280, own=True)
     says = {"rank": 3, "base": True, "codes": bits, "group": 8}
     assert kept.attrs["entry"] == says and kept.attrs["numbers"] == numbers_of(says, sizes)
     assert kept.tensors["base"].dtype is torch.bfloat16 and kept.tensors["base"].shape == (20, 2)
@@ -194,13 +199,6 @@ def test_codes_that_do_not_fit_are_refused() -> None:
         if group == 7:
             coded = {"base": rounded(tensors["base"], 4, 14)}
         with pytest.raises(ValueError, match=message):
-            put_codes(tensors, entry, sizes, coded, bits, group)
+            put_codes(tensors, entry, sizes, coded, bits, group, torch.float32)
     with pytest.raises(ValueError, match="shares another one's in-factor holds nothing in codes"):
-        pack_layer(
-            content(base=False),
-            torch.float32,
-            280,
-            own=False,
-            coded={"weight": base["base"]},
-            bits={"weight": 4},
-        )
+        pack_layer(CodedParts(base, {}, entry, content(), Coding(4)), torch.float32, 280, own=False)

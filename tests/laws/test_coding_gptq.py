@@ -12,7 +12,8 @@ from compress_core.coding.gptq import Swept, gptq
 from compress_core.coding.grid import Grid, codes_at, decoded, grid_of, nearest, spread
 from compress_core.coding.settings import Coding
 from compress_core.errors import NumericsError
-from compress_core.forms.codes import WIDTHS, Coded
+from compress_core.forms.codes import Coded
+from compress_core.forms.names import WIDTHS
 from compress_core.prune.obs import damped
 from tests.made_up import SEEDS, weight_and_inputs
 

@@ -9,7 +9,8 @@ from torch import Tensor
 from compress_core.coding.grid import Grid, decoded, grid_of, nearest, spread
 from compress_core.coding.settings import FULL, Coding
 from compress_core.errors import ConfigError, NumericsError
-from compress_core.forms.codes import WIDTHS, groups_of
+from compress_core.forms.codes import groups_of
+from compress_core.forms.names import WIDTHS
 from tests.made_up import SEEDS
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
