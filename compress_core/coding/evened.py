@@ -52,7 +52,7 @@ def even_turn(energy: Tensor) -> Tensor:
     """
     sizes = energy.sqrt().tolist()
     mean = math.exp(math.fsum(map(math.log, sizes)) / len(sizes))
-    turn = torch.eye(len(sizes), dtype=energy.dtype, device=energy.device)
+    turn = torch.eye(len(sizes), dtype=energy.dtype)  # many small steps: no work for a GPU
     for k in range(len(sizes) - 1):
         farthest = min if sizes[k] >= mean else max
         partner = sizes.index(farthest(sizes[k + 1 :]), k + 1)
@@ -67,4 +67,4 @@ def even_turn(energy: Tensor) -> Tensor:
         pair = [[cosine * front, -sine * other], [sine * other, cosine * front]]
         turn[:, k : k + 2] = turn[:, k : k + 2] @ (turn.new_tensor(pair) / mean)
         sizes[k], sizes[k + 1] = mean, front * other / mean
-    return turn
+    return turn.to(energy.device)

@@ -120,7 +120,8 @@ class _Rounder:
         self.low = replace(self.low, sparse=Sparse(sparse.mask, found.value[0]))
         self.entry["nonzeros"] = sparse.nonzeros
         self.stored |= Entries.pack(sparse.mask, sparse.values)
-        self.stored["sparse_values"] = found.stored
+        row = found.stored
+        self.stored["sparse_values"] = row if isinstance(row, Coded) else row[0]
 
     def columns(self) -> None:
         """In the second moment of their own inputs."""

@@ -8,6 +8,7 @@ from torch import Tensor
 from compress_core.coding.gptq import Swept, gptq
 from compress_core.coding.grid import decoded, nearest
 from compress_core.coding.settings import FULL, Coding
+from compress_core.errors import NumericsError
 from compress_core.forms.codes import Coded
 
 
@@ -51,6 +52,11 @@ def rounded(
     bits = coding.bits_of(slot)
     if bits == FULL:
         stored = matrix.to(dtype)
+        if not bool(stored.isfinite().all()):
+            raise NumericsError(
+                f"{slot} {tuple(matrix.shape)} has a number that is not finite or beyond {dtype}: "
+                "look for what made it, or store it in a wider dtype"
+            )
         return Rounded(stored, stored.to(torch.float64))
     lines = matrix if along == 1 else matrix.T
     if swept is not None:

@@ -17,7 +17,7 @@ from compress_core.coding.parts import CodedParts, code_layer
 from compress_core.coding.product import fitted_product, nearest_product, shape_of
 from compress_core.coding.settings import FULL, Coding
 from compress_core.decompose import LowRank, project
-from compress_core.errors import ConfigError
+from compress_core.errors import ConfigError, NumericsError
 from compress_core.forms.entries import Entries
 from compress_core.forms.factors import Factors
 from compress_core.forms.names import EIGHT_BITS
@@ -32,6 +32,7 @@ BFLOAT, WIDE = torch.bfloat16, torch.float64
 SIDES = st.integers(3, 16)
 FORMS = ["plain", "pivot"]
 KINDS: dict[str, Any] = {"plain": Factors, "pivot": Pivot}
+SLOTS = ("sparse_values", "columns", "base", "weight", "factor_in", "pivot_in")
 GROUP = 4
 
 
@@ -65,29 +66,31 @@ def file_of(parts: CodedParts, group: int = GROUP) -> dict[str, Tensor]:
     for slot, codes in parts.codes.items():
         numbers = decoded(codes, group)
         across = slot == "columns" or (slot == "weight" and not parts.entry.get("pivot"))
-        tensors[slot] = numbers.T if across else numbers
-    if "sparse_values" in tensors:
-        tensors["sparse_values"] = tensors["sparse_values"].flatten()
+        tensors[slot] = numbers[0] if slot == "sparse_values" else numbers.T if across else numbers
     return tensors
 
 
+@pytest.mark.parametrize("whole", [(), SLOTS[:3], SLOTS[3:], SLOTS])
 @pytest.mark.parametrize("rounding", ["gptq", "nearest"])
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("seed", range(3))
 def test_what_is_stored_stands_for_the_sum_that_is_said(
-    form: str, rounding: str, seed: int
+    form: str, rounding: str, whole: tuple[str, ...], seed: int
 ) -> None:
+    """With any slots in 16 bits, as the model stores them."""
     low, moment = all_parts(seed)
-    coding = Coding(4, GROUP, rounding)
+    coding = Coding(4, GROUP, rounding, widths=tuple((slot, FULL) for slot in whole))
     parts = code_layer(low, moment if coding.reads_inputs else None, coding, form, BFLOAT)
+    assert not set(parts.codes) & set(whole)
     tensors, sizes = file_of(parts), Sizes(10, 14, 3)
-    whole = Entries.dense(tensors, sizes) + tensors["base"]
+    tensors = {name: t.double() if t.is_floating_point() else t for name, t in tensors.items()}
+    found = Entries.dense(tensors, sizes) + tensors["base"]
     taken = low.index
     assert taken is not None and low.sparse is not None
     rest = [j for j in range(14) if j not in taken.tolist()]
-    whole[:, taken] += tensors["columns"]
-    whole[:, rest] += KINDS[form].dense(tensors, sizes)
-    torch.testing.assert_close(whole, parts.low.dense())
+    found[:, taken] += tensors["columns"]
+    found[:, rest] += KINDS[form].dense(tensors, sizes)
+    torch.testing.assert_close(found, parts.low.dense())
     assert parts.low.bias is low.bias
     says: dict[str, Any] = {"columns": 3, "nonzeros": low.sparse.nonzeros, "base": True, "rank": 3}
     assert parts.entry == says | ({"pivot": True} if form == "pivot" else {})
@@ -237,6 +240,22 @@ def test_an_evened_product_is_the_same_product(rows: int, columns: int, seed: in
     inner = damped(SecondMoment(moment).output_gram(v), 0.01)
     left = inverse_factor(inner, 0.01).diagonal()
     assert float(left.max()) == pytest.approx(float(left.min()), rel=1e-5)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_product_of_full_rank_can_be_coded(form: str) -> None:
+    """In the pivot form there are then no rows beside the pivots."""
+    weight, moment = made(6, 8, 0)
+    found = code_layer(cut(weight, moment, 6), moment, Coding(8, GROUP), form, WIDE).low.dense()
+    assert output_error(weight - found, moment) < 1e-4 * output_error(weight, moment)
+
+
+def test_numbers_beyond_the_dtype_are_refused() -> None:
+    weight, moment = made(6, 8, 0)
+    low = cut(1e6 * weight, moment, 2)
+    for widths in ((), (("factor_in", FULL),)):
+        with pytest.raises(NumericsError, match=r"beyond torch.float16: .*in a wider dtype"):
+            code_layer(low, moment, Coding(2, widths=widths), "plain", torch.float16)
 
 
 def test_a_product_of_nothing_can_be_evened_and_coded() -> None:
