@@ -6,8 +6,18 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from compress_core.coding.expected import curve_of_codes, whole_cost_of_codes
+from compress_core.coding.parts import CodedParts
+from compress_core.curvature import divergence_by_rank
 from compress_core.decompose import LowRank, Prepared, ReadRows
-from compress_core.layer.make import Given, decompose_stack, pack_prepared, realise_share
+from compress_core.forms.names import FULL, GROUP
+from compress_core.layer.make import (
+    Given,
+    code_share,
+    decompose_stack,
+    pack_prepared,
+    realise_share,
+)
 from compress_core.layer.stored import pack_layer
 from compress_core.method import Method
 from compress_core.metric import Metric, summed_fisher
@@ -77,11 +87,33 @@ def prepare(method: Method, stack: Sequence[Seen], rank: int) -> Prepared:
     )
 
 
+def evidence_of(method: Method, seen: Seen, prepared: Prepared | None) -> dict[str, Tensor]:
+    """What is predicted of a layer all of whose outputs count alike, by field of Evidence."""
+    moment, fisher = input_stats(seen).moment, torch.eye(len(seen.weight), dtype=torch.float64)
+    u, v = seen.weight[:, :0], seen.weight[:0]
+    if prepared is not None:
+        u, v = prepared.arrays["ut"].T.double(), prepared.arrays["v"].double()
+    whole = whole_cost_of_codes(seen.weight, moment, fisher, GROUP)
+    products = curve_of_codes(u, v, moment, fisher, method.form, GROUP)
+    return {
+        "predicted": divergence_by_rank(seen.weight, u, v, moment, fisher),
+        "codes": torch.cat([torch.tensor([whole], dtype=torch.float64), products]),
+    }
+
+
 def realise(
     method: Method, stack: Sequence[Seen], prepared: Prepared | None, share: Share
 ) -> list[LowRank]:
+    """What every layer of a stack stands for, in float64."""
+    made = make(method, stack, prepared, share)
+    return [found.low if isinstance(found, CodedParts) else found for found in made]
+
+
+def make(
+    method: Method, stack: Sequence[Seen], prepared: Prepared | None, share: Share
+) -> list[LowRank | CodedParts]:
     """What every layer of a stack stores, in float64."""
-    names, found = as_stack(stack), []
+    names, found = as_stack(stack), list[LowRank | CodedParts]()
     for layer, seen in zip(names.members, stack, strict=True):
         given = Given(
             layer,
@@ -93,11 +125,15 @@ def realise(
         )
         low = realise_share(method.decompose, method.fit, given, share)
         assert low is not None
-        found.append(replace(low, u=low.u.double(), v=low.v.double()))
+        if method.coding is not None and share.bits not in (None, FULL):
+            coded = code_share(method.coding, given, low, share, method.form, torch.float64)
+            found.append(coded)
+        else:
+            found.append(replace(low, u=low.u.double(), v=low.v.double()))
     return found
 
 
-def numbers_of(members: Sequence[LowRank]) -> int:
+def numbers_of(members: Sequence[LowRank | CodedParts]) -> int:
     """Numbers stored for a stack: its in-factor once."""
     packed = [pack_layer(low, torch.float64, 0, own=not place) for place, low in enumerate(members)]
     return sum(stored.attrs["numbers"] for stored in packed)

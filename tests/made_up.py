@@ -46,7 +46,15 @@ def evidence_for(
         },
         tokens=1000 if "losses" in allocator.reads else 0,
         predicted={x.name: predicted_of(x, seed) for x in layers if "predicted" in allocator.reads},
+        codes={x.name: codes_of(x, seed) for x in layers if "codes" in allocator.reads},
     )
+
+
+def codes_of(layer: LayerRef, seed: int) -> Tensor:
+    """κ of the weight, and of the product at every rank: rising with it."""
+    generator = _generator(f"codes of {layer.name}", seed)
+    products = generator.exponential(size=layer.paying_rank + 1).cumsum()
+    return torch.from_numpy(np.append(generator.exponential() * 10, products))
 
 
 def losses_of(layer: LayerRef, seed: int) -> Tensor:

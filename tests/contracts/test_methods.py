@@ -12,13 +12,15 @@ import torch
 
 import compress_core.methods
 from compress_core.allocate.base import Evidence, Probe
+from compress_core.coding.parts import CodedParts
 from compress_core.decompose import LowRank, Prepared
 from compress_core.fit import PREFIX
+from compress_core.forms.names import FULL
 from compress_core.method import Method
 from compress_core.methods import METHODS, build_method
 from compress_core.sparse import Sparse
 from compress_core.types import LayerRef, Share, Stack, affordable
-from tests.by_hand import Seen, numbers_of, output_error, prepare, realise
+from tests.by_hand import Seen, evidence_of, make, numbers_of, output_error, prepare
 from tests.families import tiny_model, token_batch
 from tests.learning import prepare_lesson, same, shortened
 from tests.made_up import divergence_of, weight_and_inputs
@@ -52,12 +54,15 @@ class Result:
 
     stack: Stack
     share: Share
-    members: list[LowRank]  # none where it stays dense
+    stored: list[LowRank | CodedParts]  # none where it stays dense
+
+    @property
+    def members(self) -> list[LowRank]:
+        return [made.low if isinstance(made, CodedParts) else made for made in self.stored]
 
     @property
     def numbers(self) -> int:
-        layer = self.stack.as_layer
-        return layer.dense_cost if self.share.rank is None else numbers_of(self.members)
+        return numbers_of(self.stored) if self.stored else self.stack.as_layer.dense_cost
 
 
 @cache
@@ -66,7 +71,7 @@ def decomposed(method: Method) -> dict[str, tuple[Stack, list[Seen], Prepared | 
     found = {}
     for stack in method.stacks(LAYERS):
         layer, seen = stack.as_layer, [seen_by(member) for member in stack.members]
-        prepared = prepare(method, seen, layer.paying_rank) if not method.prunes else None
+        prepared = prepare(method, seen, layer.paying_rank) if method.decompose else None
         found[layer.name] = (stack, seen, prepared)
     return found
 
@@ -77,11 +82,18 @@ def compress(method: Method, kept: float) -> list[Result]:
     layers = [stack.as_layer for stack, _, _ in parts.values()]
     probe = method.allocate.probe(kept)
     shares_probed = probe.shares if isinstance(probe, Probe) else ()
+    curves = {
+        name: evidence_of(method, seen[0], prepared)
+        for name, (_, seen, prepared) in parts.items()
+        if method.allocate.reads & {"predicted", "codes"}
+    }
     evidence = Evidence(
         losses={name: prepared.loss for name, (_, _, prepared) in parts.items() if prepared},
         similarity={0: 0.9, 1: 0.7},
         divergence={layer.name: divergence_of(layer, shares_probed, 0) for layer in layers},
         tokens=200,
+        predicted={name: curve["predicted"] for name, curve in curves.items()},
+        codes={name: curve["codes"] for name, curve in curves.items()},
     )
     method.allocate.check(layers, kept)
     shares = method.allocate.allocate(layers, kept, evidence)
@@ -89,16 +101,21 @@ def compress(method: Method, kept: float) -> list[Result]:
         Result(
             stack,
             shares[name],
-            [] if shares[name].rank is None else realise(method, seen, prepared, shares[name]),
+            make(method, seen, prepared, shares[name]) if is_made(shares[name]) else [],
         )
         for name, (stack, seen, prepared) in parts.items()
     ]
 
 
+def is_made(share: Share) -> bool:
+    """Whether a layer stores anything but its weight as it was."""
+    return share.rank is not None or share.bits not in (None, FULL)
+
+
 def pairs(results: list[Result]) -> Iterator[tuple[LayerRef, LowRank]]:
     """The layers that do not stay dense."""
     for result in results:
-        if result.share.rank is not None:
+        if result.stored:
             yield from zip(result.stack.members, result.members, strict=True)
 
 
