@@ -10,7 +10,7 @@ from compress_core.coding.expected import curve_of_codes, whole_cost_of_codes
 from compress_core.coding.parts import CodedParts
 from compress_core.curvature import divergence_by_rank
 from compress_core.decompose import LowRank, Prepared, ReadRows
-from compress_core.forms.names import FULL, GROUP
+from compress_core.forms.names import FULL, GROUP, PLAIN
 from compress_core.layer.make import (
     Given,
     code_share,
@@ -133,9 +133,12 @@ def make(
     return found
 
 
-def numbers_of(members: Sequence[LowRank | CodedParts]) -> int:
+def numbers_of(members: Sequence[LowRank | CodedParts], form: str = PLAIN) -> int:
     """Numbers stored for a stack: its in-factor once."""
-    packed = [pack_layer(low, torch.float64, 0, own=not place) for place, low in enumerate(members)]
+    packed = [
+        pack_layer(low, torch.float64, 0, own=not place, form=form)
+        for place, low in enumerate(members)
+    ]
     return sum(stored.attrs["numbers"] for stored in packed)
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from compress_core.allocate.base import Curvature, Evidence, Probe
 from compress_core.allocate.spend import step_cost
 from compress_core.allocate.uniform import Uniform
 from compress_core.errors import BudgetError, ConfigError
-from compress_core.forms.names import FACTORS
+from compress_core.forms.names import FACTORS, FULL, WIDTHS
 from compress_core.methods import build_method
 from compress_core.types import LayerRef, Share, affordable
 from flows.settings.checks import check_methods
@@ -45,6 +46,22 @@ def cost_of(layers: list[LayerRef], shares: Mapping[str, Share]) -> int:
 
 def dense_cost(layers: list[LayerRef]) -> int:
     return sum(layer.dense_cost for layer in layers)
+
+
+def cheapest(name: str, layer: LayerRef) -> int:
+    """Numbers of the least that a layer can store."""
+    widths = (FULL, *WIDTHS) if name == "prices" else (FULL,)
+    priced = [replace(layer, bits=bits) for bits in widths]
+    return min(min(x.atom_cost, x.dense_cost) for x in priced)
+
+
+def dearer(layer: LayerRef, share: Share) -> Iterator[Share]:
+    """Shares of one component more in as many bits, or of the whole weight in more bits."""
+    bits = share.bits or FULL
+    if share.rank is None:
+        yield from (Share(None, bits=more) for more in (FULL, *WIDTHS) if more > bits)
+    elif share.rank < replace(layer, bits=bits).paying_rank:
+        yield replace(share, rank=share.rank + 1)
 
 
 class Untouchable(Mapping[Any, Any]):
@@ -86,6 +103,9 @@ class TestAllocator:
             if name == "uniform":  # every layer by itself
                 mine = kept * layer.dense_cost - shares[layer.name].cost(layer)
                 assert -1e-6 < mine < layer.atom_cost
+            elif name == "prices":
+                more = [x.cost(layer) for x in dearer(layer, shares[layer.name])]
+                assert all(cost - shares[layer.name].cost(layer) > left for cost in more)
             elif step:
                 assert left < step <= layer.atom_cost
 
@@ -124,6 +144,7 @@ class TestAllocator:
             divergence={x: found.divergence[twin[x]] for x in found.divergence},
             tokens=found.tokens,
             predicted={x: found.predicted[twin[x]] for x in found.predicted},
+            codes={x: found.codes[twin[x]] for x in found.codes},
         )
         shares = allocator.allocate(layers, kept, alike)
         assert allocator.allocate(layers[::-1], kept, alike) == shares
@@ -157,7 +178,7 @@ class TestAllocator:
     ) -> None:
         layers = layers_of(shapes, form)
         budget = affordable(kept, dense_cost(layers))
-        one_each = sum(min(x.atom_cost, x.dense_cost) for x in layers)
+        one_each = sum(cheapest(name, x) for x in layers)
         try:
             build_allocator(name).check(layers, kept)
         except BudgetError as refusal:
@@ -172,7 +193,7 @@ class TestAllocator:
         layers = layers_of([(30, 30), (12, 12), (9, 40)])
         allocator = build_allocator(name)
         with pytest.raises(BudgetError, match=r"0\.\d+") as refusal:
-            allocator.check(layers, 0.04)
+            allocator.check(layers, 0.01)
         needed = float(str(refusal.value).rsplit("least ", 1)[-1])
         allocator.check(layers, needed)
 
@@ -190,9 +211,10 @@ class TestAllocator:
             only("divergence"),
             found.tokens,
             only("predicted"),
+            only("codes"),
         )
         assert cost_of(layers, allocator.allocate(layers, 0.5, read)) > 0
-        assert allocator.reads <= {"losses", "similarity", "divergence", "predicted"}
+        assert allocator.reads <= {"losses", "similarity", "divergence", "predicted", "codes"}
 
     def test_it_needs_kilobytes_and_no_factors(self, name: str) -> None:
         allocator = build_allocator(name)
@@ -203,9 +225,9 @@ class TestAllocator:
         ]
         layer = LayerRef("model.layers.0.up_proj", 0, 11008, 4096, "tap")
         found = evidence_for(allocator, [layer], 0.5, seed=0)
-        tables = (found.losses, found.divergence, found.predicted)
+        tables = (found.losses, found.divergence, found.predicted, found.codes)
         numbers = sum(len(x) for table in tables for x in table.values())
-        assert numbers + len(found.similarity) < 4096
+        assert numbers + len(found.similarity) < 2 * 4096
 
     def test_it_asks_for_a_probe_exactly_if_it_reads_one(self, name: str) -> None:
         allocator = build_allocator(name)
