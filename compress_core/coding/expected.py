@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from compress_core.coding.evened import evened
 from compress_core.forms.codes import groups_of
 from compress_core.forms.names import FULL
 from compress_core.forms.pivot import Pivot
@@ -50,8 +51,7 @@ def product_cost_of_codes(
     kind, _ = product_form(form, u.shape[1], *shape)
     if kind is Pivot:
         return _pivot(u, v, moment, fisher, group)
-    basis, triangle = torch.linalg.qr(u)
-    v = triangle @ v
+    basis, v = evened(u, v, moment, DAMPING)
     inner = (basis * (fisher @ basis)).sum(dim=0)
     of_v = (inner * _rows(v, _left(moment), group)).sum()
     # Groups of the out-factor run along its outputs.

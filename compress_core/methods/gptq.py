@@ -19,7 +19,12 @@ from compress_core.method import Method
 
 
 def gptq(
-    bits: int = 0, code_group: int = GROUP, mixed: bool = False, damping: float = 0.01
+    bits: int = 0,
+    code_group: int = GROUP,
+    mixed: bool = False,
+    damping: float = 0.01,
+    order: bool = False,
+    search: bool = False,
 ) -> Method:
     """Rounding with second-order compensation.
 
@@ -28,6 +33,8 @@ def gptq(
         code_group: Codes that share a scale.
         mixed: Whether layers get widths of their own, by predicted KL.
         damping: Part of the mean of H's diagonal that is added to it.
+        order: Whether columns are rounded by falling diagonal of H, as in the paper's code.
+        search: Whether the ends of a group are drawn in where that has less error.
 
     Raises:
         ConfigError: A value is out of its range.
@@ -39,5 +46,5 @@ def gptq(
         allocate=Widths(bits, mixed),
         decompose=None,
         fit=KeepWhole(),
-        coding=Coding(0, code_group, damping=damping),
+        coding=Coding(0, code_group, damping=damping, search=search, order=order),
     )

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from compress_core.allocate import ALLOCATORS, DEVICE, allocator_options, build_allocator
 from compress_core.allocate.base import Curvature, Evidence, Probe
+from compress_core.allocate.predict import rounded
 from compress_core.allocate.spend import step_cost
 from compress_core.allocate.uniform import Uniform
 from compress_core.errors import BudgetError, ConfigError
@@ -64,6 +65,11 @@ def dearer(layer: LayerRef, share: Share) -> Iterator[Share]:
         yield replace(share, rank=share.rank + 1)
 
 
+def loss_of(layer: LayerRef, share: Share, evidence: Evidence) -> float:
+    """KL predicted of a layer, of what is cut and of what is rounded."""
+    return rounded([layer], evidence.predicted, evidence.codes, {layer.name: share})
+
+
 class Untouchable(Mapping[Any, Any]):
     """Evidence that nobody asked for."""
 
@@ -104,8 +110,13 @@ class TestAllocator:
                 mine = kept * layer.dense_cost - shares[layer.name].cost(layer)
                 assert -1e-6 < mine < layer.atom_cost
             elif name == "prices":
-                more = [x.cost(layer) for x in dearer(layer, shares[layer.name])]
-                assert all(cost - shares[layer.name].cost(layer) > left for cost in more)
+                mine, read = (
+                    shares[layer.name],
+                    evidence_for(build_allocator(name), layers, kept, seed),
+                )
+                for more in dearer(layer, mine):
+                    worse = loss_of(layer, more, read) >= loss_of(layer, mine, read)
+                    assert worse or more.cost(layer) - mine.cost(layer) > left
             elif step:
                 assert left < step <= layer.atom_cost
 

@@ -134,13 +134,13 @@ def test_numbers_that_no_scale_reaches_are_refused() -> None:
 
 def test_settings_of_a_coding_are_checked() -> None:
     for message, wrong in {
-        "codes have 8, 6, 5, 4, 3, 2 bits, got 7": {"bits": 7},
-        "codes have 8, 6, 5, 4, 3, 2 bits, got 16": {"bits": FULL},
+        "bits are 16, or 8, 6, 5, 4, 3, 2 for codes; got 7": {"bits": 7},
+        "bits are 16, or 8, 6, 5, 4, 3, 2 for codes; got 16": {"bits": FULL},
         "pivot_in can be in codes of 8, 6, 5, 4, 3, 2 bits or in 16: got 7": {
             "widths": (("pivot_in", 7),)
         },
-        "a group is of at least 1 number, got 0": {"group": 0},
-        "option 'rounding' of a coding must be one of gptq, nearest; got 'up'": {"rounding": "up"},
+        "code_group is at least 1 number, got 0": {"group": 0},
+        "option 'rounding' of codes must be one of gptq, nearest; got 'up'": {"rounding": "up"},
         "damping, a part of the mean of H, is 0 or more; got -1": {"damping": -1.0},
     }.items():
         with pytest.raises(ConfigError, match=message):
