@@ -32,7 +32,7 @@ def press(
     metric_damp: float = 0.3,
     factors: str = "auto",
     correct: bool = True,
-    prefix: str = "block",
+    prefix: str = "layer",
 ) -> Method:
     """Components and bits from one price list.
 

@@ -12,7 +12,8 @@ import numpy as np
 
 from compress_core.types import LayerRef
 from flows.report.shown import Allocation, Floats, Prediction, Shown, Spectra
-from flows.runs.prediction import MADE_BY, Known, predict
+from flows.runs.prediction import Known, predict
+from flows.settings.config import MADE_BY
 from storage.artifact import Artifact
 from storage.errors import StorageError
 from storage.store import Store

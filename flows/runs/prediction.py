@@ -12,15 +12,13 @@ from compress_core.allocate.predict import predicted_divergence, predicted_error
 from compress_core.allocate.stepped import Stepped
 from compress_core.allocate.uniform import Uniform
 from compress_core.errors import BudgetError, ConfigError
-from compress_core.forms.names import EIGHT_BITS, FORM, PLAIN
+from compress_core.forms.names import EIGHT_BITS
 from compress_core.method import Method
 from compress_core.methods import build_method
-from compress_core.metric_names import INPUTS, METRIC
 from compress_core.types import LayerRef
 from flows.report.shown import Floats, Prediction
+from flows.settings.config import MADE_BY
 
-MADE_BY = {"rank_multiple": 1, FORM: PLAIN, METRIC: INPUTS}
-"""Settings that make a method beside its own, and what they were in older runs, which lack them."""
 GRID = tuple(n / 10 for n in range(2, 10))  # shares at which something is predicted
 
 

@@ -89,8 +89,7 @@ class Workspace:
     def method(self, config: RunConfig) -> Method:
         """The method of one of the command's runs, built once."""
         if config.method not in self.methods:
-            more = config.allocate, config.rank_multiple, config.factors, config.metric
-            built = build_method(config.method, config.options, *more)
+            built = build_method(config.method, config.options, config.allocate, *config.made_by)
             self.methods[config.method] = built
         return self.methods[config.method]
 

@@ -68,14 +68,7 @@ def check_methods(settings: Settings, methods: list[str], kepts: list[float]) ->
     for kept in kepts:
         Budget(kept, settings.of)
     built = {
-        name: build_method(
-            name,
-            settings.options,
-            settings.allocate,
-            settings.rank_multiple,
-            settings.factors,
-            settings.metric,
-        )
+        name: build_method(name, settings.options, settings.allocate, *settings.made_by)
         for name in methods
     }
     for name, method in built.items():
@@ -85,6 +78,11 @@ def check_methods(settings: Settings, methods: list[str], kepts: list[float]) ->
             raise ConfigError(
                 f"--recover trains numbers and {name!r} stores its factors in 8 bits, whose codes "
                 "are fixed: leave one of the two out"
+            )
+        if method.coding is not None and settings.recover == "lora":
+            raise ConfigError(
+                f"--recover lora makes updates that codes, which {name!r} stores, cannot take in: "
+                "give --recover factors, which trains their scales"
             )
     check_idle(settings, built)
     _check_recovery(settings)

@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from compress_core.errors import ConfigError
-from compress_core.forms.names import FORM, PLAIN
+from compress_core.forms.names import BITS, FORM, FULL, PLAIN
 from compress_core.metric_names import INPUTS, METRIC
 from compress_core.types import Budget
 from flows.settings.belonging import BUDGET, METHOD, METHOD_WORD, OUTPUT, Belongs
@@ -32,12 +32,23 @@ if TYPE_CHECKING:
     from compress_core.recover.settings import Recovery
 
 
+FLAGS: dict[str, Any] = {FORM: PLAIN, METRIC: INPUTS, BITS: FULL}
+"""Flags that are options of every method, and their defaults."""
+MADE_BY = {"rank_multiple": 1} | FLAGS
+"""Settings that make a method beside its own, as it is built, and what older runs had of each."""
+
+
 class Settings(Fields):
     """What a run and a sweep have in common, and what of it is refused."""
 
     def runs(self) -> "list[RunConfig]":
         """The runs that are asked for, in order."""
         return []  # of settings alone; both kinds of command have some
+
+    @property
+    def made_by(self) -> tuple[Any, ...]:
+        """What makes a method beside its own name, options and allocator."""
+        return tuple(getattr(self, name) for name in MADE_BY)
 
     @property
     def recovery(self) -> "Recovery | None":
@@ -162,8 +173,8 @@ class RunConfig(Settings):
         name, colon, options = self.method.partition(":")
         if self.allocate is not None and "@" not in name:
             name = f"{name}@{self.allocate}"
-        flags = {FORM: (self.factors, PLAIN), METRIC: (self.metric, INPUTS)}
-        for flag, (given, default) in flags.items():
+        for flag, default in FLAGS.items():
+            given = getattr(self, flag)
             if given != default and f"{flag}=" not in options:
                 options, colon = f"{options}{colon and ':'}{flag}={given}", ":"
         recovery = f"+{self.recover}" if self.recover else ""

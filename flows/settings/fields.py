@@ -68,6 +68,11 @@ class Fields(BaseModel):
         description="what weighs errors: the layers' inputs, as the method does, or two_sided, by "
         "what errors of their outputs cost, too",
     )
+    bits: Annotated[Literal[16, 8, 6, 5, 4, 3, 2], Belongs(METHOD)] = Field(
+        16,
+        description="of every number that is stored: 16, or fewer for codes with a scale per "
+        "group; kept then counts the room that they take",
+    )
     recover: Annotated[Literal["lora", "factors"] | None, Belongs(TRAINING)] = Field(
         None, description="how to train what is stored on, towards the dense model"
     )

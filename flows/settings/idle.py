@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from compress_core.errors import ConfigError
-from compress_core.forms.names import FORM
 from compress_core.hf.documents import has_fields
 from compress_core.method import Method
 from compress_core.methods import build_method, option_defaults, parse_variant
 from compress_core.metric_names import INPUTS, METRIC
 from compress_core.options import read_option
 from flows.settings.belonging import belonging
-from flows.settings.config import Settings
+from flows.settings.config import FLAGS, Settings
 
 
 @dataclass(frozen=True)
@@ -203,7 +202,7 @@ def _check_overridden(use: Use) -> None:
         raise ConfigError(
             f"--allocate {settings.allocate}: {use.first} names its own allocator; leave one out"
         )
-    for flag in (FORM, METRIC):
+    for flag in FLAGS:
         if flag in settings.options:
             raise ConfigError(f"--option {flag}={settings.options[flag]}: give --{flag}")
     for option in settings.options:

@@ -110,13 +110,13 @@ class TestAllocator:
                 mine = kept * layer.dense_cost - shares[layer.name].cost(layer)
                 assert -1e-6 < mine < layer.atom_cost
             elif name == "prices":
-                mine, read = (
+                found, read = (
                     shares[layer.name],
                     evidence_for(build_allocator(name), layers, kept, seed),
                 )
-                for more in dearer(layer, mine):
-                    worse = loss_of(layer, more, read) >= loss_of(layer, mine, read)
-                    assert worse or more.cost(layer) - mine.cost(layer) > left
+                for more in dearer(layer, found):
+                    worse = loss_of(layer, more, read) >= loss_of(layer, found, read)
+                    assert worse or more.cost(layer) - found.cost(layer) > left
             elif step:
                 assert left < step <= layer.atom_cost
 

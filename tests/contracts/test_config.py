@@ -26,6 +26,7 @@ COMMON: dict[str, tuple[list[str], Any]] = {
     "rank_multiple": (["8"], 8),
     "factors": (["pivot"], "pivot"),
     "metric": (["two_sided"], "two_sided"),
+    "bits": (["4"], 4),
     "options": (["alpha=0.3", "epsilon=1e-4"], {"alpha": "0.3", "epsilon": "1e-4"}),
     "recover": (["lora"], "lora"),
     "recover_steps": (["30"], 30),
@@ -344,6 +345,10 @@ def test_options_of_file_and_flags_are_merged_for_every_command(tmp_path: Path) 
         (
             {"method": "svd", "factors": "auto", "metric": "two_sided", "recover": "lora"},
             "svd:factors=auto:metric=two_sided+lora",
+        ),
+        (
+            {"method": "svd_llm@fisher", "bits": 4, "recover": "factors"},
+            "svd_llm@fisher:bits=4+factors",
         ),
         (
             {"method": "svd@fisher:metric=inputs:metric_damp=1", "metric": "two_sided"},

@@ -82,6 +82,23 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"method": "svd_llm:metric_damp=0.3"},
         "option metric_damp=0.3 of 'svd_llm:metric_damp=0.3' changes nothing beside the others",
     ),
+    "bits among the options": ({"options": {"bits": 4}}, "--option bits=4: give --bits"),
+    "bits of what counts in others": (
+        {"methods": ["svd_llm", "wanda"], "bits": 4},
+        "method 'wanda' counts entries in numbers of 16 bits: leave out bits=4",
+    ),
+    "bits of what chooses them": (
+        {"method": "svd_llm@prices", "bits": 4},
+        "allocator 'prices' chooses bits itself: leave out bits=4",
+    ),
+    "bits of no codes": (
+        {"method": "svd_llm:bits=7"},
+        "bits are 16, or 8, 6, 5, 4, 3, 2 for codes; got 7",
+    ),
+    "groups without codes": (
+        {"method": "svd_llm:code_group=64"},
+        "option code_group=64 of 'svd_llm:code_group=64' changes nothing beside the others",
+    ),
     "a metric among the options": (
         {"options": {"metric": "two_sided"}},
         "--option metric=two_sided: give --metric",
