@@ -6,6 +6,7 @@ calibration windows of a method that reads none, people are told.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import get_args
 
 from compress_core.errors import ConfigError
 from compress_core.forms.names import FORM
@@ -15,6 +16,7 @@ from compress_core.methods import build_method, option_defaults, parse_variant
 from compress_core.options import read_option
 from flows.settings.belonging import belonging
 from flows.settings.config import Settings
+from flows.settings.fields import BLOCKS, Recover
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,13 @@ class Reader:
 
 READERS = {
     "recover": Reader(
-        lambda use: use.settings.recover is not None, "without --recover: say how, lora or factors"
+        lambda use: use.settings.recover is not None,
+        f"without --recover: say how, {' or '.join(get_args(Recover))}",
+    ),
+    "recovered text": Reader(
+        lambda use: use.settings.recover not in (None, BLOCKS),
+        "is of a training of the whole model: say --recover "
+        f"{' or '.join(how for how in get_args(Recover) if how != BLOCKS)}",
     ),
     "learning": Reader(
         lambda use: any(method.learn for method in use.methods.values()),
