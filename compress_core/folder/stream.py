@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from compress_core.folder.swap import SHARED, plain_entries
 from compress_core.forms.kinds import SLOTS
 from compress_core.forms.linear import CompressedLinear, is_compressed
-from compress_core.hf.binding import stem_of, unwrapped
+from compress_core.hf.binding import unwrapped
 from compress_core.hf.checkpoint import Checkpoint
 from compress_core.hf.inside import read_json
 from compress_core.hf.stream import BlockStream, _drop_parameters
@@ -71,7 +71,7 @@ class FolderStream(BlockStream):
         if name in self.layout.stored:
             return unwrapped(self.layout.stored[name], self.layout.wrappers)
         owner = self.entries[layer].get(SHARED, layer) if _is_shared(part) else layer
-        return stem_of(self.layout, owner) + part
+        return self.key(f"{owner}.weight").removesuffix("weight") + part
 
     @contextmanager
     def loaded_compressed(
@@ -87,12 +87,12 @@ class FolderStream(BlockStream):
         """
         module, path = self._blocks[block], self.layout.blocks[block]
         dense: dict[str, nn.Module] = {}
-        for layer in self.layout.of_block(block):
-            if layer.name in self.entries:
-                inside = layer.name[len(path) + 1 :]
-                dense[inside] = module.get_submodule(inside)
-                module.set_submodule(inside, self._empty(layer))
         try:
+            for layer in self.layout.of_block(block):
+                if layer.name in self.entries:
+                    inside = layer.name[len(path) + 1 :]
+                    dense[inside] = module.get_submodule(inside)
+                    module.set_submodule(inside, self._empty(layer))
             self._fill(module, path, changed or {})
             yield module
         finally:
@@ -130,7 +130,7 @@ class FolderStream(BlockStream):
             key = self.key(f"{path}.{name}")
             if key not in made:
                 tensor = changed[key] if key in changed else self.compressed.read(key)
-                value = tensor.to(self.device, self.dtype)
+                value = tensor.to(self.device, self.dtype, copy=True)  # readers may give it again
                 made[key] = nn.Parameter(value, requires_grad=False)
             owner, _, leaf = name.rpartition(".")
             module.get_submodule(owner)._parameters[leaf] = made[key]

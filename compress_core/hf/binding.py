@@ -18,8 +18,6 @@ from transformers.core_model_loading import (
     rename_source_key,
 )
 
-from compress_core.types import ModelLayout
-
 # What torch.compile, DataParallel, FSDP and activation checkpointing put into names.
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
@@ -76,11 +74,6 @@ def unwrapped(key: str, wrappers: Iterable[str]) -> str:
     for pattern in wrappers:
         key = re.sub(pattern, "", key, count=1)
     return key
-
-
-def stem_of(layout: ModelLayout, layer: str) -> str:
-    """What the keys of all tensors of a layer begin with in a compressed folder."""
-    return unwrapped(layout.stored[f"{layer}.weight"], layout.wrappers).removesuffix("weight")
 
 
 def _bind(

@@ -8,7 +8,7 @@ from typing import Any
 
 from compress_core.compute import compute_dtype
 from compress_core.folder.memory import expected_bytes
-from compress_core.hf.binding import key_mapping, stem_of
+from compress_core.hf.binding import key_mapping, unwrapped
 from compress_core.hf.checkpoint import Checkpoint
 from compress_core.hf.companions import companion_files, tokenizer_files
 from compress_core.hf.layout import inspect_model, load_config
@@ -170,7 +170,7 @@ class DenseModel:
 
     def stem(self, layer: str) -> str:
         """What the keys of all tensors of a layer begin with in a compressed folder."""
-        return stem_of(self.layout, layer)
+        return unwrapped(self.weight_key(layer), self.layout.wrappers).removesuffix("weight")
 
     def state_digest(self, parameters: Sequence[str], buffers: Sequence[str]) -> str:
         """Content of the named parameters, and of those buffers that the files hold."""
