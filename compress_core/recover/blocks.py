@@ -82,6 +82,7 @@ class BlockRun(RecoveryRun):
     def __init__(
         self, tensors: Iterator[Stored], error: BlockError, recovery: Recovery, windows: Tensor
     ) -> None:
+        # All that a run has, but of these: the base class would look for them in a whole model.
         self.recovery, self.objective = recovery, error
         self.trained, self.held = split_windows(windows, recovery.held_back, recovery.seed)
         self.parts: list[Part] = [Whole(stored) for stored in tensors]
