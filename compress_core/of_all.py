@@ -88,7 +88,8 @@ def rounded(method: Method, bits: int, group: int, rounding: str) -> Method:
     elif method.prunes:
         how = "counts entries in numbers of 16 bits"
     if how:
-        raise ConfigError(f"method {method.name!r} {how}: leave out {BITS}={bits}")
+        what = "the allocator 'prices'" if chosen else f"{BITS}={bits}"
+        raise ConfigError(f"method {method.name!r} {how}: leave out {what}")
     return replace(method, coding=coding)
 
 
@@ -104,6 +105,7 @@ def measured_in(method: Method, metric: str, damp: float) -> Method:
     if metric == INPUTS:
         return method
     how = "prunes" if method.prunes else "shares in-factors among layers" if method.sharing else ""
+    how = "keeps the whole weight" if method.rounds else how
     if method.learn is not None:
         how = "learns what stays of each decomposition"
     elif not how and not isinstance(method.decompose, ProjectOutputs):
@@ -125,7 +127,7 @@ def stored_as(method: Method, factors: str) -> Method:
     one_of(f"method {method.name!r}", FORM, factors, FACTORS)
     if factors == PLAIN:
         return method
-    if isinstance(method.allocate, Entries) and not method.allocate.gives_ranks:
+    if method.rounds or (isinstance(method.allocate, Entries) and not method.allocate.gives_ranks):
         return method  # nothing of it is of low rank
     if method.form != PLAIN:
         raise ConfigError(f"method {method.name!r} stores its factors in {method.form}: give plain")
@@ -167,8 +169,10 @@ def check_divisible(method: Method, allocate: str) -> None:
     """Refuses an allocator for a method that divides the budget itself.
 
     Raises:
-        ConfigError: It prunes, so that every layer keeps the same share, or it learns its shares.
+        ConfigError: It prunes, so that every layer keeps the same share, or learns its shares, or
+            keeps the whole weight.
     """
-    if method.prunes or method.learn is not None:
+    if method.prunes or method.rounds or method.learn is not None:
         how = "learns its shares" if method.learn else "keeps the same share of every layer"
+        how = "keeps the whole weight of every layer" if method.rounds else how
         raise ConfigError(f"method {method.name!r} {how}: leave out the allocator {allocate!r}")

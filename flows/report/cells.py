@@ -151,6 +151,33 @@ def _score(scores: Mapping[str, float], name: str) -> Cell:
     return Cell(f"{number(value) if abs(value) >= 10 else f'{value:.3f}'}{beside}", value)
 
 
+def blocks_table(shown: Sequence[Shown]) -> Table:
+    """A row per block: the held-back error of its outputs before and after its own recovery.
+
+    Args:
+        shown: Runs with curves of "blocks".
+    """
+    runs = [
+        (run.curves["blocks"]["block_start"], run.curves["blocks"]["block_best"]) for run in shown
+    ]
+    rows = [
+        Row(f"block {block}", [_change(start[block], best[block]) for start, best in runs])
+        for block in range(len(runs[0][0]))
+    ]
+    return Table(
+        "Squared error of the blocks' outputs on text held back, relative to the dense model's, "
+        "before and after each was trained by itself.",
+        [Head("block"), *(Head(run.method, f"kept {run.result['kept']:g}") for run in shown)],
+        rows,
+    )
+
+
+def _change(start: float, best: float) -> Cell:
+    if math.isnan(start):
+        return Cell("dense")
+    return Cell(f"{number(start)} → {number(best)}", best)
+
+
 def seconds_of(run: Shown) -> dict[str, float]:
     """Stage to the seconds that a run spent in it."""
     found: dict[str, float] = {}

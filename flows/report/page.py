@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from compress_core.secrets import hide, hide_all
 from flows.report import pictures
-from flows.report.cells import results_table, scores_table, seconds_of, times_table
+from flows.report.cells import blocks_table, results_table, scores_table, seconds_of, times_table
 from flows.report.shown import Allocation, Prediction, Sample, Shown, Spectra
 from flows.report.tables import number
 
@@ -249,6 +249,8 @@ def _training(shown: Sequence[Shown]) -> list[Part]:
         runs = [run for run in shown if stage in run.curves]
         if runs:
             parts.append(_pictures((pictures.training(runs, stage), words)))
+    if blocks := [run for run in shown if "blocks" in run.curves]:
+        parts.append(_table(blocks_table(blocks)))
     return parts or [_text("Nothing was trained, or its curves are not on record.")]
 
 

@@ -69,7 +69,7 @@ class Shown:
         allocation: What every layer stores, or why that is not known.
         prediction: Other budgets, or why nothing is predicted.
         spectra: Of its decompositions, or why there are none.
-        curves: Of its trainings: "learn" or "recover" to name and a value per step.
+        curves: Of its trainings: "learn", "recover" or "blocks" to name and a value per step.
     """
 
     result: Mapping[str, Any]

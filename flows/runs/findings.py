@@ -14,12 +14,14 @@ from compress_core.types import LayerRef
 from flows.report.shown import Allocation, Floats, Prediction, Shown, Spectra
 from flows.runs.prediction import Known, predict
 from flows.settings.config import MADE_BY
+from flows.settings.fields import BLOCKS
 from storage.artifact import Artifact
 from storage.errors import StorageError
 from storage.store import Store
 from tasks.stages.learn import CURVES
 from tasks.stages.predict import CODES, PREDICTED
 from tasks.stages.recover import TENSOR
+from tasks.stages.recover_blocks import OF_BLOCK
 from tasks.tracking.artifacts import read_file
 from tasks.tracking.speaking import NoAnswerError, TrackingError
 
@@ -142,13 +144,22 @@ class Findings:
         return cosines, divergence, predicted, codes
 
     def _curves(self, result: Mapping[str, Any]) -> dict[str, dict[str, list[float]]]:
-        """Of every training; those of the result where the store no longer has the others."""
+        """Of every training; those of the result where the store no longer has the others.
+
+        Blocks that were trained one by one follow one another, unless something of them is gone.
+        """
         found: dict[str, dict[str, list[float]]] = {}
+        gone = set()
         for stage in result["stages"]:
-            if stage["name"] == "recover" or (stage["name"], stage["unit"]) == ("learn", CURVES):
-                curves = self._read(stage["name"], stage["key"], _all_curves)
-                if curves is not None:
-                    found[stage["name"]] = curves
+            name = stage["name"]
+            if name == "recover" or (name, stage["unit"]) == ("learn", CURVES):
+                curves = self._read(name, stage["key"], _all_curves)
+                gone |= {name} if curves is None else set()
+                for curve, values in (curves or {}).items():
+                    kind = BLOCKS if curve.startswith(OF_BLOCK) else name
+                    found.setdefault(kind, {}).setdefault(curve, []).extend(values)
+        if "recover" in gone:
+            found.pop(BLOCKS, None)
         if "learn" not in found and result.get("curves"):
             found["learn"] = dict(result["curves"])
         return found

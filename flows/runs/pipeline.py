@@ -14,6 +14,7 @@ from compress_core.types import Budget
 from flows.runs.layer_speed import on_device
 from flows.runs.workspace import Workspace
 from flows.settings.config import RunConfig, Settings
+from flows.settings.fields import BLOCKS
 from flows.settings.output import check_output
 from tasks.engine.job import Job
 from tasks.engine.session import Group
@@ -30,6 +31,7 @@ from tasks.stages.predict import predict_groups
 from tasks.stages.probe import probe_groups
 from tasks.stages.realise import Upstream, realise_groups
 from tasks.stages.recover import recover_groups
+from tasks.stages.recover_blocks import block_groups
 from tasks.stages.sequential import sequential_groups
 from tasks.stages.weigh import weigh_groups
 
@@ -110,7 +112,7 @@ def build_pipeline(workspace: Workspace, config: RunConfig) -> Pipeline:
     folders = {"compressed": folder}
     if config.recovery is not None:
         assert tokens is not None
-        recovered, new = recover_groups(job, models, config.recovery, tokens, folder)
+        recovered, new = _recover(workspace, config, job, tokens, folder)
         written += recovered
         folders = {"unrecovered": folder, "compressed": new}
     evaluated, evaluations = evaluation_groups(workspace, config, texts, folders)
@@ -118,6 +120,21 @@ def build_pipeline(workspace: Workspace, config: RunConfig) -> Pipeline:
     groups += [*decomposed, *chosen]
     groups += [*realised, *written, *evaluated]
     return Pipeline(config, job, groups, allocation, factors, folders["compressed"], evaluations)
+
+
+def _recover(
+    workspace: Workspace, config: RunConfig, job: Job, tokens: Unit, folder: Unit
+) -> tuple[list[Group], Unit]:
+    """What trains the folder on, step after step, and the unit of the last folder."""
+    assert config.recover is not None and config.recovery is not None
+    groups = []
+    for step in config.recover.split("+"):
+        if step == BLOCKS:
+            made, folder = block_groups(job, config.recovery, tokens, folder)
+        else:
+            made, folder = recover_groups(job, workspace.models, config.recovery, tokens, folder)
+        groups += made
+    return groups, folder
 
 
 def _choose(

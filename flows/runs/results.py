@@ -128,14 +128,17 @@ def stored_of(pipeline: Pipeline, session: Session) -> dict[str, dict[str, Any]]
 
 
 def curves_of(pipeline: Pipeline, session: Session) -> dict[str, list[float]]:
-    """Stage and name, "recover/kl", to a value per step, of all that the run trained."""
-    return {
-        f"{stage}/{name}": artifact.array(name).tolist()
-        for stage in ("learn", "recover")
-        for artifact in _trained(pipeline, session, stage)
-        for name in artifact.names
-        if not name.startswith(TENSOR)
-    }
+    """Stage and name, "recover/kl", to a value per step, of all that the run trained.
+
+    Those of blocks that were trained one by one follow one another.
+    """
+    found: dict[str, list[float]] = {}
+    for stage in ("learn", "recover"):
+        for artifact in _trained(pipeline, session, stage):
+            for name in artifact.names:
+                if not name.startswith(TENSOR):
+                    found.setdefault(f"{stage}/{name}", []).extend(artifact.array(name).tolist())
+    return found
 
 
 def _trained(pipeline: Pipeline, session: Session, stage: str) -> Iterator[Artifact]:

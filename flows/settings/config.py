@@ -52,13 +52,13 @@ class Settings(Fields):
 
     @property
     def recovery(self) -> "Recovery | None":
-        """How the compressed model is trained on; None where it is not."""
+        """How the compressed model is trained on, in every step of ``recover``; None: it is not."""
         if self.recover is None:
             return None
         from compress_core.recover.settings import Recovery  # not for --help: it brings torch
 
         return Recovery(
-            self.recover,
+            "lora" if self.recover == "lora" else "factors",
             steps=self.recover_steps,
             held_back=self.recover_held_back,
             text=self.recover_text,

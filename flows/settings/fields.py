@@ -24,6 +24,8 @@ from flows.settings.belonging import (
 from flows.settings.home import default_home
 from tasks.engine.stages import REFRESHABLE
 
+Recover = Literal["lora", "factors", "blocks", "blocks+factors"]
+BLOCKS = "blocks"  # the step of it that trains block by block
 Option = bool | int | float | str
 if TYPE_CHECKING:
     Stage = str
@@ -68,18 +70,22 @@ class Fields(BaseModel):
         description="what weighs errors: the layers' inputs, as the method does, or two_sided, by "
         "what errors of their outputs cost, too",
     )
-    bits: Annotated[Literal[16, 8, 6, 5, 4, 3, 2], Belongs(METHOD)] = Field(
+    bits: Annotated[int, Belongs(METHOD)] = Field(
         16,
-        description="of every number that is stored: 16, or fewer for codes with a scale per "
-        "group; kept then counts the room that they take",
+        ge=2,
+        le=16,
+        description="of every number that is stored: 16, or 8, 6, 5, 4, 3 or 2 for codes with a "
+        "scale per group; kept then counts the room that they take",
     )
-    recover: Annotated[Literal["lora", "factors"] | None, Belongs(TRAINING)] = Field(
-        None, description="how to train what is stored on, towards the dense model"
+    recover: Annotated[Recover | None, Belongs(TRAINING)] = Field(
+        None,
+        description="how to train what is stored on, towards the dense model: the whole at once "
+        "(factors, or lora: updates of low rank), block by block, or blocks and then factors",
     )
     recover_steps: Annotated[int, Belongs(TRAINING, "recover")] = Field(
-        400, ge=1, le=MOST, description="steps of that training"
+        400, ge=1, le=MOST, description="steps of that training; of blocks, of each"
     )
-    recover_text: Annotated[float, Belongs(TRAINING, "recover")] = Field(
+    recover_text: Annotated[float, Belongs(TRAINING, "recovered text")] = Field(
         0.2, ge=0, le=1, description="weight of the text itself in its loss, beside the dense model"
     )
     recover_held_back: Annotated[float, Belongs(TRAINING, "recover")] = Field(

@@ -6,7 +6,7 @@ calibration windows of a method that reads none, people are told.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from compress_core.errors import ConfigError
 from compress_core.hf.documents import has_fields
@@ -16,6 +16,7 @@ from compress_core.metric_names import INPUTS, METRIC
 from compress_core.options import read_option
 from flows.settings.belonging import belonging
 from flows.settings.config import FLAGS, Settings
+from flows.settings.fields import BLOCKS, Recover
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,13 @@ class Reader:
 
 READERS = {
     "recover": Reader(
-        lambda use: use.settings.recover is not None, "without --recover: say how, lora or factors"
+        lambda use: use.settings.recover is not None,
+        f"without --recover: say how, {' or '.join(get_args(Recover))}",
+    ),
+    "recovered text": Reader(
+        lambda use: use.settings.recover not in (None, BLOCKS),
+        "is of a training of the whole model: say --recover "
+        f"{' or '.join(how for how in get_args(Recover) if how != BLOCKS)}",
     ),
     "learning": Reader(
         lambda use: any(method.learn for method in use.methods.values()),

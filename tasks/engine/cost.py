@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
+
 from tasks.engine.dense_model import DenseModel
 
 MODEL = "model"  # stands for the dtype that the model computes in
@@ -63,6 +65,12 @@ def forward_operations(model: DenseModel, tokens: int, length: int) -> float:
 def logits(model: DenseModel, tokens: int) -> float:
     """Logits of so many tokens."""
     return float(tokens * _outer(model)[0])
+
+
+def hidden_bytes(model: DenseModel, tokens: int) -> int:
+    """Hidden states of so many tokens between two blocks."""
+    dtype: torch.dtype = getattr(torch, model.compute_dtype)
+    return tokens * _width(model) * dtype.itemsize
 
 
 def _width(model: DenseModel) -> int:

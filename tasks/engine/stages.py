@@ -194,7 +194,14 @@ _ROWS = (
         "recover",
         (
             Kind(
-                "model, with `--recover` only",
+                "block, with `--recover blocks` only",
+                "what its compressed layers store, and its norms, trained to give the dense "
+                "block's output; curves",
+                "the folder, tokens, the dense model, all earlier blocks, the training's settings "
+                "and seed",
+            ),
+            Kind(
+                "model, with `--recover factors` or `lora` only",
                 "what compressed layers store, trained on; curves",
                 "the folder, tokens, teacher, the training's settings and seed",
             ),

@@ -358,6 +358,8 @@ def test_options_of_file_and_flags_are_merged_for_every_command(tmp_path: Path) 
             {"method": "svd:metric_damp=1", "metric": "two_sided"},
             "svd:metric_damp=1:metric=two_sided",
         ),
+        ({"method": "svd_llm", "recover": "blocks"}, "svd_llm+blocks"),
+        ({"method": "svd_llm", "recover": "blocks+factors"}, "svd_llm+blocks+factors"),
     ],
 )
 def test_a_label_tells_rows_of_a_table_apart(given: dict[str, Any], label: str) -> None:

@@ -38,6 +38,10 @@ def checked(values: dict[str, Any]) -> list[str]:
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "steps of no recovery": ({"recover_steps": 9}, "--recover-steps without --recover: say how"),
     "a recovery's seed": ({"recover_seed": 9}, "--recover-seed without --recover: say how"),
+    "a text that no block reads": (
+        {"recover": "blocks", "recover_text": 0.5},
+        "--recover-text is of a training of the whole model: say --recover lora or factors or blo",
+    ),
     "a training's seed": ({"learn_seed": 9}, "--learn-seed is of methods that train on the whole"),
     "documents of no task": ({"task_limit": 9}, "--task-limit without --tasks: say which tasks"),
     "a field of no evaluation": ({"eval_text": [], "eval_field": "b"}, "--eval-field without --ev"),
@@ -140,6 +144,8 @@ READ: dict[str, dict[str, Any]] = {
     "by one method of two": {"methods": ["svd", "svd_llm"], "samples": 9, "bos": True},
     "by a text of two": {"eval_text": ["a.txt", "b.jsonl"], "eval_field": "b"},
     "by a recovery": {"method": "svd", "recover": "lora", "recover_steps": 9, "samples": 9},
+    "by a recovery of blocks": {"method": "svd", "recover": "blocks", "recover_held_back": 0.3},
+    "by what comes after blocks": {"recover": "blocks+factors", "recover_text": 0.5},
     "by what is held back": {"method": "svd", "eval_text": [], "calibration_field": "b"},
     "by a training": {"method": "soco", "learn_seed": 9},
     "by an allocator": {"method": "svd@hull:probe_share=0.2", "samples": 9},

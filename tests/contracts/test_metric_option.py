@@ -13,12 +13,14 @@ TAKING = ["svd", "fwsvd", "asvd", "svd_llm", "svd_llm_v2", "ada_svd", "duo_svd",
 REFUSING = {
     "basis_sharing": "shares in-factors among layers",
     **dict.fromkeys(("wanda", "sparsegpt", "oats", "slim", "hassle_free"), "prunes"),
+    **dict.fromkeys(("rtn", "gptq"), "keeps the whole weight"),
     **dict.fromkeys(("cap", "soco", "dobi_svd"), "learns what stays of each decomposition"),
 }
+OWN = ["press"]  # has a metric of its own choice
 
 
 def test_every_method_takes_it_or_says_why_not() -> None:
-    assert {*TAKING, *REFUSING} == set(METHODS)
+    assert {*TAKING, *REFUSING, *OWN} == set(METHODS)
 
 
 @pytest.mark.parametrize("name", TAKING)
@@ -48,7 +50,7 @@ def test_other_methods_refuse_it(name: str) -> None:
         )
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [*TAKING, *REFUSING])
 def test_at_its_default_it_is_not_there(name: str) -> None:
     assert build_method(f"{name}:metric=inputs") == build_method(name)
     assert build_method(name).two_sided is None

@@ -96,6 +96,16 @@ def test_what_is_gone_is_said_in_its_place() -> None:
     assert page.sections["training"].count("Nothing was trained") == 1
 
 
+def test_blocks_that_were_trained_one_by_one_have_a_row_each() -> None:
+    curves = {"block_start": [0.25, float("nan"), 0.5], "block_best": [0.125, float("nan"), 0.4]}
+    run = replace(shown(result("svd+blocks", 0.5, 9.0)), curves={"blocks": curves})
+    page = assert_alone(render_page("t", [run], "", []))
+    assert page.rows["training"] == [("block 0", [0.125]), ("block 1", []), ("block 2", [0.4])]
+    words = page.sections["training"]
+    assert "0.2500 → 0.1250" in words and "dense" in words and "0.5000 → 0.4000" in words
+    assert "Nothing was trained" not in words
+
+
 def test_there_may_be_more_methods_than_colours() -> None:
     runs = [shown(result(f"method{n}", 0.5, 9.0 + n)) for n in range(12)]
     bare = [replace(run, allocation="x", spectra="y", curves={}) for run in runs]

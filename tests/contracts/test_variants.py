@@ -80,20 +80,30 @@ def test_what_is_not_a_variant_is_refused_with_an_example(text: str) -> None:
 
 
 SELF_DIVIDING = {
-    name: "learns its shares" if build_method(name).learn else "keeps the same share of every layer"
-    for name in METHODS
-    if build_method(name).prunes or build_method(name).learn
+    **{x: "learns its shares" for x in METHODS if build_method(x).learn},
+    **{x: "keeps the same share of every layer" for x in METHODS if build_method(x).prunes},
+    **{x: "keeps the whole weight of every layer" for x in METHODS if build_method(x).rounds},
 }
+UNPRICED = {
+    "duo_svd": "trades in numbers of 16 bits",
+    "basis_sharing": "shares in-factors among layers",
+}
+"""Methods whose parts have no price in codes."""
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name not in SELF_DIVIDING])
 @pytest.mark.parametrize("allocator", ALLOCATORS)
 def test_any_method_goes_with_any_allocator(method: str, allocator: str) -> None:
+    if allocator == "prices" and method in UNPRICED:
+        refused = f"{UNPRICED[method]}: leave out the allocator 'prices'"
+        with pytest.raises(ConfigError, match=refused):
+            build_method(f"{method}@{allocator}")
+        return
     built = build_method(f"{method}@{allocator}")
     assert built.allocate == ALLOCATORS[allocator]()
     assert built.name == method
     assert built == build_method(method, allocate=allocator)
-    measured = allocator in ("importance", "hull", "fisher", "knapsack")
+    measured = allocator in ("importance", "hull", "fisher", "prices", "knapsack")
     assert built.needs_calibration == (build_method(method).needs_calibration or measured)
 
 

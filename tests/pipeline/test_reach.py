@@ -39,6 +39,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "cap:steps=3:refit=prefix": {},
     "dobi_svd:steps=2:remap=true": {},
     "svd recovered": {"method": "svd", "recover": "factors", "recover_steps": 2},
+    "svd by blocks": {"method": "svd", "recover": "blocks", "recover_steps": 2},
     "svd updated": {"method": "svd", "recover": "lora", "recover_steps": 2},
 }
 
