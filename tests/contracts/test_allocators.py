@@ -61,7 +61,7 @@ def dearer(layer: LayerRef, share: Share) -> Iterator[Share]:
     bits = share.bits or FULL
     if share.rank is None:
         yield from (Share(None, bits=more) for more in (FULL, *WIDTHS) if more > bits)
-    elif share.rank < replace(layer, bits=bits).paying_rank:
+    elif share.rank < min(replace(layer, bits=bits).paying_rank, layer.paying_rank):
         yield replace(share, rank=share.rank + 1)
 
 

@@ -144,7 +144,7 @@ def test_the_names_of_methods_are_those_of_their_files() -> None:
         (
             {"option": "updat=u"},
             "has no option 'updat'; its options: update, toward_dense, prefix, factors, metric, "
-            "metric_damp.",
+            "metric_damp, bits, code_group, rounding.",
         ),
         ({"option": "update=U2"}, "must be one of none, u; got 'U2'. Did you mean 'u'?"),
         ({"allocate": "Hul"}, "unknown allocator 'Hul'. Did you mean 'hull'?"),

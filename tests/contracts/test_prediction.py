@@ -4,7 +4,7 @@ from typing import Any
 
 from flows.report.shown import Prediction
 from flows.runs.prediction import Known, predict
-from tests.made_up import layers_of, losses_of, predicted_of
+from tests.made_up import codes_of, layers_of, losses_of, predicted_of
 
 LAYERS = layers_of([(40, 40), (20, 40), (40, 30), (30, 40)])
 RESULT: dict[str, Any] = {"metrics": {"dense": {"texts": {"text": {"length": 64}}}}}
@@ -20,7 +20,7 @@ def predicted(method: str, **kept: Any) -> Prediction:
         "samples": 8,
         "length": 64,
     }
-    known = {"similarity": {}, "divergence": {}, "predicted": {}} | kept
+    known = {"similarity": {}, "divergence": {}, "predicted": {}, "codes": {}} | kept
     found = predict(config, RESULT, LAYERS, Known(losses, **known))
     assert isinstance(found, Prediction)
     return found
@@ -33,6 +33,19 @@ def test_the_divergence_is_what_the_curves_leave_at_every_budget() -> None:
     assert found.divergence is not None and len(found.divergence) == len(found.shares) > 5
     assert found.divergence == sorted(found.divergence, reverse=True)
     assert 0 < found.divergence[-1] < sum(float(curve[1]) for curve in curves.values())
+
+
+def test_what_rounding_costs_is_counted_where_bits_are_chosen() -> None:
+    curves = {layer.name: predicted_of(layer, 0).numpy() for layer in LAYERS}
+    codes = {layer.name: codes_of(layer, 0).numpy() for layer in LAYERS}
+    found = predicted("svd_llm@prices", predicted=curves, codes=codes)
+    assert found.how == "the run's own allocation (prices)"
+    none = {name: 0 * curve for name, curve in codes.items()}
+    exact = predicted("svd_llm@prices", predicted=curves, codes=none)
+    assert found.divergence is not None and exact.divergence is not None
+    assert all(a > b for a, b in zip(found.divergence, exact.divergence, strict=True))
+    lacking = predicted("svd_llm@prices", predicted=curves)
+    assert lacking.how.startswith("uniform shares") and lacking.divergence is None
 
 
 def test_without_all_curves_shares_are_uniform_and_no_divergence_is_predicted() -> None:
