@@ -1,5 +1,6 @@
 """How a method is named with allocator and options, where each option goes, and what is refused."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
