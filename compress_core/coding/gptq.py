@@ -124,7 +124,7 @@ class _Grids:
         if along == 0:
             shape = (columns, groups_of(rows, coding.group))
             weight = weight.new_ones(rows)  # in one column all weigh the same
-        self.weight = weight if coding.search else None
+        self.weight = weight if coding.searches(coding.bits) else None
         self.scales = torch.empty(shape, dtype=dtype, device=w.device)
         self.zeros = torch.empty(shape, dtype=torch.uint8, device=w.device)
         self.scale, self.zero = torch.empty_like(w), torch.empty_like(w)

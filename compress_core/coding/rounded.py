@@ -64,6 +64,6 @@ def rounded(
     else:
         if weight is None or along == 0:
             weight = lines.new_ones(lines.shape[1])
-        codes = nearest(lines, bits, coding.group, dtype, weight if coding.search else None)
+        codes = nearest(lines, bits, coding.group, dtype, weight if coding.searches(bits) else None)
     value = decoded(codes, coding.group)
     return Rounded(codes, value if along == 1 else value.T)

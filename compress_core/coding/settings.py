@@ -19,7 +19,8 @@ class Coding:
         group: Numbers that share a scale.
         rounding: "gptq", or "nearest", which reads no inputs and fits nothing again.
         damping: Part of the mean of H's diagonal that is added to it.
-        search: Whether the ends of a group are drawn in where that has less error.
+        search: Codes of so many bits at most have the ends of a group drawn in where that has
+            less error.
         order: Whether GPTQ goes through the columns by falling diagonal of H. Groups stay those
             of neighbours; where they run across the columns, their scales are those of the matrix
             as it is given.
@@ -30,7 +31,7 @@ class Coding:
     group: int = GROUP
     rounding: str = GPTQ
     damping: float = 0.01
-    search: bool = False
+    search: int = 0
     order: bool = False
     widths: tuple[tuple[str, int], ...] = ()
 
@@ -55,6 +56,10 @@ class Coding:
     def reads_inputs(self) -> bool:
         """Whether it needs the second moment of a layer's inputs."""
         return self.rounding == GPTQ
+
+    def searches(self, bits: int) -> bool:
+        """Whether codes of some bits have the ends of their groups drawn in."""
+        return bits <= self.search
 
     def at(self, bits: int) -> "Coding":
         """The same in codes of so many bits."""

@@ -24,7 +24,7 @@ def gptq(
     mixed: bool = False,
     damping: float = 0.01,
     order: bool = False,
-    search: bool = False,
+    search: int = 0,
 ) -> Method:
     """Rounding with second-order compensation.
 
@@ -34,7 +34,8 @@ def gptq(
         mixed: Whether layers get widths of their own, by predicted KL.
         damping: Part of the mean of H's diagonal that is added to it.
         order: Whether columns are rounded by falling diagonal of H, as in the paper's code.
-        search: Whether the ends of a group are drawn in where that has less error.
+        search: Codes of so many bits at most have the ends of a group drawn in where that has
+            less error.
 
     Raises:
         ConfigError: A value is out of its range.

@@ -24,6 +24,9 @@ from compress_core.refine.cross_truncation import CrossTruncate
 from compress_core.two_sided import TwoSided
 
 
+SEARCHED = 2  # bits: with 3 and more the ends that have less error have more KL
+
+
 def press(
     bits: int = 0,
     code_group: int = GROUP,
@@ -62,5 +65,5 @@ def press(
         fit=CrossTruncate() if correct else None,
         prefix=Prefix(prefix),  # type: ignore[arg-type]  # it checks
         form=factors,
-        coding=None if bits == FULL else Coding(bits, code_group, search=True, order=True),
+        coding=None if bits == FULL else Coding(bits, code_group, search=SEARCHED, order=True),
     )
