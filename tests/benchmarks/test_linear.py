@@ -1,12 +1,15 @@
-"""A product of low rank in either form against the dense layer, beside the ideal 1/kept."""
+"""What a layer can store against the dense layer: products of low rank, codes, entries."""
 
 import pytest
 import torch
 from torch import nn
 
+from compress_core.forms.kinds import in_codes, sizes_of
 from compress_core.forms.linear import CompressedLinear
+from compress_core.forms.names import FULL, GROUP
+from compress_core.forms.part import Entry
 from compress_core.forms.products import largest_rank
-from compress_core.sparse import pack_bits
+from compress_core.sparse import pack, pack_bits
 from tests.benchmarks.conftest import Bench
 
 
@@ -32,6 +35,52 @@ def test_forward(size: int, kept: float, tokens: int, bench: Bench) -> None:
         ideal=f"{1 / kept:.2f}",
         ranks=f"{plain.entry['rank']}, {pivot.entry['rank']}",
     )
+
+
+@pytest.mark.parametrize("tokens", [1, 256])
+@pytest.mark.parametrize("size", [512, 2048, 4096])
+def test_stored_forms(size: int, tokens: int, bench: Bench) -> None:
+    """One decoding step (1 token) and a prefill (256) of a square layer, float32, by what it holds.
+
+    Factors in codes have the rank of those in 16 bits, which keep half; so do the entries.
+    """
+    product, base = {"rank": size // 4}, {"rank": 0, "base": True}
+    layers = {
+        "factors": random_layer(size, product),
+        "factors_in_4_bits": random_layer(size, product, 4),
+        "base_in_8_bits": random_layer(size, base, 8),
+        "base_in_4_bits": random_layer(size, base, 4),
+        "entries": random_layer(size, {"rank": 0, "nonzeros": size * size // 2}),
+    }
+    dense = nn.Linear(size, size, bias=False)
+    inputs = torch.randn(tokens, size)
+    with torch.inference_mode():
+        full, *found = bench.seconds(
+            *[lambda layer=layer: layer(inputs) for layer in (dense, *layers.values())],
+            rounds=20 if tokens == 1 else 8,
+        )
+    bench.row(
+        benchmark=f"linear {size}x{size} by what it holds, {tokens} tokens",
+        **{
+            f"{name}_faster_than_dense": f"{full / seconds:.3f}"
+            for name, seconds in zip(layers, found, strict=True)
+        },
+    )
+
+
+def random_layer(size: int, entry: Entry, bits: int = FULL) -> CompressedLinear:
+    """A layer that holds random numbers, or random codes of so many bits."""
+    entry = in_codes(entry, sizes_of(size, size, entry), bits, GROUP)
+    layer = CompressedLinear(size, size, entry, bias=False)
+    for tensor in layer.buffers():
+        tensor.random_(0, 256)
+    if count := entry.get("nonzeros"):
+        mask = (torch.randperm(size * size) < count).view(size, size)
+        for name, places in pack(mask).items():
+            layer.tensors()[name].copy_(places)
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter, std=size**-0.5)
+    return layer
 
 
 def layer_of(form: str, size: int, kept: float) -> CompressedLinear:
