@@ -57,8 +57,17 @@ class LayerRef:
 
     @property
     def paying_rank(self) -> int:
-        """Largest rank whose product costs less than the dense weight."""
-        return self.affordable_rank(self.dense_cost - 1)
+        """Largest rank whose product costs less than the dense weight.
+
+        In codes none above that of 16 bits, so that decompositions are the same for both.
+        """
+        rank = self.affordable_rank(self.dense_cost - 1)
+        return rank if self.bits == FULL else min(rank, self.in_full.paying_rank)
+
+    @property
+    def in_full(self) -> "LayerRef":
+        """The layer with its numbers in 16 bits."""
+        return replace(self, bits=FULL, group=GROUP)
 
     def rank_cost(self, rank: int) -> int:
         """Numbers that a product of a rank takes."""

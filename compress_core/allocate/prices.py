@@ -92,7 +92,7 @@ class Prices:
             if at is not None:
                 found.append(Share(None, bits=at))
             if least_rank(priced) is not None:
-                most = min(priced.paying_rank, layer.paying_rank)
+                most = priced.paying_rank
                 step = max(1, most // RANKS)
                 found += [Share(rank, bits=at) for rank in range(1, most + 1, step)]
         return found

@@ -20,7 +20,8 @@ class Allocation:
 
     Attributes:
         layers: Every compressible layer.
-        stored: Layer to its "rank" (None when dense), "columns" and "numbers".
+        stored: Layer to its "rank" (None when dense), "columns" and "numbers", and the "bits" of
+            these in words.
     """
 
     layers: Sequence[LayerRef]

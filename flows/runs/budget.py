@@ -14,7 +14,8 @@ def resolve_budget(workspace: Workspace, config: RunConfig) -> RunConfig:
     """The same run with bytes turned into a kept share; other budgets stay as they are.
 
     For methods that store sparse entries a bit per dense number is set aside for their places:
-    no layer's take more.
+    no layer's take more. Codes are counted in numbers of 16 bits, so that a model in float32, of
+    which numbers in no codes take twice as much, comes out below what is asked for.
 
     Raises:
         BudgetError: What is not compressed takes these bytes alone, or leaves the layers too few.

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from compress_core.forms.names import FULL
 from compress_core.types import LayerRef
 from flows.report.shown import Allocation, Floats, Prediction, Shown, Spectra
 from flows.runs.prediction import Known, predict
@@ -101,6 +102,7 @@ class Findings:
                 "rank": int(row["rank"]) if row["rank"] else None,
                 "columns": int(row["columns"]),
                 "numbers": int(row["parameters"]),
+                "bits": row.get("bits", str(FULL)),  # older runs had no others
             }
         return Allocation(layers, stored)
 

@@ -95,7 +95,8 @@ def _allocator(method: Method, known: Known, names: Sequence[str]) -> tuple[Allo
         there = there and set(names) <= set(known.codes)
     if not there:
         return Uniform(), "uniform shares; what the run's allocator reads holds for its budget only"
-    return own, f"the run's own allocation ({type(_divider(own)).__name__.lower()})"
+    aside = "" if method.coding is None or "codes" in own.reads else "; rounding is not in it"
+    return own, f"the run's own allocation ({type(_divider(own)).__name__.lower()}){aside}"
 
 
 def _divider(allocator: Allocator) -> Allocator:
@@ -117,8 +118,9 @@ def _curve(
     wanted: Sequence[float],
 ) -> Prediction | str:
     shares, error, divergence = [], [], []
-    whole = sum(layer.dense_cost for layer in layers)
-    for kept in wanted:
+    whole = sum(layer.in_full.dense_cost for layer in layers)
+    price = sum(layer.dense_cost for layer in layers)  # less than that in codes
+    for kept in dict.fromkeys(min(1.0, kept * whole / price) for kept in wanted):
         try:
             allocator.check(layers, kept)
             given = allocator.allocate(layers, kept, evidence)

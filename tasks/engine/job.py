@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from compress_core.method import Method
-from compress_core.types import LayerRef, Stack
+from compress_core.types import LayerRef, Stack, affordable
 from tasks.engine.dense_model import DenseModel
 
 
@@ -15,7 +15,8 @@ class Job:
     Attributes:
         model: The dense model.
         method: One choice per stage.
-        kept: Share of the compressible parameters that stays.
+        kept: Share of the compressible parameters that stays; of what they take in codes, where
+            the method has codes of so many bits for all.
         samples: Calibration windows.
         length: Tokens per window.
         batch_size: Windows per forward; never part of a key.
@@ -60,3 +61,14 @@ class Job:
     def stack(self, layer: LayerRef) -> Stack:
         """The stack that a layer is in."""
         return self.stacks[self.stack_of[layer.name]]
+
+    def numbers(self, layer: LayerRef) -> int:
+        """Numbers that a layer has if all keep the same share."""
+        (priced,) = (x for x in self.stack(layer).members if x.name == layer.name)
+        return affordable(self.kept, priced.dense_cost)
+
+    @property
+    def share(self) -> float:
+        """Share of the dense layers' numbers that may be stored: below ``kept`` in codes."""
+        dense = sum(layer.dense_cost for layer in self.model.layout.layers)
+        return self.kept * sum(layer.dense_cost for layer in self.layers) / dense

@@ -68,7 +68,7 @@ def _inputs(
 
 
 def _unit(job: Job, name: str, stack: Stack, inputs: dict[str, Unit]) -> Unit:
-    model, method, layer = job.model, job.method, stack.as_layer
+    model, method, layer = job.model, job.method, stack.as_layer.in_full
     assert method.decompose is not None
     measured = any(role.startswith("statistics") for role in inputs)
     weights = {

@@ -53,7 +53,7 @@ def materialise_group(job: Job, realised: Mapping[str, Unit]) -> Group:
         job: What is done to which model.
         realised: Layer name to its ``realise`` unit.
     """
-    model, layout, kept = job.model, job.model.layout, job.kept
+    model, layout = job.model, job.model.layout
     weights = {model.weight_key(layer.name) for layer in layout.layers}
     compressible = sum(layer.dense_cost for layer in layout.layers)
     per_number = model.nbytes / max(1, model.parameters)
@@ -71,7 +71,7 @@ def materialise_group(job: Job, realised: Mapping[str, Unit]) -> Group:
             "dense weights": recipe_key({key: model.stored[key] for key in sorted(weights)}),
         },
         inputs=dict(realised),
-        cost=Cost(disk=int(model.nbytes - (1 - kept) * compressible * per_number)),
+        cost=Cost(disk=int(model.nbytes - (1 - job.share) * compressible * per_number)),
     )
     return Group("materialise", "model", [unit], _Materialise(job, realised))
 

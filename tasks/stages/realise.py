@@ -1,7 +1,7 @@
 """Stage ``realise``: a decomposition and a share become the factors that will be stored."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from torch import Tensor
@@ -16,9 +16,9 @@ from compress_core.learn.base import Chosen
 from compress_core.record import Packed
 from compress_core.stats import InputStats, PrefixStats
 from compress_core.two_sided import FitTwoSided
-from compress_core.types import LayerRef, affordable
+from compress_core.types import LayerRef
 from tasks.engine.components import describe
-from tasks.engine.cost import EXACT, Cost
+from tasks.engine.cost import EXACT, Cost, add
 from tasks.engine.job import Job
 from tasks.engine.session import Group, Work
 from tasks.engine.units import Unit
@@ -102,13 +102,6 @@ def realise_unit(
         inputs["statistics"] = upstream.collected[layer.tap]
     if method.sequential:
         inputs["prefix"] = measured[layer.tap]
-    numbers = affordable(job.kept, layer.dense_cost)
-    small = min(layer.out_features, layer.in_features)
-    cost = Cost(
-        products={EXACT: 40.0 * small**2 * layer.in_features} if sources else {},
-        memory=(8 if form == PLAIN else 40) * numbers,  # pivots are found in float64
-        disk=4 * numbers,
-    )
     return Unit(
         "realise",
         layer.name,
@@ -117,8 +110,34 @@ def realise_unit(
         sources=sources,
         inputs=inputs,
         views=views,
-        cost=side_cost(job, layer, 2 * small, cost) if method.fit else cost,  # u there and back
+        cost=_cost(job, layer, form),
     )
+
+
+def _cost(job: Job, layer: LayerRef, form: str) -> Cost:
+    """What a layer is expected to take: its fit, what weighs its outputs, and its codes."""
+    out, into, numbers = layer.out_features, layer.in_features, job.numbers(layer)
+    small, coding = min(out, into), job.method.coding
+    cost = Cost(
+        memory=(8 if form == PLAIN else 40) * numbers,  # pivots are found in float64
+        disk=4 * numbers,
+    )
+    if job.method.fit is not None and not job.method.rounds:
+        cost = replace(cost, products={EXACT: 40.0 * small**2 * into})
+        cost = side_cost(job, layer, 2 * small, cost)  # u there and back
+    if coding is None:
+        return cost
+    # Numbers, their grids and both in the order of the sweep; all in float64.
+    cost = replace(cost, memory=cost.memory + 80 * layer.dense_cost)
+    if not coding.reads_inputs:
+        return cost
+    # H is factored and the factor inverted; the sweep goes through half of it. A product has
+    # another such sweep, and each of its matrices is fitted to the other in H.
+    sweeps = into**3 + out * into**2
+    if job.method.decompose is not None:
+        sweeps += small**3 + 4 * out * into**2 + 6 * out * into * small
+    products = add(cost.products, {EXACT: float(sweeps)})
+    return replace(cost, products=products, memory=cost.memory + 48 * into**2)
 
 
 class Realise:

@@ -115,7 +115,7 @@ class _Blocks:
                 products={MODEL: recovery.all_steps * step + carried},
                 held=6 * numbers + outer_numbers(model),
                 memory=2 * hidden_bytes(model, job.samples * job.length),
-                disk=int(job.kept * model.nbytes * numbers / model.parameters),
+                disk=int(job.share * model.nbytes * numbers / model.parameters),
             ),
         )
         self.units.append(unit)

@@ -14,6 +14,7 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from compress_core.forms.names import FULL
 from tasks.engine.dense_model import DenseModel
 from tasks.tracking import client as tracking
 from tasks.tracking.files import CONFIG_FILE, FILES_TAG, files_tag
@@ -38,7 +39,7 @@ def register(
         name: Name in the registry.
         home: Data directory.
         model: The dense model.
-        stored: Layer name to what it stores: rank, columns and numbers.
+        stored: Layer name to what it stores: rank, columns, numbers and its entry.
         result: The run's result so far.
         config: The resolved configuration, as YAML.
         curves: Name to a value per step of what the run trained.
@@ -80,10 +81,13 @@ def register(
 
 
 def allocation_table(model: DenseModel, stored: Mapping[str, Mapping[str, Any]]) -> str:
-    """CSV: a line per layer with its shape, rank (empty when dense) and stored numbers."""
+    """CSV: a line per layer with its shape, rank (empty when dense), stored numbers and bits.
+
+    The bits are those of its codes, or 16 where it has none; where they differ, all of them.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    sizes = ["rank", "columns", "parameters", "dense_parameters"]
+    sizes = ["rank", "columns", "parameters", "dense_parameters", "bits"]
     writer.writerow(["layer", "block", "out", "in", *sizes])
     for layer in model.layout.layers:
         own = stored[layer.name]
@@ -91,10 +95,16 @@ def allocation_table(model: DenseModel, stored: Mapping[str, Mapping[str, Any]])
             [
                 *(layer.name, layer.block, layer.out_features, layer.in_features),
                 *("" if own["rank"] is None else own["rank"], own["columns"]),
-                *(own["numbers"], layer.dense_cost),
+                *(own["numbers"], layer.dense_cost, widths_of(own)),
             ]
         )
     return text.getvalue()
+
+
+def widths_of(own: Mapping[str, Any]) -> str:
+    """Bits of the numbers that a layer stores: "4", or "2 and 8"."""
+    codes = own.get("entry", {}).get("codes", {})
+    return " and ".join(map(str, sorted(set(codes.values())))) or str(FULL)
 
 
 def _parameters(result: Mapping[str, Any]) -> dict[str, Any]:

@@ -98,6 +98,38 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         {"method": "wanda", "kept": 0.001},
         "kept=0.001 leaves layer model.layers.0.self_attn.k_proj (16x32) without a single entry;",
     ),
+    "codes and a shared in-factor": (
+        {"method": "basis_sharing:group=3", "bits": 4},
+        "method 'basis_sharing' shares in-factors among layers: leave out bits=4",
+    ),
+    "codes and columns": (
+        {"method": "duo_svd", "bits": 4},
+        "method 'duo_svd' trades in numbers of 16 bits: leave out bits=4",
+    ),
+    "codes and entries": (
+        {"method": "wanda", "bits": 3},
+        "method 'wanda' counts entries in numbers of 16 bits: leave out bits=3",
+    ),
+    "codes and learned shares": (
+        {"method": "soco", "bits": 8},
+        "method 'soco' learns at the price of 16 bits per number: leave out bits=8",
+    ),
+    "codes of no width": (
+        {"method": "svd_llm", "bits": 7},
+        "bits are 16, or 8, 6, 5, 4, 3, 2 for codes; got 7",
+    ),
+    "codes without text": (
+        {"method": "svd", "bits": 4, "calibration": None},
+        "method 'svd' needs calibration text: give --calibration FILE",
+    ),
+    "codes and updates of low rank": (
+        {"method": "svd_llm", "bits": 4, "recover": "lora"},
+        "--recover lora makes updates that codes, which 'svd_llm' stores, cannot take in: give --r",
+    ),
+    "codes that the budget does not hold": (
+        {"method": "gptq", "kept": 0.1},
+        "kept=0.1 does not hold every number in 2 bits, which take 0.1953 of 16 bits each",
+    ),
     "no budget": ({"kept": None}, "kept is missing: give one of --kept, --target-bytes and --targ"),
     "two budgets": (
         {"target_bytes": "1MB"},

@@ -55,7 +55,9 @@ def result(method: str, kept: float, perplexity: float, text: str = "a.txt") -> 
 
 
 def shown(found: dict[str, Any]) -> Shown:
-    stored = {layer.name: {"rank": 3, "columns": 0, "numbers": 48} for layer in LAYERS}
+    stored = {
+        layer.name: {"rank": 3, "columns": 0, "numbers": 48, "bits": "16"} for layer in LAYERS
+    }
     values = {layer.name: np.linspace(2.0, 0.1, 8) for layer in LAYERS}
     return Shown(
         found,

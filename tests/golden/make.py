@@ -46,10 +46,14 @@ VARIANTS = (
     "duo_svd:refit_columns=true",
     "basis_sharing:update=u",
     "slim:mask=sparsegpt",
+    "gptq:mixed=true:order=true:search=true",
+    "press:bits=16:correct=false",
 )
 """Options that change what a method makes, and few steps where it trains: see `entries`."""
 KEPT = 0.55
+KEPT_IN_CODES = 0.25  # where not every layer keeps its whole weight
 KEPTS = (0.35, 0.55, 0.75)  # of methods that prune, in place of ranks
+BITS = (2, 4, 8)  # of methods that keep the whole weight in codes, in place of ranks
 
 
 def entries(method: str) -> list[str]:
@@ -89,28 +93,49 @@ def golden_values(name: str) -> dict[str, dict[str, list[float]]]:
 
     Per shape: the loss curve, and of the weight at each rank one number per output row. Where
     shares hang on what was measured: the numbers stored of each layer of a small made-up model.
-    Of methods that prune: one number per output row at each of some budgets. Of methods that train:
-    their curves, and the numbers stored of each layer of a tiny model.
+    Of methods that prune: one number per output row at each of some budgets. Of methods that round:
+    the same at some widths. Of methods that train: their curves, and the numbers stored of each
+    layer of a tiny model.
     """
     method = build_method(name)
     if method.learn is not None:
         return {"training": learned_values(method)}
     if method.prunes:
         return {label: pruned_values(method, label, shape) for label, shape in SHAPES.items()}
-    values = {}
-    for label, shape in SHAPES.items():
-        stack = made_up_stack(shape)[: 1 if method.sharing is None else 2]
-        rows = sum(len(layer.weight) for layer in stack)
-        layer = LayerRef(label, 0, rows, shape[1], label)
-        prepared = prepare(method, stack, layer.paying_rank)
-        probe = torch.linspace(-1, 1, shape[1], dtype=torch.float64)
-        values[label] = {"loss": prepared.loss.tolist()}
-        for rank in RANKS:
-            members = realise(method, stack, prepared, Share(rank))
-            outputs = torch.cat([outputs_of(low, probe) for low in members])
-            values[label][f"outputs at rank {rank}"] = outputs.tolist()
+    made = rounded_values if method.rounds else cut_values
+    values = {label: made(method, label, shape) for label, shape in SHAPES.items()}
     if method.allocate.reads:
-        values["allocation"] = {f"numbers stored at kept {KEPT}": allocation(method)}
+        kepts = [KEPT] if method.coding is None else [KEPT, KEPT_IN_CODES]
+        values["allocation"] = {f"numbers stored at kept {k}": allocation(method, k) for k in kepts}
+    return values
+
+
+def cut_values(method: Method, label: str, shape: tuple[int, int]) -> dict[str, list[float]]:
+    """The loss curve, and what a method makes of a layer, or of two, at each rank."""
+    stack = made_up_stack(shape)[: 1 if method.sharing is None else 2]
+    rows = sum(len(layer.weight) for layer in stack)
+    layer = LayerRef(label, 0, rows, shape[1], label)
+    prepared = prepare(method, stack, layer.paying_rank)
+    probe = torch.linspace(-1, 1, shape[1], dtype=torch.float64)
+    values = {"loss": prepared.loss.tolist()}
+    widths = [] if method.coding is None else [4]
+    for rank in RANKS:
+        for bits in (None, *widths):
+            members = realise(method, stack, prepared, Share(rank, bits=bits))
+            outputs = torch.cat([outputs_of(low, probe) for low in members])
+            what = f"outputs at rank {rank}" + ("" if bits is None else f" in {bits} bits")
+            values[what] = outputs.tolist()
+    return values
+
+
+def rounded_values(method: Method, label: str, shape: tuple[int, int]) -> dict[str, list[float]]:
+    """What a method that keeps the whole weight makes of a layer in codes of each width."""
+    stack = made_up_stack(shape)[:1]
+    probe = torch.linspace(-1, 1, shape[1], dtype=torch.float64)
+    values = {}
+    for bits in BITS:
+        (low,) = realise(method, stack, None, Share(None, bits=bits))
+        values[f"outputs in {bits} bits"] = (low.dense() @ probe).tolist()
     return values
 
 
@@ -176,7 +201,7 @@ def outputs_of(low: LowRank, probe: Tensor) -> Tensor:
     return low.u @ (low.v @ probe[rest]) + low.columns @ probe[kept]
 
 
-def allocation(method: Method) -> list[float]:
+def allocation(method: Method, kept: float) -> list[float]:
     """Numbers stored of each layer, or stack of layers, of a model of four blocks."""
     shapes = {"q_proj": (48, 40), "o_proj": (40, 48), "up_proj": (96, 40)}
     layers = [
@@ -185,18 +210,22 @@ def allocation(method: Method) -> list[float]:
         for kind, (m, n) in shapes.items()
     ]
     layers = [stack.as_layer for stack in method.stacks(layers)]
-    probe = method.allocate.probe(KEPT)
-    losses, divergence = {}, {}
+    probe = method.allocate.probe(kept)
+    losses, divergence, predicted, codes = {}, {}, {}, {}
     for place, layer in enumerate(layers):
         decay = 0.05 + 0.03 * ((5 * place) % 7)
         ranks = torch.arange(layer.paying_rank + 1, dtype=torch.float64)
         losses[layer.name] = (3 + place) * torch.exp(-decay * ranks)
+        predicted[layer.name] = losses[layer.name] * (0.1 + 0.05 * ((3 * place) % 5))
+        products = 0.2 * (1 + ranks / len(ranks)) * (ranks > 0)
+        codes[layer.name] = (1 + place % 4) * torch.cat([torch.tensor([0.3]), products])
         divergence[layer.name] = [
             (1 + math.sin(place)) * (1 - share) ** (1 + place / 3)
             for share in (probe.shares if isinstance(probe, Probe) else ())
         ]
-    evidence = Evidence(losses, {b: 0.9 - 0.1 * ((3 * b) % 4) for b in range(4)}, divergence, 500)
-    shares = method.allocate.allocate(layers, KEPT, evidence)
+    similarity = {b: 0.9 - 0.1 * ((3 * b) % 4) for b in range(4)}
+    evidence = Evidence(losses, similarity, divergence, 500, predicted, codes)
+    shares = method.allocate.allocate(layers, kept, evidence)
     return [shares[layer.name].cost(layer) for layer in layers]
 
 

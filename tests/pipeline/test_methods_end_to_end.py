@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 import compress_core.hf  # noqa: F401  registers the format
 from compress_core.evaluate import perplexity_and_kl
 from compress_core.forms.kinds import SLOTS
-from compress_core.forms.part import Slot
+from compress_core.forms.room import counted
 from compress_core.methods import METHODS, build_method
 from tasks.stages.arrays import get_tensor
 from tests.pipeline import pico
@@ -99,14 +99,13 @@ def stored(walk: pico.Walk) -> dict[str, int]:
     for layer in walk.pipeline.job.model.layout.layers:
         names = [f"{layer.name}.{part}" for part in SLOTS]
         names += [name.removeprefix(f"{prefix}.") for name in names if name not in tensors]
-        found[layer.name] = sum(counted(name, tensors[name]) for name in names if name in tensors)
+        found[layer.name] = count({name: tensors[name] for name in names if name in tensors})
     return found
 
 
-def counted(name: str, tensor: Tensor) -> int:
-    """Numbers that a tensor of these folders counts as."""
-    slot = SLOTS.get(name.rpartition(".")[2], Slot())
-    return slot.counted(tensor.numel(), tensor.dtype is torch.int32) // 2
+def count(tensors: dict[str, Tensor]) -> int:
+    """Numbers that tensors of these folders count as."""
+    return counted((key, t.numel(), t.dtype is torch.int32) for key, t in tensors.items())
 
 
 @every_case
@@ -117,15 +116,17 @@ def test_what_is_stored_is_what_was_allowed(model: str, method: str, done: Get) 
     dense = sum(layer.dense_cost for layer in layers)
     numbers = stored(walk)
     assert sum(numbers.values()) == attrs["compressible"] <= KEPT * dense
-    assert attrs["compressible"] > 0.85 * KEPT * dense
+    least = 0.85 * KEPT if not walk.pipeline.job.method.rounds else 6 / 16  # widths go by steps
+    assert attrs["compressible"] > least * dense
     tensors = tensors_of(walk)
-    assert attrs["parameters"] == sum(counted(*named) for named in tensors.items())
+    assert attrs["parameters"] == count(tensors)
     assert attrs["bytes"] == sum(tensor.nbytes for tensor in tensors.values())
     removed = walk.pipeline.job.model.parameters - attrs["parameters"]
     assert removed == dense - attrs["compressible"]
     for name, unit in walk.pipeline.realised.items():
         assert walk.session.artifact(unit).attrs["numbers"] == numbers[name]
-    assert all(entry["rank"] >= 1 for entry in entries_of(walk.folder).values())
+    entries = entries_of(walk.folder).values()
+    assert all(entry["rank"] >= 1 or "base" in entry for entry in entries)
     assert pico.scratch_left(walk.session.store.root) == []
 
 

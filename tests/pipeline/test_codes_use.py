@@ -1,0 +1,185 @@
+"""`--bits`, rtn, gptq and press, from the dense folder to one that loads: room, reuse, keys."""
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+import compress_core.hf  # noqa: F401  registers the format
+from compress_core.forms.kinds import numbers_of, sizes_of
+from compress_core.forms.room import bits_of
+from tests.pipeline import codes, pico
+from tests.pipeline.folders import entries_of, logits_of
+
+METHODS = {
+    "svd_llm:bits=4": 0.2,
+    "svd_llm@fisher:bits=4": 0.2,
+    "svd_llm:bits=4:factors=pivot": 0.2,
+    "saes_svd:bits=4": 0.2,
+    "saes_svd:bits=3:rounding=nearest:prefix=block": 0.15,
+    "rtn": 0.3,
+    "gptq": 0.3,
+    "gptq:mixed=true": 0.3,
+    "press": 0.25,
+    "press:bits=16": 0.6,
+    "press:correct=false": 0.25,
+}
+OF_OTHERS = ("svd_llm:bits=4", "saes_svd:bits=4", "gptq", "press", "press:bits=16")
+CASES = [
+    *(("llama", method) for method in METHODS),
+    *((model, method) for model in ("gpt2", "biased") for method in OF_OTHERS),
+]
+every_case = pytest.mark.parametrize(("model", "method"), CASES)
+LATER = {"allocate", "measure", "realise", "advance", "materialise", "evaluate"}
+
+pytestmark = pytest.mark.usefixtures("code_cache")
+
+
+@pytest.fixture(scope="module")
+def walks(tmp_path_factory: pytest.TempPathFactory) -> codes.Walks:
+    return codes.Walks(tmp_path_factory.mktemp("codes"))
+
+
+@every_case
+def test_what_is_stored_is_within_the_budget_and_as_large_as_it_says(
+    model: str, method: str, walks: codes.Walks
+) -> None:
+    kept = METHODS[method]
+    walk = walks.get(model, method, kept)
+    job, attrs = walk.pipeline.job, walk.session.artifact(walk.pipeline.folder).attrs
+    layers = {layer.name: layer for layer in job.model.layout.layers}
+    dense = sum(layer.dense_cost for layer in layers.values())
+    assert 0.8 * kept * dense < attrs["compressible"] <= kept * dense
+    entries = entries_of(walk.folder)
+    number_bits = 8 * job.model.checkpoint.torch_dtype(next(iter(job.model.stored))).itemsize
+    numbers, bits = 0, 0
+    for name, layer in layers.items():
+        if name not in entries:
+            numbers, bits = numbers + layer.dense_cost, bits + layer.dense_cost * number_bits
+            continue
+        sizes = sizes_of(layer.out_features, layer.in_features, entries[name])
+        numbers += numbers_of(entries[name], sizes)
+        bits += bits_of(entries[name], sizes, number_bits)
+    assert numbers == attrs["compressible"]
+    fixed = job.model.nbytes - dense * number_bits // 8
+    files = (file for file in walk.folder.glob("*.safetensors"))
+    written = sum(tensor.nbytes for file in files for tensor in load_file(file).values())
+    assert written == attrs["bytes"] == fixed + bits // 8
+    in_codes = method != "press:bits=16"
+    assert any("codes" in entry for entry in entries.values()) == in_codes
+
+
+@every_case
+def test_the_folder_loads_in_both_ways_to_the_same_numbers(
+    model: str, method: str, walks: codes.Walks
+) -> None:
+    walk = walks.get(model, method, METHODS[method])
+    found = []
+    for trust in (False, True):
+        pair: Any = AutoModelForCausalLM.from_pretrained(
+            walk.folder, trust_remote_code=trust, output_loading_info=True
+        )
+        loaded, told = pair
+        assert not told["missing_keys"] and not told["unexpected_keys"]
+        found.append(logits_of(loaded.eval()))
+    assert torch.equal(*found) and found[0].isfinite().all()
+    metrics = walk.metrics()
+    assert 1 < metrics["perplexity"] < 1e4 and 0 < metrics["kl"] < 10
+
+
+@every_case
+def test_again_nothing_is_computed_and_for_another_budget_what_follows_it(
+    model: str, method: str, walks: codes.Walks
+) -> None:
+    first = walks.get(model, method, METHODS[method])
+    again = pico.walk(walks.settings(model, method, METHODS[method]))
+    assert again.computed == {} and again.keys == first.keys
+    other = pico.walk(walks.settings(model, method, METHODS[method] + 0.1))
+    assert other.computed.keys() <= LATER
+    folders = [walk.session.artifact(walk.pipeline.folder).attrs for walk in (first, other)]
+    assert folders[0]["compressible"] < folders[1]["compressible"]
+    assert pico.scratch_left(first.session.store.root) == []
+
+
+@pytest.mark.parametrize("method", ["svd_llm", "saes_svd"])
+@pytest.mark.parametrize("bits", [4, 2])
+def test_the_flag_is_the_option(method: str, bits: int, walks: codes.Walks) -> None:
+    settings = [
+        walks.settings("llama", f"{method}:bits={bits}", 0.2),
+        walks.settings("llama", method, 0.2, bits=bits),
+    ]
+    one, other = (recipes_of(given) for given in settings)
+    assert one == other
+
+
+def recipes_of(settings: dict[str, Any]) -> dict[tuple[str, str], str]:
+    """What is in the key of every unit but the content of what is upstream, as text."""
+    pipeline, _, _ = pico.build(settings)
+    return {
+        (unit.stage, unit.name): json.dumps(
+            unit.recipe(lambda up: up.name, lambda up, view: up.name), sort_keys=True, default=str
+        )
+        for group in pipeline.groups
+        for unit in group.units
+    }
+
+
+def test_sixteen_bits_are_in_no_key(walks: codes.Walks) -> None:
+    for method in ("svd_llm", "saes_svd@fisher", "wanda", "basis_sharing", "soco"):
+        plain = recipes_of(walks.settings("llama", method, 0.6))
+        asked = recipes_of(walks.settings("llama", f"{method}:bits=16", 0.6, bits=16))
+        assert plain == asked
+        for recipe in plain.values():
+            settings = json.loads(recipe)["settings"]
+            assert not {"coding", "bits", "group"} & settings.keys(), recipe
+        allocated = json.loads(plain.get(("allocate", "model"), '{"settings": {"layers": {}}}'))
+        assert all(len(layer) == 3 for layer in allocated["settings"]["layers"].values())
+
+
+def test_what_was_measured_and_decomposed_is_the_same_whatever_the_bits(
+    walks: codes.Walks,
+) -> None:
+    plain = recipes_of(walks.settings("llama", "svd_llm", 0.6))
+    for method in ("svd_llm:bits=4", "svd_llm:bits=2:code_group=8", "svd_llm:bits=8"):
+        coded = recipes_of(walks.settings("llama", method, 0.6))
+        for stage in ("tokenise", "collect", "weigh", "decompose", "allocate", "realise"):
+            same = all(coded[key] == recipe for key, recipe in plain.items() if key[0] == stage)
+            assert same == (stage not in ("allocate", "realise")), stage
+
+
+def test_methods_that_predict_share_statistics_and_gradients(walks: codes.Walks) -> None:
+    press, gptq, fisher = (
+        {key for key in walks.get("llama", method, METHODS[method]).keys.items()}
+        for method in ("press", "gptq:mixed=true", "svd_llm@fisher:bits=4")
+    )
+    collected = {key for key in press if key[0][0] == "collect"}
+    assert len(collected) > codes.LAYERS
+    assert collected == {key for key in gptq if key[0][0] == "collect"}
+    assert collected == {key for key in fisher if key[0][0] == "collect"}
+
+
+@pytest.mark.parametrize("method", ["svd_llm", "svd_llm@fisher", "saes_svd"])
+@pytest.mark.parametrize("bits", [8, 4])
+def test_with_room_for_it_every_layer_stays_whole_in_codes(
+    method: str, bits: int, walks: codes.Walks
+) -> None:
+    walk = pico.walk(walks.settings("llama", method, 0.9, bits=bits))
+    assert walk.pipeline.job.kept == 1.0
+    entries = entries_of(walk.folder)
+    assert len(entries) == codes.LAYERS
+    for entry in entries.values():
+        assert entry == {"rank": 0, "base": True, "codes": {"base": bits}, "group": 32}
+    assert walk.metrics()["kl"] < {8: 1e-3, 4: 0.3}[bits]
+
+
+def test_more_bits_leave_less_divergence(walks: codes.Walks) -> None:
+    found = [
+        pico.walk(walks.settings("llama", f"{method}:bits={bits}", 0.9)).metrics()["kl"]
+        for method in ("rtn", "gptq")
+        for bits in (8, 4, 3)
+    ]
+    assert found[:3] == sorted(found[:3]) and found[3:] == sorted(found[3:])
+    assert found[5] < found[2]  # in 3 bits compensation shows
