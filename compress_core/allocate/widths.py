@@ -55,10 +55,10 @@ class Widths:
         # With a scale for every few numbers codes take more than 16 bits.
         least = min(self._widths, key=lambda bits: self._cost(layers, bits))
         if self._cost(layers, least) > budget_of(layers, kept):
-            needed = self._cost(layers, least) / sum(layer.dense_cost for layer in layers)
+            needed = self._cost(layers, least) / sum(layer.dense_cost for layer in layers) + 5e-5
             raise BudgetError(
                 f"kept={kept:g} does not hold every number in {least} bits, which take "
-                f"{min(1.0, needed + 5e-5):.4f} of 16 bits each: ask for more, or cut before you round"
+                f"{needed:.4f} of 16 bits each: ask for more, or cut before you round"
             )
 
     def allocate(
