@@ -20,6 +20,7 @@ from compress_core.forms.names import (
     GROUP,
     PLAIN,
     ROUNDING,
+    WIDTHS,
 )
 from compress_core.method import Method
 from compress_core.metric_names import INPUTS, METRIC, METRIC_DAMP, METRIC_NAMES
@@ -65,6 +66,7 @@ def as_asked(method: Method, of_all: Mapping[str, Any]) -> Method:
         method = measured_in(method, of_all[METRIC], of_all[METRIC_DAMP])
     if BITS in of_all:
         method = rounded(method, of_all[BITS], of_all[CODE_GROUP], of_all[ROUNDING])
+    _check_bits(method)
     return method
 
 
@@ -74,12 +76,10 @@ def rounded(method: Method, bits: int, group: int, rounding: str) -> Method:
     Raises:
         ConfigError: The method stores what codes are not priced for.
     """
-    chosen = isinstance(method.allocate, Prices) and method.allocate.codes
+    chosen = _chooses_bits(method)
     coding = Coding(0 if bits == FULL else bits, group, rounding)
     if bits == FULL and not chosen:
         return method
-    if chosen and bits != FULL:
-        raise ConfigError(f"allocator 'prices' chooses bits itself: leave out {BITS}={bits}")
     how = "shares in-factors among layers" if method.sharing else ""
     if method.learn is not None:
         how = "learns at the price of 16 bits per number"
@@ -91,6 +91,28 @@ def rounded(method: Method, bits: int, group: int, rounding: str) -> Method:
         what = "the allocator 'prices'" if chosen else f"{BITS}={bits}"
         raise ConfigError(f"method {method.name!r} {how}: leave out {what}")
     return replace(method, coding=coding)
+
+
+def _chooses_bits(method: Method) -> bool:
+    """Whether each layer's share says how many bits its numbers have, beside its rank."""
+    return isinstance(method.allocate, Prices) and method.allocate.codes
+
+
+def _check_bits(method: Method) -> None:
+    """Refuses bits that are said twice, and codes of which nothing says how many bits they have.
+
+    Raises:
+        ConfigError: They are, or nothing does.
+    """
+    coding, chosen = method.coding, _chooses_bits(method)
+    said = FULL if coding is None else coding.bits
+    if chosen and said:
+        raise ConfigError(f"allocator 'prices' chooses bits itself: leave out {BITS}={said}")
+    if not said and not chosen and not method.rounds:
+        raise ConfigError(
+            f"method {method.name!r} leaves bits to its own allocator, and this one chooses none: "
+            f"give {BITS}={FULL}, or {', '.join(map(str, WIDTHS))} for codes"
+        )
 
 
 def measured_in(method: Method, metric: str, damp: float) -> Method:
@@ -148,7 +170,7 @@ def stepped(method: Method, multiple: int, device: str) -> Method:
     """The method with ranks that a device likes.
 
     Raises:
-        ConfigError: It chooses its ranks itself.
+        ConfigError: It chooses its ranks itself, has none, or the device's speeds are not its own.
     """
     if multiple == 1 and not device:
         return method
@@ -156,8 +178,15 @@ def stepped(method: Method, multiple: int, device: str) -> Method:
         raise ConfigError(
             f"option device={device} knows speeds of plain factors: leave out {FORM}={method.form}"
         )
+    if device and method.coding is not None and method.coding.bits:
+        raise ConfigError(
+            f"option device={device} knows speeds of numbers that are in no codes: leave out "
+            f"{BITS}={method.coding.bits}"
+        )
     what = f"--rank-multiple {multiple}" if multiple != 1 else f"option device={device}"
     how = "learns its ranks" if method.learn else "prunes" if method.prunes else ""
+    how = "keeps the whole weight" if method.rounds else how
+    how = "buys ranks and bits from one list" if _chooses_bits(method) else how
     if isinstance(method.fit, PreserveColumns):
         how = "trades ranks for columns"
     if how:

@@ -108,6 +108,21 @@ def budget_of(layers: Sequence[LayerRef], kept: float) -> int:
     return affordable(kept, sum(layer.dense_cost for layer in layers))
 
 
+def of_price(kept: float, layers: Sequence[LayerRef], priced: Sequence[LayerRef]) -> float:
+    """The same budget as a share of what layers take in the bits that all numbers will have.
+
+    Args:
+        kept: Of the dense weights' numbers of 16 bits.
+        layers: Those weights.
+        priced: The same, or stacks of them, in their bits.
+
+    Returns:
+        In (0, 1]: where ``kept`` holds more than all of them, all.
+    """
+    whole, price = (sum(layer.dense_cost for layer in found) for found in (layers, priced))
+    return kept if price == whole else min(1.0, kept * whole / price)
+
+
 def check_one_component_each(layers: Sequence[LayerRef], kept: float, biases: bool = False) -> None:
     """Refuses a budget that cannot hold one component of every layer.
 

@@ -21,7 +21,7 @@ from compress_core.errors import BudgetError
 from compress_core.forms.names import FULL, WIDTHS
 from compress_core.types import LayerRef, Share
 
-RANKS = 96  # of a layer that are looked at in each width, evenly
+RANKS = 96  # that are looked at in each width, at least: of more only every so many
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Prices:
         windows: Calibration windows for the gradients; 0 for all.
         labels: "sampled" from the model, for the Fisher information itself, or the "text"'s own.
         damp: Part of G's mean diagonal that is added to its diagonal.
-        codes: Whether numbers may be stored in codes of few bits; else in 16 bits all.
+        codes: Whether it chooses bits, too; else numbers are stored in as many as all layers have.
     """
 
     windows: int = 16
@@ -76,7 +76,7 @@ class Prices:
         cuts, (whole, *products) = cut.tolist(), codes.tolist()
         points = []
         for share in self._shares(layer):
-            steps = steps_squared(share.bits or FULL)
+            steps = steps_squared(share.bits or layer.bits)
             if share.rank is None:
                 left = whole / steps
             else:

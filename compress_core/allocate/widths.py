@@ -47,14 +47,15 @@ class Widths:
         return Curvature(found.windows, found.labels, found.damp, True) if self.mixed else None
 
     def check(self, layers: Sequence[LayerRef], kept: float) -> None:
-        """Refuses a budget that cannot hold the narrowest codes.
+        """Refuses a budget that cannot hold the codes that take least.
 
         Raises:
             BudgetError: It cannot.
         """
-        least = min(WIDTHS) if not self.bits else self.bits
+        # With a scale for every few numbers codes take more than 16 bits.
+        least = min(self._widths, key=lambda bits: self._cost(layers, bits))
         if self._cost(layers, least) > budget_of(layers, kept):
-            needed = self._cost(layers, least) / sum(layer.dense_cost for layer in layers)
+            needed = self._cost(layers, least) / sum(layer.dense_cost for layer in layers) + 5e-5
             raise BudgetError(
                 f"kept={kept:g} does not hold every number in {least} bits, which take "
                 f"{needed:.4f} of 16 bits each: ask for more, or cut before you round"
@@ -67,18 +68,22 @@ class Widths:
         if self.mixed:
             curves = {x.name: _curve(x, float(evidence.codes[x.name][0])) for x in layers}
             return buy(layers, budget_of(layers, kept), curves)
-        widths = [self.bits] if self.bits else [FULL, *WIDTHS]
-        fits = (b for b in widths if self._cost(layers, b) <= budget_of(layers, kept))
-        bits = next(fits)
+        budget = budget_of(layers, kept)
+        bits = next(bits for bits in self._widths if self._cost(layers, bits) <= budget)
         return {layer.name: Share(None, bits=bits) for layer in layers}
+
+    @property
+    def _widths(self) -> tuple[int, ...]:
+        """Those that there are, widest first."""
+        return (self.bits,) if self.bits else (FULL, *WIDTHS)
 
     def _cost(self, layers: Sequence[LayerRef], bits: int) -> int:
         return sum(Share(None, bits=bits).cost(layer) for layer in layers)
 
 
 def _curve(layer: LayerRef, cost_of_codes: float) -> list[Point]:
-    shares = [Share(None, bits=bits) for bits in sorted((FULL, *WIDTHS))]
-    return [
-        (share.cost(layer), cost_of_codes / steps_squared(share.bits or FULL), share)
-        for share in shares
-    ]
+    points = []
+    for bits in (FULL, *WIDTHS):
+        share = Share(None, bits=bits)
+        points.append((share.cost(layer), cost_of_codes / steps_squared(bits), share))
+    return sorted(points, key=lambda point: point[:2])

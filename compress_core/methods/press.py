@@ -23,7 +23,6 @@ from compress_core.options import one_of
 from compress_core.refine.cross_truncation import CrossTruncate
 from compress_core.two_sided import TwoSided
 
-
 SEARCHED = 2  # bits: with 3 and more the ends that have less error have more KL
 
 

@@ -85,8 +85,8 @@ def _method_row(name: str) -> dict[str, Any]:
         "summary": method.summary,
         "paper": method.paper,
         "options": option_defaults(name),
-        "about": _about(METHODS[name].__doc__)
-        | {option: about for option, (_, about) in OF_ALL.items()},
+        "about": {option: about for option, (_, about) in OF_ALL.items()}
+        | _about(METHODS[name].__doc__),  # its own words for an option of its own
         "needs_calibration": method.needs_calibration,
     }
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
+from compress_core.allocate.base import of_price
 from compress_core.forms.names import EIGHT_BITS
 from compress_core.hf.lm_eval_find import is_path
 from compress_core.types import Budget
@@ -177,10 +178,8 @@ def make_job(workspace: Workspace, config: RunConfig) -> Job:
         seed=config.seed,
         learn_seed=config.seed if config.learn_seed is None else config.learn_seed,
     )
-    price = sum(layer.dense_cost for layer in job.layers)
-    whole = sum(layer.dense_cost for layer in model.layout.layers)
-    if price != whole:  # in codes every layer takes less, and what is kept is of that
-        job = replace(job, kept=min(1.0, job.kept * whole / price))
+    # In codes every layer takes less, and what allocators divide is a share of that.
+    job = replace(job, kept=of_price(kept, model.layout.layers, job.layers))
     if method.learn is not None:
         method.learn.check(job.layers, kept, job.samples)
     else:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from compress_core.allocate.base import Allocator, Evidence
+from compress_core.allocate.base import Allocator, Evidence, of_price
 from compress_core.allocate.hull import Hull
 from compress_core.allocate.predict import predicted_divergence, predicted_error, rounded, summed
 from compress_core.allocate.stepped import Stepped
@@ -74,7 +74,9 @@ def predict(
         _tensors(known.predicted),
         _tensors(known.codes),
     )
-    return _curve(stacks, allocator, how, evidence, GRID)
+    if method.coding is not None and method.coding.bits and "codes" not in allocator.reads:
+        how += "; what rounding to codes adds is not in it"
+    return _curve(layers, stacks, allocator, how, evidence)
 
 
 def _tensors(arrays: Mapping[str, Floats]) -> dict[str, torch.Tensor]:
@@ -111,16 +113,16 @@ def _length(config: Mapping[str, Any], result: Mapping[str, Any]) -> int:
 
 
 def _curve(
+    dense: Sequence[LayerRef],
     layers: Sequence[LayerRef],
     allocator: Allocator,
     how: str,
     evidence: Evidence,
-    wanted: Sequence[float],
 ) -> Prediction | str:
+    """What ``layers`` are predicted to cost at shares of what they are as ``dense`` weights."""
     shares, error, divergence = [], [], []
-    whole = sum(layer.in_full.dense_cost for layer in layers)
-    price = sum(layer.dense_cost for layer in layers)  # less than that in codes
-    for kept in dict.fromkeys(min(1.0, kept * whole / price) for kept in wanted):
+    whole = sum(layer.dense_cost for layer in dense)
+    for kept in sorted({of_price(wanted, dense, layers) for wanted in GRID}):
         try:
             allocator.check(layers, kept)
             given = allocator.allocate(layers, kept, evidence)

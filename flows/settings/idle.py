@@ -12,7 +12,6 @@ from compress_core.errors import ConfigError
 from compress_core.hf.documents import has_fields
 from compress_core.method import Method
 from compress_core.methods import build_method, option_defaults, parse_variant
-from compress_core.metric_names import INPUTS, METRIC
 from compress_core.options import read_option
 from flows.settings.belonging import belonging
 from flows.settings.config import FLAGS, Settings
@@ -229,8 +228,9 @@ def _check_option(settings: Settings, name: str, option: str) -> None:
         ConfigError: It is one.
     """
     variant = parse_variant(name)
-    flag = {} if settings.metric == INPUTS else {METRIC: settings.metric}
-    options: dict[str, Any] = {**flag, **settings.options, **variant.options}
+    flags = {flag: getattr(settings, flag) for flag in FLAGS}
+    said = {flag: value for flag, value in flags.items() if value != FLAGS[flag]}
+    options: dict[str, Any] = {**said, **settings.options, **variant.options}
     rest = {key: value for key, value in options.items() if key != option}
     allocate = variant.allocate or settings.allocate
 

@@ -95,6 +95,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"method": "svd_llm@prices", "bits": 4},
         "allocator 'prices' chooses bits itself: leave out bits=4",
     ),
+    "bits beside a price list that chooses them": (
+        {"method": "press:bits=16", "allocate": "prices"},
+        "allocator 'prices' chooses bits itself: leave out bits=16",
+    ),
     "bits of no codes": (
         {"method": "svd_llm:bits=7"},
         "bits are 16, or 8, 6, 5, 4, 3, 2 for codes; got 7",
@@ -157,6 +161,8 @@ READ: dict[str, dict[str, Any]] = {
         "products": "float32",
     },
     "by a metric of its own": {"method": "svd:metric=two_sided:metric_damp=0.3"},
+    "by codes": {"bits": 4, "options": {"code_group": 64}},
+    "by one method in codes": {"methods": ["svd_llm", "svd_llm:rounding=nearest"], "bits": 4},
     "by one metric of two": {"methods": ["svd", "svd_llm:metric=inputs"], "metric": "two_sided"},
     "a metric that is said twice": {"method": "svd:metric=two_sided", "metric": "two_sided"},
     "and a default": {"options": {"toward_dense": "0"}},

@@ -1,6 +1,9 @@
 """The report's prediction where the allocator reads curves of predicted KL."""
 
+from dataclasses import replace
 from typing import Any
+
+import pytest
 
 from flows.report.shown import Prediction
 from flows.runs.prediction import Known, predict
@@ -46,6 +49,18 @@ def test_what_rounding_costs_is_counted_where_bits_are_chosen() -> None:
     assert all(a > b for a, b in zip(found.divergence, exact.divergence, strict=True))
     lacking = predicted("svd_llm@prices", predicted=curves)
     assert lacking.how.startswith("uniform shares") and lacking.divergence is None
+
+
+def test_shares_of_layers_in_codes_are_of_their_numbers_of_16_bits() -> None:
+    coded = [replace(layer, bits=4) for layer in LAYERS]
+    curves = {layer.name: predicted_of(layer, 0).numpy() for layer in LAYERS}
+    found = predicted("svd_llm@fisher:bits=4:rounding=nearest", predicted=curves)
+    most = sum(x.dense_cost for x in coded) / sum(x.dense_cost for x in LAYERS)
+    assert 0.25 < most < 0.4 and found.shares[-1] == most
+    assert found.shares[0] == pytest.approx(0.2, abs=0.02)  # the least that is looked at
+    assert found.error[-1] == 0 and found.how.endswith("; what rounding to codes adds is not in it")
+    in_full = predicted("svd_llm@fisher", predicted=curves)
+    assert in_full.shares[-1] == pytest.approx(0.9, abs=0.02) and "rounding" not in in_full.how
 
 
 def test_without_all_curves_shares_are_uniform_and_no_divergence_is_predicted() -> None:

@@ -100,10 +100,16 @@ def test_any_method_goes_with_any_allocator(method: str, allocator: str) -> None
         with pytest.raises(ConfigError, match=refused):
             build_method(f"{method}@{allocator}")
         return
-    built = build_method(f"{method}@{allocator}")
+    text = method
+    if method == "press" and allocator != "prices":  # bits are of its own price list, or said
+        for unsaid in (f"press@{allocator}", f"press@{allocator}:code_group=64"):
+            with pytest.raises(ConfigError, match="this one chooses none: give bits=16, or 8, 6"):
+                build_method(unsaid)
+        text = "press:bits=16"
+    built = build_method(text, allocate=allocator)
     assert built.allocate == ALLOCATORS[allocator]()
     assert built.name == method
-    assert built == build_method(method, allocate=allocator)
+    assert built == build_method(text.replace(method, f"{method}@{allocator}"))
     measured = allocator in ("importance", "hull", "fisher", "prices", "knapsack")
     assert built.needs_calibration == (build_method(method).needs_calibration or measured)
 

@@ -7,11 +7,17 @@ import torch
 from torch import Tensor, nn
 
 from compress_core.coding.error import error_by_width, output_error
+from compress_core.coding.expected import (
+    product_cost_of_codes,
+    steps_squared,
+    whole_cost_of_codes,
+)
 from compress_core.coding.gptq import Swept
 from compress_core.coding.grid import decoded, nearest
+from compress_core.coding.parts import code_layer
 from compress_core.coding.product import fitted_product, shape_of
 from compress_core.coding.settings import Coding
-from compress_core.decompose import project
+from compress_core.decompose import LowRank, project
 from compress_core.forms.factors import Factors
 from compress_core.metric import SecondMoment
 
@@ -54,6 +60,32 @@ def test_of_every_layer_gptq_has_less_error_than_rounding_to_nearest(
         for bits in (2, 3, 4):
             plain = weight - decoded(nearest(weight, bits, 32, torch.bfloat16), 32)
             assert errors[bits] < output_error(plain, moment)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("bits", "least", "most"), [(8, 0.6, 1.1), (4, 0.6, 1.1), (2, 0.9, 1.5)])
+def test_of_every_layer_gptq_costs_about_what_is_expected(
+    layers: Layers, bits: int, least: float, most: float
+) -> None:
+    """Less where few inputs are damped; more at 2 bits, where numbers leave their groups' ends."""
+    for weight, moment in layers.values():
+        fisher = torch.eye(len(weight), dtype=torch.float64)
+        expected = whole_cost_of_codes(weight, moment, fisher, 32) / steps_squared(bits)
+        real = error_by_width(weight, moment, Coding(), torch.bfloat16, fisher, [bits])[bits]
+        assert least < real / expected < most
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["plain", "pivot"])
+def test_products_in_codes_cost_less_than_is_expected(layers: Layers, form: str) -> None:
+    """What fits each factor to the other as it was rounded is not in the expectation."""
+    for weight, moment in layers.values():
+        fisher = torch.eye(len(weight), dtype=torch.float64)
+        u, v, _ = project(weight, SecondMoment(moment), min(weight.shape) // 2)
+        found = code_layer(LowRank(u, v), moment, Coding(4), form, torch.bfloat16).low
+        real = output_error(u @ v - found.u @ found.v, moment, fisher)
+        expected = product_cost_of_codes(u, v, moment, fisher, form, 32) / steps_squared(4)
+        assert 0.15 < real / expected < 1
 
 
 @pytest.mark.slow
