@@ -75,7 +75,8 @@ _ROWS = (
                 "tokens, the whole model",
             ),
             Kind(
-                "layer, for `fisher` and `two_sided` only",
+                "layer, where errors of its outputs are weighed (`fisher`, `prices`, "
+                "`gptq:mixed=true`, `two_sided`)",
                 "Σ g gᵀ of the gradients at its outputs",
                 "tokens, windows, whose labels, the seed of sampled ones, the whole model",
             ),
@@ -93,7 +94,7 @@ _ROWS = (
             Kind(
                 "layer (or a stack of layers that share a basis)",
                 "components, best first, and the loss of every rank; for `cap` sparse entries "
-                "beside them; none for methods that prune",
+                "beside them; none for methods that prune or keep the whole weight",
                 "the weight; its metric, or the weighting and the Gram it is computed from; for "
                 "`two_sided` its gradients and their damping",
             ),
@@ -114,9 +115,11 @@ _ROWS = (
         "predict",
         (
             Kind(
-                "layer (or stack), for `fisher` only",
-                "the KL that every rank is predicted to leave",
-                "its gradients, the Gram of its inputs, weight, decomposition, damping",
+                "layer (or stack), for `fisher`, `prices` and `gptq:mixed=true` only",
+                "the KL that every rank is predicted to leave; for `prices` also, for `gptq` only, "
+                "what rounding to codes is expected to cost",
+                "its gradients, the Gram of its inputs, weight, decomposition, damping; where it "
+                "is about codes, the form of products and the group",
             ),
         ),
     ),
@@ -144,7 +147,13 @@ _ROWS = (
     ),
     Stage(
         "allocate",
-        (Kind("model", 'a rank per layer, or "dense"', "kept, shapes; what the allocator reads"),),
+        (
+            Kind(
+                "model",
+                'a rank per layer, or "dense"; bits, where numbers are in codes',
+                "kept, shapes, forms, bits and group; what the allocator reads",
+            ),
+        ),
     ),
     Stage(
         "measure",
@@ -163,8 +172,9 @@ _ROWS = (
         (
             Kind(
                 "layer",
-                "the factors, in the dtype they will be stored in",
-                "decomposition, rank; for methods that fit, the weight and what they read",
+                "what it stores, in the dtype of its file or in codes",
+                "decomposition, rank, bits; for methods that fit or round, the weight, how they do "
+                "it and what they read",
             ),
         ),
     ),
@@ -186,7 +196,7 @@ _ROWS = (
             Kind(
                 "model",
                 "a HuggingFace folder",
-                "all factors, every other weight, configuration, tokenizer",
+                "what all layers store, every other weight, configuration, tokenizer",
             ),
         ),
     ),

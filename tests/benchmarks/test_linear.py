@@ -39,28 +39,29 @@ def test_forward(size: int, kept: float, tokens: int, bench: Bench) -> None:
 
 @pytest.mark.parametrize("tokens", [1, 256])
 @pytest.mark.parametrize("size", [512, 2048, 4096])
-def test_stored_forms(size: int, tokens: int, bench: Bench) -> None:
-    """One decoding step (1 token) and a prefill (256) of a square layer, float32, by what it holds.
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_stored_forms(dtype: torch.dtype, size: int, tokens: int, bench: Bench) -> None:
+    """One decoding step (1 token) and a prefill (256) of a square layer, by what it holds.
 
     Factors in codes have the rank of those in 16 bits, which keep half; so do the entries.
     """
     product, base = {"rank": size // 4}, {"rank": 0, "base": True}
     layers = {
-        "factors": random_layer(size, product),
-        "factors_in_4_bits": random_layer(size, product, 4),
-        "base_in_8_bits": random_layer(size, base, 8),
-        "base_in_4_bits": random_layer(size, base, 4),
-        "entries": random_layer(size, {"rank": 0, "nonzeros": size * size // 2}),
+        "factors": random_layer(dtype, size, product),
+        "factors_in_4_bits": random_layer(dtype, size, product, 4),
+        "base_in_8_bits": random_layer(dtype, size, base, 8),
+        "base_in_4_bits": random_layer(dtype, size, base, 4),
+        "entries": random_layer(dtype, size, {"rank": 0, "nonzeros": size * size // 2}),
     }
-    dense = nn.Linear(size, size, bias=False)
-    inputs = torch.randn(tokens, size)
+    dense = nn.Linear(size, size, bias=False, dtype=dtype)
+    inputs = torch.randn(tokens, size, dtype=dtype)
     with torch.inference_mode():
         full, *found = bench.seconds(
             *[lambda layer=layer: layer(inputs) for layer in (dense, *layers.values())],
-            rounds=20 if tokens == 1 else 8,
+            rounds=20 if tokens == 1 else 12,
         )
     bench.row(
-        benchmark=f"linear {size}x{size} by what it holds, {tokens} tokens",
+        benchmark=f"{dtype} {size}x{size} by what it holds, {tokens} tokens",
         **{
             f"{name}_faster_than_dense": f"{full / seconds:.3f}"
             for name, seconds in zip(layers, found, strict=True)
@@ -68,10 +69,10 @@ def test_stored_forms(size: int, tokens: int, bench: Bench) -> None:
     )
 
 
-def random_layer(size: int, entry: Entry, bits: int = FULL) -> CompressedLinear:
+def random_layer(dtype: torch.dtype, size: int, entry: Entry, bits: int = FULL) -> CompressedLinear:
     """A layer that holds random numbers, or random codes of so many bits."""
     entry = in_codes(entry, sizes_of(size, size, entry), bits, GROUP)
-    layer = CompressedLinear(size, size, entry, bias=False)
+    layer = CompressedLinear(size, size, entry, bias=False, dtype=dtype)
     for tensor in layer.buffers():
         tensor.random_(0, 256)
     if count := entry.get("nonzeros"):
