@@ -78,7 +78,7 @@ class Allocator(Protocol):
     def probe(self, kept: float) -> Probe | Curvature | None:
         """The table that it reads, for ``kept`` of the compressible parameters.
 
-        A Probe is read as "divergence", a Curvature as "predicted".
+        A Probe is read as "divergence", a Curvature as "predicted", and as "codes" with those.
         """
         ...
 
