@@ -199,8 +199,14 @@ def test_its_speed_is_measured(
     results: dict[str, dict[str, Any]], walks: codes.Walks, server_environment: dict[str, str]
 ) -> None:
     name = results["press"]["registered"]
-    load_ = {"batch": "1", "prompt_tokens": "8", "new_tokens": 2, "repeats": 1, "device": "cpu"}
-    asked = Asked(f"{name['name']}/{name['version']}", home_of(walks), **load_)
+    small: dict[str, Any] = {
+        "batch": "1",
+        "prompt_tokens": "8",
+        "new_tokens": 2,
+        "repeats": 1,
+        "device": "cpu",
+    }
+    asked = Asked(f"{name['name']}/{name['version']}", home_of(walks), **small)
     with pico.environment(server_environment):
         found = measure(asked, print)
     (row,) = found["loads"]
