@@ -170,8 +170,7 @@ def _prediction(shown: Sequence[Shown]) -> list[Part]:
     if runs:
         caption = "KL to the dense model on the first text, as measured."
         if any(found.divergence for found in known.values()):
-            caption += " Dotted: what the allocator (hull, fisher or prices) predicts, "
-            caption += "on calibration text."
+            caption += " Dotted: what the allocator predicts, on calibration text."
         made.append((pictures.measured(runs, colours), caption))
     if made:
         parts.append(_pictures(*made))
