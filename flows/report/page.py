@@ -2,7 +2,6 @@
 
 import math
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from compress_core.forms.names import FULL
 from compress_core.secrets import hide, hide_all
 from flows.report import pictures
 from flows.report.cells import blocks_table, results_table, scores_table, seconds_of, times_table
@@ -172,8 +170,7 @@ def _prediction(shown: Sequence[Shown]) -> list[Part]:
     if runs:
         caption = "KL to the dense model on the first text, as measured."
         if any(found.divergence for found in known.values()):
-            caption += " Dotted: what the allocator (hull, fisher or prices) predicts, "
-            caption += "on calibration text."
+            caption += " Dotted: what the allocator predicts, on calibration text."
         made.append((pictures.measured(runs, colours), caption))
     if made:
         parts.append(_pictures(*made))
@@ -205,7 +202,7 @@ def _allocation(shown: Sequence[Shown]) -> list[Part]:
         assert isinstance(run.allocation, Allocation)
         picture = pictures.heat_map(run.allocation, place, run.label)
         caption = f"{run.share:.3f} of all compressible parameters is stored; 1 is a dense layer."
-        caption += _widths(run.allocation)
+        caption += run.allocation.widths
         parts.append(_folded(run.label, picture, caption, opened=place == 0, wide=True))
     if len(chosen) < len(known):
         parts.append(
@@ -215,15 +212,6 @@ def _allocation(shown: Sequence[Shown]) -> list[Part]:
             )
         )
     return parts + _why({r.label: r.allocation for r in shown if isinstance(r.allocation, str)})
-
-
-def _widths(allocation: Allocation) -> str:
-    """How many layers store numbers of how many bits, where some have codes."""
-    bits = Counter(own["bits"] for own in allocation.stored.values())
-    if set(bits) == {str(FULL)}:
-        return ""
-    counts = [f"{name} in {count} of {bits.total()} layers" for name, count in sorted(bits.items())]
-    return f" Bits of a number: {', '.join(counts)}."
 
 
 def _spectra(shown: Sequence[Shown]) -> list[Part]:

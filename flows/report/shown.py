@@ -3,12 +3,14 @@
 What is not there any more is a sentence that says so; the page shows it in the picture's place.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from compress_core.forms.names import FULL
 from compress_core.types import LayerRef
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -26,6 +28,17 @@ class Allocation:
 
     layers: Sequence[LayerRef]
     stored: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def widths(self) -> str:
+        """How many layers store numbers of how many bits; nothing where none has codes."""
+        bits = Counter(own["bits"] for own in self.stored.values())
+        if set(bits) == {str(FULL)}:
+            return ""
+        counts = [
+            f"{name} in {many} of {bits.total()} layers" for name, many in sorted(bits.items())
+        ]
+        return f" Bits of a number: {', '.join(counts)}."
 
 
 @dataclass(frozen=True)

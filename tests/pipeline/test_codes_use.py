@@ -1,6 +1,7 @@
 """`--bits`, rtn, gptq and press, from the dense folder to one that loads: room, reuse, keys."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from transformers import AutoModelForCausalLM
 import compress_core.hf  # noqa: F401  registers the format
 from compress_core.forms.kinds import numbers_of, sizes_of
 from compress_core.forms.room import bits_of
+from compress_core.types import LayerRef
 from tests.pipeline import codes, pico
 from tests.pipeline.folders import entries_of, logits_of
 
@@ -183,3 +185,15 @@ def test_more_bits_leave_less_divergence(walks: codes.Walks) -> None:
     ]
     assert found[:3] == sorted(found[:3]) and found[3:] == sorted(found[3:])
     assert found[5] < found[2]  # in 3 bits compensation shows
+
+
+@pytest.mark.parametrize("shape", [(48, 40), (100, 7), (56, 32), (1536, 576)])
+@pytest.mark.parametrize("bits", [8, 2])
+def test_no_rank_in_codes_is_beyond_what_is_decomposed_for_16_bits(
+    shape: tuple[int, int], bits: int
+) -> None:
+    plain = LayerRef("x", 0, *shape, "x")
+    coded = replace(plain, bits=bits, group=128)
+    assert coded.in_full == plain
+    assert 0 < coded.paying_rank <= plain.paying_rank
+    assert coded.rank_cost(coded.paying_rank) < coded.dense_cost
