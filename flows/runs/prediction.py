@@ -97,8 +97,7 @@ def _allocator(method: Method, known: Known, names: Sequence[str]) -> tuple[Allo
         there = there and set(names) <= set(known.codes)
     if not there:
         return Uniform(), "uniform shares; what the run's allocator reads holds for its budget only"
-    aside = "" if method.coding is None or "codes" in own.reads else "; rounding is not in it"
-    return own, f"the run's own allocation ({type(_divider(own)).__name__.lower()}){aside}"
+    return own, f"the run's own allocation ({type(_divider(own)).__name__.lower()})"
 
 
 def _divider(allocator: Allocator) -> Allocator:

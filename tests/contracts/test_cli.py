@@ -20,7 +20,7 @@ SETTINGS = (
     "--num-fewshot --apply-chat-template --skip-bad-rows "
     "--device --compute --batch-size --home --name --refresh --trust-remote-code --config --json "
     "--help --recover --recover-steps --recover-text --recover-held-back --recover-seed "
-    "--learn-seed --link --rank-multiple --factors --metric"
+    "--learn-seed --link --rank-multiple --factors --metric --bits"
 )
 TARGETS = "--target-bytes --target-perplexity"
 FLAGS = {
@@ -144,7 +144,8 @@ def test_methods_as_json(call: Call) -> None:
     code, out, _ = call("methods", "--json")
     rows = {row["name"]: row for row in json.loads(out)}
     assert code == 0 and set(rows) >= {"svd", "asvd", "svd_llm"}
-    of_all = {"factors": "plain", "metric": "inputs", "metric_damp": 0.1}
+    of_all: dict[str, Any] = {"factors": "plain", "metric": "inputs", "metric_damp": 0.1}
+    of_all |= {"bits": 16, "code_group": 32, "rounding": "gptq"}
     assert rows["asvd"]["options"] == {"alpha": 0.5, "epsilon": 1e-6} | of_all
     assert all(set(of_all) <= set(row["about"]) for row in rows.values() if row["kind"] == "method")
 

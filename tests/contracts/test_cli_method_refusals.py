@@ -128,7 +128,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "codes that the budget does not hold": (
         {"method": "gptq", "kept": 0.1},
-        "kept=0.1 does not hold every number in 2 bits, which take 0.1612 of 16 bits each",
+        "kept=0.1 does not hold every number in 2 bits, which take 0.1613 of 16 bits each",
     ),
     "no budget": ({"kept": None}, "kept is missing: give one of --kept, --target-bytes and --targ"),
     "two budgets": (

@@ -46,7 +46,7 @@ VARIANTS = (
     "duo_svd:refit_columns=true",
     "basis_sharing:update=u",
     "slim:mask=sparsegpt",
-    "gptq:mixed=true:order=true:search=true",
+    "gptq:mixed=true:order=true:search=2",
     "press:bits=16:correct=false",
 )
 """Options that change what a method makes, and few steps where it trains: see `entries`."""

@@ -184,7 +184,7 @@ def test_a_report_shows_what_was_predicted_and_which_bits_there_are(
         else:
             assert isinstance(run.prediction, Prediction) and run.prediction.divergence
             assert list(run.prediction.shares) == sorted(set(run.prediction.shares))
-            told = run.prediction.how.endswith("; rounding is not in it")
+            told = run.prediction.how.endswith("; what rounding to codes adds is not in it")
             assert told == (method != "press")
             most = 1.0 if method == "press" else 0.3  # of 4 bits and their scales
             assert run.prediction.shares[-1] <= most
