@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from compress_core.coding.expected import curve_of_codes, whole_cost_of_codes
+from compress_core.coding.expected import costs_of_codes
 from compress_core.coding.parts import CodedParts
 from compress_core.curvature import divergence_by_rank
 from compress_core.decompose import LowRank, Prepared, ReadRows
@@ -93,11 +93,9 @@ def evidence_of(method: Method, seen: Seen, prepared: Prepared | None) -> dict[s
     u, v = seen.weight[:, :0], seen.weight[:0]
     if prepared is not None:
         u, v = prepared.arrays["ut"].T.double(), prepared.arrays["v"].double()
-    whole = whole_cost_of_codes(seen.weight, moment, fisher, GROUP)
-    products = curve_of_codes(u, v, moment, fisher, method.form, GROUP)
     return {
         "predicted": divergence_by_rank(seen.weight, u, v, moment, fisher),
-        "codes": torch.cat([torch.tensor([whole], dtype=torch.float64), products]),
+        "codes": costs_of_codes(seen.weight, u, v, moment, fisher, method.form, GROUP),
     }
 
 

@@ -31,6 +31,18 @@ def steps_squared(bits: int) -> float:
     return float("inf") if bits >= FULL else float((2**bits - 1) ** 2)
 
 
+def costs_of_codes(
+    weight: Tensor, u: Tensor, v: Tensor, moment: Tensor, fisher: Tensor, form: str, group: int
+) -> Tensor:
+    """κ of a weight first and then of its product at every rank, float64 (ranks + 2,).
+
+    Arguments as of :func:`whole_cost_of_codes` and :func:`curve_of_codes`.
+    """
+    left = _left(moment)
+    whole = u.new_tensor([_whole(weight, left, fisher, group)])
+    return torch.cat([whole.cpu(), _curve(u, v, moment, left, fisher, form, group)])
+
+
 def whole_cost_of_codes(weight: Tensor, moment: Tensor, fisher: Tensor, group: int) -> float:
     """κ of a layer's own weight, in nats per token.
 
@@ -40,24 +52,14 @@ def whole_cost_of_codes(weight: Tensor, moment: Tensor, fisher: Tensor, group: i
         fisher: G (out, out).
         group: Codes that share a scale.
     """
-    return float((fisher.diagonal() * _rows(weight, _left(moment), group)).sum()) / 2
+    return _whole(weight, _left(moment), fisher, group)
 
 
 def product_cost_of_codes(
     u: Tensor, v: Tensor, moment: Tensor, fisher: Tensor, form: str, group: int
 ) -> float:
     """κ of both matrices of a product u v, (out, r) and (r, in), stored in a form; in nats."""
-    shape = u.shape[0], v.shape[1]
-    kind, _ = product_form(form, u.shape[1], *shape)
-    if kind is Pivot:
-        return _pivot(u, v, moment, fisher, group)
-    basis, v = evened(u, v, moment, DAMPING)
-    inner = (basis * (fisher @ basis)).sum(dim=0)
-    of_v = (inner * _rows(v, _left(moment), group)).sum()
-    # Groups of the out-factor run along its outputs.
-    ranges = _ranges(basis.T.contiguous(), group).square().T  # (out, r)
-    of_u = (fisher.diagonal()[:, None] * ranges * _left(v @ moment @ v.T)).sum() / 12
-    return float(of_v + of_u) / 2
+    return _product(u, v, moment, _left(moment), fisher, form, group)
 
 
 def curve_of_codes(
@@ -73,13 +75,36 @@ def curve_of_codes(
         form: In which products are stored, a key of ``FORMS``.
         group: Codes that share a scale.
     """
+    return _curve(u, v, moment, _left(moment), fisher, form, group)
+
+
+def _whole(weight: Tensor, left: Tensor, fisher: Tensor, group: int) -> float:
+    return float((fisher.diagonal() * _rows(weight, left, group)).sum()) / 2
+
+
+def _curve(
+    u: Tensor, v: Tensor, moment: Tensor, left: Tensor, fisher: Tensor, form: str, group: int
+) -> Tensor:
     assert form in FORMS
     ranks = u.shape[1]
     at = sorted({max(1, round(part * ranks)) for part in PARTS}) if ranks else []
-    known = [0.0] + [
-        product_cost_of_codes(u[:, :r], v[:r], moment, fisher, form, group) for r in at
-    ]
-    return _lines([0, *at], known, ranks)
+    known = [_product(u[:, :r], v[:r], moment, left, fisher, form, group) for r in at]
+    return _lines([0, *at], [0.0, *known], ranks)
+
+
+def _product(
+    u: Tensor, v: Tensor, moment: Tensor, left: Tensor, fisher: Tensor, form: str, group: int
+) -> float:
+    kind, _ = product_form(form, u.shape[1], u.shape[0], v.shape[1])
+    if kind is Pivot:
+        return _pivot(u, v, moment, left, fisher, group)
+    basis, v = evened(u, v, moment, DAMPING)
+    inner = (basis * (fisher @ basis)).sum(dim=0)
+    of_v = (inner * _rows(v, left, group)).sum()
+    # Groups of the out-factor run along its outputs.
+    ranges = _ranges(basis.T.contiguous(), group).square().T  # (out, r)
+    of_u = (fisher.diagonal()[:, None] * ranges * _left(v @ moment @ v.T)).sum() / 12
+    return float(of_v + of_u) / 2
 
 
 def _lines(at: Sequence[int], known: Sequence[float], last: int) -> Tensor:
@@ -89,7 +114,7 @@ def _lines(at: Sequence[int], known: Sequence[float], last: int) -> Tensor:
     return found
 
 
-def _pivot(u: Tensor, v: Tensor, moment: Tensor, fisher: Tensor, group: int) -> float:
+def _pivot(u: Tensor, v: Tensor, moment: Tensor, left: Tensor, fisher: Tensor, group: int) -> float:
     tensors = Pivot.pack(u, v, torch.float64)
     b, c = tensors["pivot_in"], tensors["weight"]
     named = unpack_bits(tensors["pivot_rows"], len(u))
@@ -98,7 +123,7 @@ def _pivot(u: Tensor, v: Tensor, moment: Tensor, fisher: Tensor, group: int) -> 
     spread[rows] = torch.eye(len(b)).to(spread)
     spread[others] = c
     inner = (spread * (fisher @ spread)).sum(dim=0)  # an error of B is in all rows
-    of_b = (inner * _rows(b, _left(moment), group)).sum()
+    of_b = (inner * _rows(b, left, group)).sum()
     of_c = (fisher.diagonal()[others] * _rows(c, _left(b @ moment @ b.T), group)).sum()
     return float(of_b + of_c) / 2
 

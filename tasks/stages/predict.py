@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 
 from compress_core.allocate.base import Curvature
-from compress_core.coding.expected import curve_of_codes, whole_cost_of_codes
+from compress_core.coding.expected import costs_of_codes
 from compress_core.curvature import OutputFisher, divergence_by_rank
 from compress_core.errors import NumericsError
 from compress_core.layer.make import rows_of
@@ -118,13 +118,10 @@ class _Predict:
         if factors is not None:
             found[PREDICTED] = divergence_by_rank(weight, *factors, moment, fisher).cpu()
         if self.curvature.codes:
-            wide, group = weight.to(torch.float64), stack.as_layer.group
-            whole = [whole_cost_of_codes(wide, moment, fisher, group)]
-            u, v = factors or (wide[:, :0], wide[:0])
-            products = curve_of_codes(
-                u.to(torch.float64), v.to(torch.float64), moment, fisher, stack.form, group
-            )
-            found[CODES] = torch.cat([torch.tensor(whole, dtype=torch.float64), products.cpu()])
+            u, v = factors or (weight[:, :0], weight[:0])
+            w, u, v = (part.to(torch.float64) for part in (weight, u, v))
+            group = stack.as_layer.group
+            found[CODES] = costs_of_codes(w, u, v, moment, fisher, stack.form, group)
         return found
 
     def _factors(
