@@ -13,6 +13,7 @@ from compress_core.fit import DENSE, PREFIX, Fitter, Prefix
 from compress_core.forms.names import FULL, PLAIN
 from compress_core.learn.base import Learner
 from compress_core.metric import Unweighted, Weighting
+from compress_core.prune.fitted import FitEntries, PrefixFitEntries
 from compress_core.two_sided import TwoSided
 from compress_core.types import LayerRef, Stack
 
@@ -67,6 +68,8 @@ class Method:
         allocate: How the budget is divided.
         fit: How a layer cut to its share is bettered, or made where nothing is decomposed; None
             leaves it as it was cut.
+        entries: What makes a layer of entries where its share has some, in a method that
+            decomposes; None where none ever has.
         prefix: How inputs behind compressed layers are measured, for a fitter that reads them.
         sharing: Which layers have an in-factor in common; None for none.
         learn: What chooses among the decomposition's atoms by training, in place of ``allocate``.
@@ -84,6 +87,7 @@ class Method:
     decompose: Decomposer | None = ProjectOutputs()
     allocate: Allocator = Uniform()
     fit: Fitter | None = None
+    entries: FitEntries | PrefixFitEntries | None = None
     prefix: Prefix = Prefix()
     sharing: Sharing | None = None
     learn: Learner | None = None
@@ -94,13 +98,13 @@ class Method:
     def reads_inputs(self) -> bool:
         """Whether it reads statistics of the layers' inputs in the dense model."""
         of_taps = self.weighting.needs & {"gram", "abs_sum"}
-        curves = self.allocate.reads & {"predicted", "codes"}
+        curves = self.allocate.reads & {"predicted", "codes", "entries"}
         return bool(of_taps or curves) or DENSE in self.moments
 
     @property
     def needs_calibration(self) -> bool:
         """Whether it reads calibration text at all."""
-        measured = self.allocate.reads & {"similarity", "divergence", "predicted", "codes"}
+        measured = self.allocate.reads - {"losses"}
         fitted = bool(self.moments) or self.learn is not None
         weighed = self.weighting.needs or self.two_sided is not None
         return bool(weighed or measured or fitted)
@@ -120,7 +124,13 @@ class Method:
         """Whether layers may have sparse entries, whose places take bytes of their own."""
         if self.decompose is None:
             return self.prunes
-        return self.learn is not None and self.decompose.offers_entries
+        learns = self.learn is not None and self.decompose.offers_entries
+        return learns or self.entries is not None
+
+    @property
+    def fitters(self) -> tuple[Fitter, ...]:
+        """What makes layers of their shares, beyond cutting them."""
+        return tuple(fitter for fitter in (self.fit, self.entries) if fitter is not None)
 
     @property
     def sequential(self) -> bool:
@@ -136,7 +146,7 @@ class Method:
     @property
     def moments(self) -> frozenset[str]:
         """Second moments that fitting a layer and rounding it reads."""
-        fitted: frozenset[str] = frozenset() if self.fit is None else self.fit.reads
+        fitted = frozenset[str]().union(*(fitter.reads for fitter in self.fitters))
         rounded = self.coding is not None and self.coding.reads_inputs and PREFIX not in fitted
         return fitted | {DENSE} if rounded else fitted
 

@@ -23,6 +23,8 @@ from compress_core.decompose import LowRank, Prepared, ProjectOutputs
 from compress_core.errors import ConfigError, NumericsError
 from compress_core.fit import Fitter, Moments, Start, start_factors
 from compress_core.metric import Metric
+from compress_core.sparse import Sparse
+from compress_core.types import Share
 
 ROUNDING = torch.finfo(torch.float32).eps  # of the largest eigenvalue: G is kept in float32
 
@@ -125,11 +127,14 @@ class ProjectTwoSided(ProjectOutputs):
 
 @dataclass(frozen=True)
 class FitTwoSided:
-    """A refiner in a metric of inputs and outputs.
+    """A refiner in a metric of inputs and outputs; a pruner in that of which G has its diagonal.
+
+    Entries that stay do so in the weight and not in A W, so that of A no more than the scale of
+    each row goes with them: which entries of which row stay is weighed by it.
 
     Attributes:
         inner: The refiner in the metric of the inputs. It only multiplies by the weight, by its
-            factors and by moments, and keeps columns; nothing else goes with A.
+            factors and by moments, and keeps columns; nothing else goes with A. Or the pruner.
         root: Makes the A of the layer.
     """
 
@@ -139,8 +144,10 @@ class FitTwoSided:
 
     def fit(self, weight: Tensor, start: Start, moments: Moments) -> LowRank:
         """Fits A W and takes the factors back; columns that are kept as they are stay so."""
-        root, factors = self.root(), start_factors(start)
-        scaled = root.scale(weight)
+        root = self.root()
+        if isinstance(start, Share):
+            return self._pruned(weight, start, moments, torch.linalg.vector_norm(root.root, dim=1))
+        scaled, factors = root.scale(weight), start_factors(start)
         begin = LowRank(*balanced(root.scale(factors.u), factors.v))
         found = self.inner.fit(scaled, begin, moments)
         u, v = root.unscale(found.u, found.v)
@@ -149,3 +156,11 @@ class FitTwoSided:
         change = found.columns - scaled[:, found.index]
         columns = weight[:, found.index] + root.inverse @ change
         return LowRank(u, v, columns, found.index)
+
+    def _pruned(self, weight: Tensor, share: Share, moments: Moments, scale: Tensor) -> LowRank:
+        """Prunes √G_ii times each row, ``scale`` (out,), and takes that back."""
+        found = self.inner.fit(scale[:, None] * weight, share, moments)
+        assert found.sparse is not None and found.rank == 0
+        mask = found.sparse.mask
+        back = scale.reciprocal()[:, None].expand(mask.shape)[mask]
+        return replace(found, sparse=Sparse(mask, found.sparse.values * back))

@@ -77,6 +77,14 @@ class LayerRef:
             self.form, rank, self.out_features, self.in_features, 0, self.bits, self.group
         )
 
+    def entries_cost(self, nonzeros: int) -> int:
+        """Numbers that sparse entries take, without their places."""
+        if self.bits == FULL:
+            return nonzeros
+        from compress_core.forms.products import entries_cost
+
+        return entries_cost(nonzeros, self.out_features, self.in_features, self.bits, self.group)
+
     def affordable_rank(self, numbers: int) -> int:
         """Largest rank whose product takes no more than some numbers."""
         from compress_core.forms.products import largest_rank
@@ -182,7 +190,8 @@ class Share:
 
     Attributes:
         rank: Its components; None for the dense weight.
-        nonzeros: Entries of a sparse part beside them; each counts as one number.
+        nonzeros: Entries of a sparse part beside them; each counts as one number, in codes as
+            what it takes.
         bits: Of every number; None for what the layer says.
     """
 
@@ -196,7 +205,7 @@ class Share:
             layer = replace(layer, bits=self.bits)
         if self.rank is None:
             return layer.dense_cost
-        return layer.rank_cost(self.rank) + self.nonzeros
+        return layer.rank_cost(self.rank) + layer.entries_cost(self.nonzeros)
 
 
 def dense_or(rank: int, layer: LayerRef) -> Share:

@@ -34,12 +34,14 @@ class Curvature:
         labels: Whose tokens the loss is of: "sampled" from the model, or the "text"'s own.
         damp: Part of the mean diagonal of the gradients' second moment that is added to it.
         codes: Whether what rounding to codes costs is predicted, too.
+        entries: Whether it is also predicted what keeping only some entries costs.
     """
 
     windows: int
     labels: str
     damp: float
     codes: bool = False
+    entries: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ class Evidence:
             predicted to leave, float64 (ranks + 1,).
         codes: "codes": layer to κ, of its weight first and then of its product at every rank,
             float64 (ranks + 2,): codes of b bits are predicted to cost κ / (2^b - 1)² nats.
+        entries: "entries": layer to the KL predicted of keeping so many of its entries, and κ of
+            these, float64 (levels, 2), at the counts of ``coding.expected_entries``.
     """
 
     losses: Mapping[str, Tensor] = field(default_factory=dict)
@@ -65,6 +69,7 @@ class Evidence:
     tokens: int = 0
     predicted: Mapping[str, Tensor] = field(default_factory=dict)
     codes: Mapping[str, Tensor] = field(default_factory=dict)
+    entries: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Allocator(Protocol):
@@ -78,7 +83,8 @@ class Allocator(Protocol):
     def probe(self, kept: float) -> Probe | Curvature | None:
         """The table that it reads, for ``kept`` of the compressible parameters.
 
-        A Probe is read as "divergence", a Curvature as "predicted", and as "codes" with those.
+        A Probe is read as "divergence", a Curvature as "predicted", and with these as "codes" and
+        "entries".
         """
         ...
 

@@ -1,13 +1,15 @@
 """What an allocation is predicted to cost, from losses and tables alone: no model is run."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
 
+from compress_core.allocate.base import Evidence
 from compress_core.allocate.hull import sensitivity
 from compress_core.coding.expected import steps_squared
-from compress_core.types import Allocation, LayerRef
+from compress_core.coding.expected_entries import level_counts
+from compress_core.types import Allocation, LayerRef, Share
 
 
 def predicted_error(
@@ -62,26 +64,39 @@ def summed(layers: Sequence[LayerRef], curves: Mapping[str, Tensor], shares: All
     return math.fsum(_left(curves[layer.name], shares[layer.name].rank) for layer in layers)
 
 
-def rounded(
-    layers: Sequence[LayerRef],
-    curves: Mapping[str, Tensor],
-    codes: Mapping[str, Tensor],
-    shares: Allocation,
-) -> float:
-    """The same where numbers are in codes: what the cut leaves, and what rounding adds.
+def rounded(layers: Sequence[LayerRef], evidence: Evidence, shares: Allocation) -> float:
+    """The same where numbers are in codes or entries: what the cut leaves, and what rounding adds.
 
     Args:
         layers: What is cut and rounded.
-        curves: Layer to what every rank leaves, (ranks + 1,).
-        codes: Layer to κ of its weight and of its product at every rank, (ranks + 2,).
+        evidence: What is predicted of them.
         shares: Layer to what it keeps.
     """
-    added = (
-        float(codes[x.name][0 if (rank := shares[x.name].rank) is None else rank + 1])
-        / steps_squared(shares[x.name].bits or x.bits)
-        for x in layers
-    )
-    return summed(layers, curves, shares) + math.fsum(added)
+    return math.fsum(left_by(x, evidence)(shares[x.name]) for x in layers)
+
+
+def left_by(layer: LayerRef, evidence: Evidence) -> Callable[[Share], float]:
+    """What a share of a layer is predicted to cost, in nats per token.
+
+    Args:
+        layer: The layer.
+        evidence: "codes", "predicted" for shares that have a rank, "entries" for such as have
+            entries, which are of a level.
+    """
+    whole, *products = evidence.codes[layer.name].tolist()
+    cuts = evidence.predicted[layer.name].tolist() if layer.name in evidence.predicted else []
+    levels = level_counts(layer.out_features * layer.in_features)
+    entries = evidence.entries[layer.name].tolist() if layer.name in evidence.entries else []
+
+    def left(share: Share) -> float:
+        cut, kappa = 0.0, whole
+        if share.nonzeros:
+            cut, kappa = entries[levels.index(share.nonzeros)]
+        elif share.rank is not None:
+            cut, kappa = cuts[share.rank], products[share.rank]
+        return float(cut + kappa / steps_squared(share.bits or layer.bits))
+
+    return left
 
 
 def _left(loss: Tensor, rank: int | None) -> float:

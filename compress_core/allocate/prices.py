@@ -1,24 +1,23 @@
-"""One price list of all that a layer can store: components, and bits for every number.
+"""One price list of all that a layer can store: components, or entries, and bits for every number.
 
-A point of a layer's curve is a rank or the dense weight, in a width of codes or in 16 bits. It
-costs what is stored and is predicted to leave the KL of the cut (as ``fisher`` predicts it) and
-that of the rounding (as ``compress_core.coding.expected`` does), added. The steepest step on all
-layers' lower hulls is bought first, whatever it is made of. Both predictions are of second order,
-layer by layer.
+A point of a layer's curve is a rank, a number of entries or the dense weight, in a width of codes
+or in 16 bits. It costs what is stored, places of entries among it, and is predicted to leave the KL
+of the cut (as ``fisher`` predicts it, and of entries ``coding.expected_entries``) and that of the
+rounding (as ``coding.expected`` does), added. The steepest step on all layers' lower hulls is
+bought first, whatever it is made of. All predictions are of second order, layer by layer.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
-
-from torch import Tensor
 
 from compress_core.allocate.base import Curvature, Evidence, budget_of, least_rank
 from compress_core.allocate.buying import Point, buy
 from compress_core.allocate.fisher import Fisher
-from compress_core.coding.expected import steps_squared
+from compress_core.allocate.predict import left_by
+from compress_core.coding.expected_entries import level_counts
 from compress_core.errors import BudgetError
 from compress_core.forms.names import FULL, WIDTHS
+from compress_core.sparse import index_bytes
 from compress_core.types import LayerRef, Share
 
 RANKS = 96  # that are looked at in each width, at least: of more only every so many
@@ -26,27 +25,33 @@ RANKS = 96  # that are looked at in each width, at least: of more only every so 
 
 @dataclass(frozen=True)
 class Prices:
-    """Components and bits at one slope.
+    """Components, entries and bits at one slope.
 
     Attributes:
         windows: Calibration windows for the gradients; 0 for all.
         labels: "sampled" from the model, for the Fisher information itself, or the "text"'s own.
         damp: Part of G's mean diagonal that is added to its diagonal.
         codes: Whether it chooses bits, too; else numbers are stored in as many as all layers have.
+        entries: Whether a layer may be of entries in place of components.
     """
 
     windows: int = 16
     labels: str = "sampled"
     damp: float = 0.03
     codes: bool = True
-    reads: ClassVar[frozenset[str]] = frozenset({"predicted", "codes"})
+    entries: bool = False
 
     def __post_init__(self) -> None:
         Fisher(self.windows, self.labels, self.damp)  # it checks
 
     def probe(self, kept: float) -> Curvature | None:
         """Every layer's curve, whatever the budget."""
-        return Curvature(self.windows, self.labels, self.damp, True)
+        return Curvature(self.windows, self.labels, self.damp, True, self.entries)
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """Predictions of all that it sells."""
+        return frozenset({"predicted", "codes"} | ({"entries"} if self.entries else set()))
 
     def check(self, layers: Sequence[LayerRef], kept: float) -> None:
         """Refuses a budget that cannot hold the cheapest point of every layer.
@@ -54,7 +59,7 @@ class Prices:
         Raises:
             BudgetError: It cannot.
         """
-        least = sum(min(self._shares(x), key=lambda s: s.cost(x)).cost(x) for x in layers)
+        least = sum(min(price_of(x, share) for share in self._shares(x)) for x in layers)
         if least > budget_of(layers, kept):
             needed = least / sum(layer.dense_cost for layer in layers)
             raise BudgetError(
@@ -66,22 +71,12 @@ class Prices:
         self, layers: Sequence[LayerRef], kept: float, evidence: Evidence
     ) -> dict[str, Share]:
         """Buys the steepest segments of all hulls that still fit."""
-        curves = {
-            x.name: self._curve(x, evidence.predicted[x.name], evidence.codes[x.name])
-            for x in layers
-        }
+        curves = {x.name: self._curve(x, evidence) for x in layers}
         return buy(layers, budget_of(layers, kept), curves)
 
-    def _curve(self, layer: LayerRef, cut: Tensor, codes: Tensor) -> list[Point]:
-        cuts, (whole, *products) = cut.tolist(), codes.tolist()
-        points = []
-        for share in self._shares(layer):
-            steps = steps_squared(share.bits or layer.bits)
-            if share.rank is None:
-                left = whole / steps
-            else:
-                left = cuts[share.rank] + products[share.rank] / steps
-            points.append((share.cost(layer), left, share))
+    def _curve(self, layer: LayerRef, evidence: Evidence) -> list[Point]:
+        left = left_by(layer, evidence)
+        points = [(price_of(layer, share), left(share), share) for share in self._shares(layer)]
         return sorted(points, key=lambda point: point[:2])
 
     def _shares(self, layer: LayerRef) -> list[Share]:
@@ -95,4 +90,15 @@ class Prices:
                 most = priced.paying_rank
                 step = max(1, most // RANKS)
                 found += [Share(rank, bits=at) for rank in range(1, most + 1, step)]
+            if self.entries:
+                counts = level_counts(layer.out_features * layer.in_features)
+                found += [Share(0, count, at) for count in counts]
         return found
+
+
+def price_of(layer: LayerRef, share: Share) -> int:
+    """Numbers of 16 bits that a share takes the room of: those that it counts as, and places."""
+    places = 0
+    if share.nonzeros:
+        places = index_bytes(layer.out_features, layer.in_features, share.nonzeros)
+    return share.cost(layer) + -(-places // 2)

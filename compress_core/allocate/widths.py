@@ -3,13 +3,13 @@
 It is part of the methods that round the whole weight, and no word of ``--allocate``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from compress_core.allocate.base import Curvature, Evidence, budget_of
 from compress_core.allocate.buying import Point, buy
 from compress_core.allocate.fisher import Fisher
-from compress_core.coding.expected import steps_squared
+from compress_core.allocate.predict import left_by
 from compress_core.errors import BudgetError, ConfigError
 from compress_core.forms.names import FULL, WIDTHS
 from compress_core.types import LayerRef, Share
@@ -66,7 +66,7 @@ class Widths:
     ) -> dict[str, Share]:
         """The dense weight of every layer, in so many bits."""
         if self.mixed:
-            curves = {x.name: _curve(x, float(evidence.codes[x.name][0])) for x in layers}
+            curves = {x.name: _curve(x, left_by(x, evidence)) for x in layers}
             return buy(layers, budget_of(layers, kept), curves)
         budget = budget_of(layers, kept)
         bits = next(bits for bits in self._widths if self._cost(layers, bits) <= budget)
@@ -81,9 +81,7 @@ class Widths:
         return sum(Share(None, bits=bits).cost(layer) for layer in layers)
 
 
-def _curve(layer: LayerRef, cost_of_codes: float) -> list[Point]:
-    points = []
-    for bits in (FULL, *WIDTHS):
-        share = Share(None, bits=bits)
-        points.append((share.cost(layer), cost_of_codes / steps_squared(bits), share))
+def _curve(layer: LayerRef, left: Callable[[Share], float]) -> list[Point]:
+    shares = [Share(None, bits=bits) for bits in (FULL, *WIDTHS)]
+    points = [(share.cost(layer), left(share), share) for share in shares]
     return sorted(points, key=lambda point: point[:2])

@@ -102,8 +102,8 @@ def _product(
     inner = (basis * (fisher @ basis)).sum(dim=0)
     of_v = (inner * _rows(v, left, group)).sum()
     # Groups of the out-factor run along its outputs.
-    ranges = _ranges(basis.T.contiguous(), group).square().T  # (out, r)
-    of_u = (fisher.diagonal()[:, None] * ranges * _left(v @ moment @ v.T)).sum() / 12
+    spans = ranges(basis.T.contiguous(), group).square().T  # (out, r)
+    of_u = (fisher.diagonal()[:, None] * spans * _left(v @ moment @ v.T)).sum() / 12
     return float(of_v + of_u) / 2
 
 
@@ -136,10 +136,10 @@ def _left(moment: Tensor) -> Tensor:
 
 def _rows(matrix: Tensor, left: Tensor, group: int) -> Tensor:
     """Σ_j range² d_j / 12 of every row, (rows,)."""
-    return (_ranges(matrix, group).square() * left).sum(dim=1) / 12
+    return (ranges(matrix, group).square() * left).sum(dim=1) / 12
 
 
-def _ranges(matrix: Tensor, group: int) -> Tensor:
+def ranges(matrix: Tensor, group: int) -> Tensor:
     """Of every number the range of its group, zero counted in: as large as the matrix."""
     length = matrix.shape[1]
     short = groups_of(length, group) * group - length

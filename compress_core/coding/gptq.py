@@ -10,6 +10,7 @@ input that is always zero takes its nearest code and spreads no error.
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -79,14 +80,22 @@ def gptq(
     if coding.order and along == 1:
         grids.take_all(w)
     order, back = swept.order, swept.order.argsort()
-    codes = _sweep(w[order], swept.factor, grids.ordered(order))[back]
+    codes = sweep(w[order], swept.factor, grids.ordered(order))[back]
     if along == 0:
         return Coded(grids.scales[back], codes, grids.zeros[back])
     return Coded(grids.scales, codes.T.contiguous(), grids.zeros)
 
 
-def _sweep(w: Tensor, factor: Tensor, grids: "_Grids") -> Tensor:
-    """Codes of a matrix with columns in rows, (in, out), which is changed; as whole uint8."""
+def sweep(w: Tensor, factor: Tensor, grids: "Grids", places: Tensor | None = None) -> Tensor:
+    """Codes of a matrix with columns in rows, (in, out), which is changed; as whole uint8.
+
+    Args:
+        w: The matrix, float64.
+        factor: As of :class:`Swept`.
+        grids: Of it, in the order of the sweep.
+        places: Where it has numbers, bool (in, out); elsewhere it stays zero, and what the columns
+            before would add there goes on to those behind. None for everywhere.
+    """
     codes = torch.empty(w.shape, dtype=torch.uint8, device=w.device)
     diagonal, columns, block = factor.diagonal(), len(w), grids.whole_groups(BLOCK)
     for start in range(0, columns, block):
@@ -97,11 +106,36 @@ def _sweep(w: Tensor, factor: Tensor, grids: "_Grids") -> Tensor:
             scale, zero = grids.scale[j], grids.zero[j]
             found = codes_at(w[j], scale, zero, grids.coding.bits)
             codes[j] = found.to(torch.uint8)
-            error = (w[j] - (found - zero) * scale) / diagonal[j]
+            stands_for = (found - zero) * scale
+            if places is not None:
+                stands_for.masked_fill_(~places[j], 0.0)
+            error = (w[j] - stands_for) / diagonal[j]
             errors[j - start] = error
             w[j + 1 : stop].addr_(factor[j, j + 1 : stop], error, alpha=-1.0)
         w[stop:] -= factor[start:stop, stop:].T @ errors
     return codes
+
+
+class Grids(Protocol):
+    """What a sweep asks of the grids of its numbers.
+
+    Attributes:
+        coding: By which they were taken.
+        scale: Of every number, float64, (in, out) in the order of the sweep.
+        zero: Beside it.
+    """
+
+    coding: Coding
+    scale: Tensor
+    zero: Tensor
+
+    def whole_groups(self, columns: int) -> int:
+        """About so many columns that no group lies on both sides of their end."""
+        ...
+
+    def arrive(self, w: Tensor, column: int) -> None:
+        """Takes the grid of what a column opens, from (in, out) as it is now."""
+        ...
 
 
 class _Grids:

@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from compress_core.coding.entries import gptq_entries
 from compress_core.coding.gptq import Swept
+from compress_core.coding.grid import decoded
 from compress_core.coding.product import fitted_product, nearest_product, shape_of
-from compress_core.coding.rounded import rounded
+from compress_core.coding.rounded import Rounded, rounded
 from compress_core.coding.settings import Coding
 from compress_core.decompose import LowRank, project, split_inputs
 from compress_core.errors import ConfigError
@@ -19,6 +21,7 @@ from compress_core.forms.codes import Coded
 from compress_core.forms.columns import Columns
 from compress_core.forms.entries import Entries
 from compress_core.forms.factors import Factors
+from compress_core.forms.names import FULL
 from compress_core.forms.products import product_form
 from compress_core.metric import SecondMoment
 from compress_core.refine.inverse import inverse
@@ -108,15 +111,17 @@ class _Rounder:
         self.entry: dict[str, Any] = {}
 
     def entries(self) -> None:
-        """To their nearest codes: they are few, and each is by itself."""
-        sparse = self.low.sparse
+        """In that of all inputs, with their places as they are."""
+        sparse, coding = self.low.sparse, self.coding
         if sparse is None or not sparse.nonzeros:
             return
-        weight = None
-        if self.moment is not None:
-            weight = self.moment.diagonal().expand(sparse.mask.shape)[sparse.mask]
-        values = sparse.values[None]
-        found = rounded("sparse_values", values, self.coding, self.dtype, weight=weight)
+        bits = coding.bits_of("sparse_values")
+        if self.moment is None or bits == FULL:
+            found = rounded("sparse_values", sparse.values[None], coding, self.dtype)
+        else:
+            swept = self._swept(self.moment)
+            codes = gptq_entries(sparse, swept, coding.at(bits), self.dtype)
+            found = Rounded(codes, decoded(codes, coding.group))
         self.low = replace(self.low, sparse=Sparse(sparse.mask, found.value[0]))
         self.entry["nonzeros"] = sparse.nonzeros
         self.stored |= Entries.pack(sparse.mask, sparse.values)

@@ -32,7 +32,6 @@ def rounded(
     swept: Swept | None = None,
     *,
     along: int = 1,
-    weight: Tensor | None = None,
 ) -> Rounded:
     """A matrix (out, in), rounded.
 
@@ -43,7 +42,6 @@ def rounded(
         dtype: Of scales, or of the numbers where the slot is in no codes.
         swept: Of the inputs, by the same coding, for GPTQ; None for the nearest codes.
         along: Where groups run: 1 for neighbouring inputs, 0 for neighbouring outputs.
-        weight: For a search with the nearest codes: what an error in each input weighs, (in,).
 
     Raises:
         ConfigError: Nothing says how many bits.
@@ -62,8 +60,7 @@ def rounded(
     if swept is not None:
         codes = gptq(matrix, swept, coding.at(bits), dtype, along=along)
     else:
-        if weight is None or along == 0:
-            weight = lines.new_ones(lines.shape[1])
-        codes = nearest(lines, bits, coding.group, dtype, weight if coding.searches(bits) else None)
+        alike = lines.new_ones(lines.shape[1]) if coding.searches(bits) else None
+        codes = nearest(lines, bits, coding.group, dtype, alike)
     value = decoded(codes, coding.group)
     return Rounded(codes, value if along == 1 else value.T)

@@ -46,6 +46,17 @@ def rank_cost(
     return numbers_of(in_codes(entry, sizes, bits, group), sizes)
 
 
+@lru_cache(maxsize=1 << 16)
+def entries_cost(
+    nonzeros: int, out_features: int, in_features: int, bits: int, group: int = GROUP
+) -> int:
+    """Numbers that entries take; of codes, numbers of 16 bits in as much room. Places: none."""
+    if bits == FULL or not nonzeros:
+        return nonzeros
+    sizes = sizes_of(out_features, in_features, {})
+    return numbers_of(in_codes({"rank": 0, "nonzeros": nonzeros}, sizes, bits, group), sizes)
+
+
 @lru_cache(maxsize=1 << 12)
 def whole_cost(out_features: int, in_features: int, bits: int, group: int = GROUP) -> int:
     """Numbers of 16 bits that a dense weight in codes takes the room of."""

@@ -120,7 +120,11 @@ class Given:
 
 
 def realise_share(
-    decomposer: Decomposer | None, fitter: Fitter | None, given: Given, share: Share
+    decomposer: Decomposer | None,
+    fitter: Fitter | None,
+    given: Given,
+    share: Share,
+    pruner: Fitter | None = None,
 ) -> LowRank | None:
     """What a layer stores at its share; None for the dense weight.
 
@@ -129,6 +133,7 @@ def realise_share(
         fitter: None leaves factors as they were cut.
         given: What the layer is made of.
         share: The layer's.
+        pruner: Makes layers of entries where there is a decomposer.
 
     Raises:
         CompressError: As the fitter; NumericsError where what it made is not finite.
@@ -138,6 +143,9 @@ def realise_share(
     if decomposer is None:
         assert fitter is not None
         return _fitted(fitter, given, share)
+    if share.nonzeros:
+        assert pruner is not None and share.rank == 0
+        return _fitted(pruner, given, share)
     cut = cut_layer(decomposer, given, share)
     if fitter is None:
         return _finite(given.layer, cut)

@@ -2,14 +2,18 @@
 
 Nothing in it is trained. Components are those of the two-sided metric (KFAC-SVD, arXiv 2604.00821):
 least error where the loss bends most, ‖G^½ (W − W′) H^½‖. Products are in the pivot form (arXiv
-2501.19090), numbers in codes of few bits where that is cheaper for what it costs. One budget buys
-components and bits over all layers at one slope of predicted KL (``allocate.prices``). Layer by
-layer, on inputs behind what is compressed already, what was bought is then fitted towards the dense
-model's outputs as in SAES-SVD (arXiv 2602.03051), and rounded as in GPTQ (arXiv 2210.17323).
+2501.19090). In place of components a layer may be of single entries, weighed by the same curvature
+(SparseGPT, arXiv 2301.00774, with G's diagonal), and numbers are in codes of few bits where that is
+cheaper for what it costs. One budget buys components, entries and bits over all layers at one slope
+of predicted KL (``allocate.prices``). Layer by layer, on inputs behind what is compressed already,
+what was bought is then fitted towards the dense model's outputs as in SAES-SVD (arXiv 2602.03051),
+and rounded as in GPTQ (arXiv 2210.17323).
 
-``kept`` is the share of 16-bit numbers that what is stored takes the room of. ``bits=16`` leaves
-every number in 16 bits, for comparison at equal numbers. It reads only what is cached: another
-budget divides, fits and rounds again, and decomposes nothing.
+``kept`` is the share of 16-bit numbers that what is stored takes the room of, places of entries
+among it. ``bits=16`` leaves every number in 16 bits, for comparison at equal numbers; most layers
+are then of entries, which cost half the error of components or less: it is a pruner there, and
+``entries=false`` is what low rank alone can do. It reads only what is cached: another budget
+divides, fits and rounds again, and decomposes nothing.
 """
 
 from compress_core.allocate.prices import Prices
@@ -20,6 +24,7 @@ from compress_core.method import Method
 from compress_core.metric import OutputError
 from compress_core.metric_names import METRIC, METRIC_NAMES, TWO_SIDED
 from compress_core.options import one_of
+from compress_core.prune.fitted import FitEntries, PrefixFitEntries
 from compress_core.refine.cross_truncation import CrossTruncate
 from compress_core.two_sided import TwoSided
 
@@ -34,9 +39,10 @@ def press(
     metric_damp: float = 0.3,
     factors: str = "auto",
     correct: bool = True,
+    entries: bool = True,
     prefix: str = "layer",
 ) -> Method:
-    """Components and bits from one price list.
+    """Components, entries and bits from one price list.
 
     Args:
         bits: Of every number: 0 for what pays, 16 for no codes, or one width for all.
@@ -47,6 +53,8 @@ def press(
             parameters better than the 0.1 of ``metric=two_sided``.
         factors: How a product of low rank is stored: plain, pivot, or auto, the smaller of both.
         correct: Whether layers are fitted towards the dense model behind what is compressed.
+        entries: Whether a layer may be of entries in place of components. On a CPU entries take
+            about the time of the dense weight, whatever their number.
         prefix: Whether inputs are then measured again after each "layer" or each "block".
 
     Raises:
@@ -56,12 +64,13 @@ def press(
     one_of("method 'press'", FORM, factors, FACTORS)
     return Method(
         "press",
-        "components and bits from one price list, fitted behind what is compressed",
+        "components, entries and bits from one price list, fitted behind what is compressed",
         "",
         weighting=OutputError(),
         two_sided=TwoSided(metric_damp) if metric == TWO_SIDED else None,
-        allocate=Prices(damp=damp, codes=bits == 0),
+        allocate=Prices(damp=damp, codes=bits == 0, entries=entries),
         fit=CrossTruncate() if correct else None,
+        entries=(PrefixFitEntries() if correct else FitEntries()) if entries else None,
         prefix=Prefix(prefix),  # type: ignore[arg-type]  # it checks
         form=factors,
         coding=None if bits == FULL else Coding(bits, code_group, search=SEARCHED, order=True),

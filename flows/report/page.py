@@ -160,11 +160,12 @@ def _prediction(shown: Sequence[Shown]) -> list[Part]:
     colours = pictures.colours_of([run.result for run in shown])
     known = {run.method: run.prediction for run in shown if isinstance(run.prediction, Prediction)}
     parts, made = [], []
-    if known:
+    errors = {method: found for method, found in known.items() if found.error is not None}
+    if errors:
         caption = (
             "Predicted from the decompositions in the store, without a model: what the cut leaves "
             "of all squared error, each method in the metric it decomposes in. "
-            + " ".join(_grouped({method: f"{found.how}." for method, found in known.items()}))
+            + " ".join(_grouped({method: f"{found.how}." for method, found in errors.items()}))
         )
         made.append((pictures.predicted(shown, colours), caption))
     if runs:

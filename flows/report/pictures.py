@@ -80,13 +80,17 @@ def highest(results: Sequence[Mapping[str, Any]]) -> float:
 
 
 def predicted(shown: Sequence[Shown], colours: Mapping[str, str]) -> Markup:
-    """Error that cut decompositions leave at any share, a line per method; what ran, as dots."""
+    """Error that cut decompositions leave at any share, a line per method."""
+
+    def has_error(run: Shown) -> bool:
+        return isinstance(run.prediction, Prediction) and run.prediction.error is not None
+
     with drawing():
-        known = _one_per_method(shown, lambda run: isinstance(run.prediction, Prediction))
+        known = _one_per_method(shown, has_error)
         figure = _figure(2.7, len(_coloured(colours)))
         axes = figure.subplots()
         for run in known:
-            assert isinstance(run.prediction, Prediction)
+            assert isinstance(run.prediction, Prediction) and run.prediction.error is not None
             shares, error = run.prediction.shares, run.prediction.error
             axes.plot(shares, error, color=colours[run.method], label=_name(run.method, colours))
         axes.set_yscale("symlog", linthresh=1e-3)

@@ -60,14 +60,15 @@ class Prediction:
 
     Attributes:
         shares: Kept share of the compressible parameters, ascending.
-        error: At each, the part of all squared error that is left, in [0, 1].
+        error: At each, the part of all squared error that is left, in [0, 1]; None where layers
+            may be of entries, of which no decomposition says it.
         divergence: At each, KL to the dense model in nats per token; None where the allocator
             measures no sensitivities.
         how: Whose allocation it is.
     """
 
     shares: Sequence[float]
-    error: Sequence[float]
+    error: Sequence[float] | None
     divergence: Sequence[float] | None
     how: str
 

@@ -20,7 +20,7 @@ from storage.artifact import Artifact
 from storage.errors import StorageError
 from storage.store import Store
 from tasks.stages.learn import CURVES
-from tasks.stages.predict import CODES, PREDICTED
+from tasks.stages.predict import CODES, ENTRIES, PREDICTED
 from tasks.stages.recover import TENSOR
 from tasks.stages.recover_blocks import OF_BLOCK
 from tasks.tracking.artifacts import read_file
@@ -80,7 +80,7 @@ class Findings:
         names = ("method", "options", "allocate", "samples", "length", *MADE_BY)
         same = json.dumps([keys, *(config.get(name) for name in names)])
         if same not in self._predictions:
-            known = Known(losses, *self._tables(result["stages"], layers))
+            known = self._tables(result["stages"], layers, losses)
             self._predictions[same] = predict(config, result, layers, known)
         return self._predictions[same]
 
@@ -101,6 +101,7 @@ class Findings:
             stored[name] = {
                 "rank": int(row["rank"]) if row["rank"] else None,
                 "columns": int(row["columns"]),
+                "nonzeros": int(row.get("nonzeros", 0)),  # nor these
                 "numbers": int(row["parameters"]),
                 "bits": row.get("bits", str(FULL)),  # older runs had no others
             }
@@ -122,13 +123,15 @@ class Findings:
         return losses
 
     def _tables(
-        self, stages: Sequence[Mapping[str, Any]], layers: Sequence[LayerRef]
-    ) -> tuple[dict[int, float], dict[str, list[float]], dict[str, Floats], dict[str, Floats]]:
+        self,
+        stages: Sequence[Mapping[str, Any]],
+        layers: Sequence[LayerRef],
+        losses: dict[str, Floats],
+    ) -> Known:
         """Cosines of blocks, and what was probed and predicted of layers, as far as there."""
         blocks = {_block_of(layer): layer.block for layer in layers}
         cosines, divergence = {}, {}
-        predicted: dict[str, Floats] = {}
-        codes: dict[str, Floats] = {}
+        curves: dict[str, dict[str, Floats]] = {PREDICTED: {}, CODES: {}, ENTRIES: {}}
         for stage in stages:
             if stage["name"] == "collect" and stage["unit"] in blocks:
                 cosine = self._read("collect", stage["key"], lambda found: found.attrs["cosine"])
@@ -139,11 +142,11 @@ class Findings:
                 if row is not None:
                     divergence[stage["unit"]] = list(row)
             if stage["name"] == "predict":
-                for curves, name in ((predicted, PREDICTED), (codes, CODES)):
+                for name, found in curves.items():
                     curve = self._read("predict", stage["key"], partial(_array, name))
                     if curve is not None:
-                        curves[stage["unit"]] = curve
-        return cosines, divergence, predicted, codes
+                        found[stage["unit"]] = curve
+        return Known(losses, cosines, divergence, *curves.values())
 
     def _curves(self, result: Mapping[str, Any]) -> dict[str, dict[str, list[float]]]:
         """Of every training; those of the result where the store no longer has the others.

@@ -32,6 +32,7 @@ class Known:
         divergence: Layer or stack to its row of the probe's table, of what is there of it.
         predicted: Layer or stack to the KL predicted at every rank, of what is there of it.
         codes: Layer or stack to what rounding is predicted to cost, of what is there of it.
+        entries: Layer to what keeping some of its entries is predicted to cost, of what is there.
     """
 
     losses: Mapping[str, Floats]
@@ -39,6 +40,7 @@ class Known:
     divergence: Mapping[str, Sequence[float]]
     predicted: Mapping[str, Floats]
     codes: Mapping[str, Floats]
+    entries: Mapping[str, Floats]
 
 
 def predict(
@@ -61,7 +63,7 @@ def predict(
         return f"This version of Eigenpress does not know the run's method: {error}."
     if method.form == EIGHT_BITS:
         return "Components in 8 bits cost other than those that are predicted."
-    if method.stores_entries:
+    if method.stores_entries and "entries" not in method.allocate.reads:
         return "It stores sparse entries beside components; what they save is not predicted."
     if any(layer.name not in known.losses for layer in stacks):
         return "The decompositions on record are not those of the method as it is now."
@@ -73,6 +75,7 @@ def predict(
         config["samples"] * _length(config, result),
         _tensors(known.predicted),
         _tensors(known.codes),
+        _tensors(known.entries),
     )
     if method.coding is not None and method.coding.bits and "codes" not in allocator.reads:
         how += "; what rounding to codes adds is not in it"
@@ -93,8 +96,9 @@ def _allocator(method: Method, known: Known, names: Sequence[str]) -> tuple[Allo
         there = own.probe(0.5) == own.probe(0.6) and set(names) <= set(known.divergence)
     if "predicted" in own.reads:
         there = set(names) <= set(known.predicted)
-    if "codes" in own.reads:
-        there = there and set(names) <= set(known.codes)
+    for what, curves in (("codes", known.codes), ("entries", known.entries)):
+        if what in own.reads:
+            there = there and set(names) <= set(curves)
     if not there:
         return Uniform(), "uniform shares; what the run's allocator reads holds for its budget only"
     return own, f"the run's own allocation ({type(_divider(own)).__name__.lower()})"
@@ -128,14 +132,15 @@ def _curve(
         except (BudgetError, ConfigError):
             continue  # too little for this model
         shares.append(sum(given[layer.name].cost(layer) for layer in layers) / whole)
-        error.append(predicted_error(layers, evidence.losses, given))
+        if "entries" not in allocator.reads:
+            error.append(predicted_error(layers, evidence.losses, given))
         if isinstance(hull := _divider(allocator), Hull):
             tables = evidence.losses, evidence.divergence
             divergence.append(predicted_divergence(layers, *tables, hull.probe_share, given))
         elif "codes" in allocator.reads:
-            divergence.append(rounded(layers, evidence.predicted, evidence.codes, given))
+            divergence.append(rounded(layers, evidence, given))
         elif "predicted" in allocator.reads:
             divergence.append(summed(layers, evidence.predicted, given))
     if not shares:
         return "No budget that is looked at holds one component of every layer."
-    return Prediction(shares, error, divergence or None, how)
+    return Prediction(shares, error or None, divergence or None, how)

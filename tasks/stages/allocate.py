@@ -14,7 +14,7 @@ from tasks.engine.job import Job
 from tasks.engine.session import Group, Work
 from tasks.engine.units import Unit, View
 from tasks.stages.arrays import get_tensor
-from tasks.stages.predict import CODES, PREDICTED
+from tasks.stages.predict import CODES, ENTRIES, PREDICTED
 
 
 def allocate_group(
@@ -99,6 +99,7 @@ class _Allocate:
             tokens=job.samples * job.length,
             predicted=self._curves(work, PREDICTED) if "predicted" in reads else {},
             codes=self._curves(work, CODES) if "codes" in reads else {},
+            entries=self._curves(work, ENTRIES) if "entries" in reads else {},
         )
         shares = job.method.allocate.allocate(job.layers, job.kept, evidence)
         with work.draft(work.missing[0]) as draft:

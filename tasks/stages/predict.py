@@ -2,7 +2,7 @@
 
 It reads what allocators never do, factors and second moments, and leaves a number per rank. For
 allocators that choose widths of codes it also leaves what rounding costs: of the weight, and of the
-product at every rank.
+product at every rank; for those that choose entries, what keeping only some of them costs.
 """
 
 from collections.abc import Mapping
@@ -11,6 +11,7 @@ import torch
 
 from compress_core.allocate.base import Curvature
 from compress_core.coding.expected import costs_of_codes
+from compress_core.coding.expected_entries import LEVELS, costs_of_entries
 from compress_core.curvature import OutputFisher, divergence_by_rank
 from compress_core.errors import NumericsError
 from compress_core.layer.make import rows_of
@@ -22,7 +23,7 @@ from tasks.engine.session import Group, Work
 from tasks.engine.units import Unit
 from tasks.stages.arrays import Stored, dense_weight_of, get_tensor, put_tensor
 
-PREDICTED, CODES = "predicted", "codes"
+PREDICTED, CODES, ENTRIES = "predicted", "codes", "entries"
 
 
 def predict_groups(
@@ -59,12 +60,13 @@ def predict_groups(
 def _unit(job: Job, curvature: Curvature, name: str, stack: Stack, inputs: dict[str, Unit]) -> Unit:
     model, members = job.model, stack.members
     codes = {"form": stack.form, "group": stack.as_layer.group} if curvature.codes else {}
+    entries = {"entries": True} if curvature.entries else {}
     widest = max(member.out_features for member in members)
     into = members[0].in_features
     return Unit(
         "predict",
         name,
-        settings={"damp": curvature.damp, "transposed": members[0].transposed, **codes},
+        settings={"damp": curvature.damp, "transposed": members[0].transposed, **codes, **entries},
         code=[job.method.decompose] if "decomposition" in inputs else [],
         sources={
             f"weight {i}": model.stored[model.weight_key(member.name)]
@@ -74,7 +76,7 @@ def _unit(job: Job, curvature: Curvature, name: str, stack: Stack, inputs: dict[
         cost=Cost(
             products={EXACT: sum(map(_operations, members))},
             memory=8 * (2 * widest**2 + 3 * into**2 + 6 * widest * into),
-            disk=8 * (stack.as_layer.paying_rank + 1),
+            disk=8 * (stack.as_layer.paying_rank + 1 + (2 * LEVELS if curvature.entries else 0)),
         ),
     )
 
@@ -117,11 +119,12 @@ class _Predict:
         found = {}
         if factors is not None:
             found[PREDICTED] = divergence_by_rank(weight, *factors, moment, fisher).cpu()
+        w, group = weight.to(torch.float64), stack.as_layer.group
         if self.curvature.codes:
-            u, v = factors or (weight[:, :0], weight[:0])
-            w, u, v = (part.to(torch.float64) for part in (weight, u, v))
-            group = stack.as_layer.group
+            u, v = (part.to(torch.float64) for part in factors or (w[:, :0], w[:0]))
             found[CODES] = costs_of_codes(w, u, v, moment, fisher, stack.form, group)
+        if self.curvature.entries:
+            found[ENTRIES] = costs_of_entries(w, moment, fisher, group)
         return found
 
     def _factors(

@@ -90,12 +90,14 @@ def realise_unit(
         settings["form"] = form
     if method.fit is not None:
         settings["fit"] = describe(method.fit)
+    if method.entries is not None:
+        settings["entries"] = describe(method.entries)
     if method.coding is not None:
         settings["coding"] = describe(method.coding)
-    if method.fit is not None or method.coding is not None:
+    if method.fitters or method.coding is not None:
         settings["transposed"] = layer.transposed
         sources["weight"] = model.stored[model.weight_key(layer.name)]
-    if method.fit is not None:
+    if method.fitters:
         settings |= side_settings(job)
         inputs |= side_inputs(job, layer, upstream.outputs)
     if DENSE in method.moments:
@@ -106,7 +108,7 @@ def realise_unit(
         "realise",
         layer.name,
         settings=settings,
-        code=[x for x in (method.decompose, method.fit, method.coding) if x is not None],
+        code=[x for x in (method.decompose, *method.fitters, method.coding) if x is not None],
         sources=sources,
         inputs=inputs,
         views=views,
@@ -124,6 +126,12 @@ def _cost(job: Job, layer: LayerRef, form: str) -> Cost:
     )
     if job.method.fit is not None and not job.method.rounds:
         cost = replace(cost, products={EXACT: 40.0 * small**2 * into})
+    if job.method.entries is not None:
+        # H is factored and the factor inverted; the target goes through both, a sweep through half.
+        steps = into**3 + (5 + 2 * job.method.entries.steps) * out * into**2
+        memory = cost.memory + 8 * (3 * into**2 + 6 * layer.dense_cost)
+        cost = replace(cost, products=add(cost.products, {EXACT: float(steps)}), memory=memory)
+    if job.method.fitters and not job.method.rounds:
         cost = side_cost(job, layer, 2 * small, cost)  # u there and back
     if coding is None:
         return cost
@@ -168,14 +176,15 @@ class Realise:
             factors = realise_chosen(method.fit, given, chosen)
         else:
             share = share_of(work.artifact(self.allocation), self.job.stack_of[layer.name])
-            factors = realise_share(method.decompose, self._fitter(work, unit), given, share)
+            fit, prune = (self._weighed(work, unit, x) for x in (method.fit, method.entries))
+            factors = realise_share(method.decompose, fit, given, share, prune)
             if factors is not None and method.coding is not None and share.bits != FULL:
                 factors = code_share(method.coding, given, factors, share, form, dtype)
         own = self.job.owner(layer) == layer.name
         return pack_layer(factors, dtype, layer.dense_cost, own=own, form=form)
 
-    def _fitter(self, work: Work, unit: Unit) -> Fitter | None:
-        return self.job.method.fit
+    def _weighed(self, work: Work, unit: Unit, fitter: Fitter | None) -> Fitter | None:
+        return fitter
 
     def _given(self, work: Work, unit: Unit, layer: LayerRef) -> Given:
         kept = {role: Stored(work.artifact(up)) for role, up in unit.inputs.items()}
@@ -193,14 +202,13 @@ class Realise:
 class _RealiseTwoSided(Realise):
     """Fits by what errors of outputs cost, too."""
 
-    def _fitter(self, work: Work, unit: Unit) -> Fitter:
-        assert self.job.method.fit is not None
-        return FitTwoSided(self.job.method.fit, partial(read_root, self.job, work, unit))
+    def _weighed(self, work: Work, unit: Unit, fitter: Fitter | None) -> Fitter | None:
+        return fitter and FitTwoSided(fitter, partial(read_root, self.job, work, unit))
 
 
 def make_realise(job: Job, allocation: Unit | Mapping[str, Unit]) -> Realise:
     """What computes the units of a method: only a fit needs a layer's gradients again."""
-    weighed = job.method.two_sided is not None and job.method.fit is not None
+    weighed = job.method.two_sided is not None and bool(job.method.fitters)
     return (_RealiseTwoSided if weighed else Realise)(job, allocation)
 
 
