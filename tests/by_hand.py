@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from compress_core.coding.expected import costs_of_codes
+from compress_core.coding.expected_entries import costs_of_entries
 from compress_core.coding.parts import CodedParts
 from compress_core.curvature import divergence_by_rank
 from compress_core.decompose import LowRank, Prepared, ReadRows
@@ -96,6 +97,7 @@ def evidence_of(method: Method, seen: Seen, prepared: Prepared | None) -> dict[s
     return {
         "predicted": divergence_by_rank(seen.weight, u, v, moment, fisher),
         "codes": costs_of_codes(seen.weight, u, v, moment, fisher, method.form, GROUP),
+        "entries": costs_of_entries(seen.weight, moment, fisher, GROUP),
     }
 
 
@@ -121,7 +123,7 @@ def make(
             dense=input_stats(seen),
             behind=prefix_stats(seen),
         )
-        low = realise_share(method.decompose, method.fit, given, share)
+        low = realise_share(method.decompose, method.fit, given, share, method.entries)
         assert low is not None
         if method.coding is not None and share.bits not in (None, FULL):
             coded = code_share(method.coding, given, low, share, method.form, torch.float64)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from compress_core.allocate.base import Allocator, Evidence, Probe
+from compress_core.coding.expected_entries import level_counts
 from compress_core.forms.names import PLAIN
 from compress_core.types import LayerRef
 
@@ -55,6 +56,14 @@ def codes_of(layer: LayerRef, seed: int) -> Tensor:
     generator = _generator(f"codes of {layer.name}", seed)
     products = generator.exponential(size=layer.paying_rank + 1).cumsum()
     return torch.from_numpy(np.append(generator.exponential() * 10, products))
+
+
+def entries_of(layer: LayerRef, seed: int) -> Tensor:
+    """What is lost at every level of entries, falling, and κ of those that stay, rising."""
+    generator = _generator(f"entries of {layer.name}", seed)
+    levels = len(level_counts(layer.out_features * layer.in_features))
+    cut = generator.exponential(size=levels).cumsum()[::-1]
+    return torch.from_numpy(np.stack([cut, generator.exponential(size=levels).cumsum()], axis=1))
 
 
 def losses_of(layer: LayerRef, seed: int) -> Tensor:

@@ -152,7 +152,8 @@ def _with_allocator(
     """The method with an allocator in the place of its own.
 
     Raises:
-        ConfigError: It divides the budget itself, or an option is of what is replaced.
+        ConfigError: It divides the budget itself, an option is of what is replaced, or the
+            allocator gives what the method does not make.
     """
     check_divisible(method, allocate)
     allocator = build_allocator(allocate, of_allocator)
@@ -162,6 +163,13 @@ def _with_allocator(
             raise ConfigError(
                 f"option {option!r} is of the allocator of {name!r}, which {allocate!r} replaces"
             )
+    if "entries" not in allocator.reads:
+        return replace(method, allocate=allocator, entries=None)
+    if method.entries is None:
+        raise ConfigError(
+            f"method {name!r} makes no layer of entries, which allocator {allocate!r} would give "
+            "it: leave out entries=true"
+        )
     return replace(method, allocate=allocator)
 
 

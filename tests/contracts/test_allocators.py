@@ -67,7 +67,7 @@ def dearer(layer: LayerRef, share: Share) -> Iterator[Share]:
 
 def loss_of(layer: LayerRef, share: Share, evidence: Evidence) -> float:
     """KL predicted of a layer, of what is cut and of what is rounded."""
-    return rounded([layer], evidence.predicted, evidence.codes, {layer.name: share})
+    return rounded([layer], evidence, {layer.name: share})
 
 
 class Untouchable(Mapping[Any, Any]):

@@ -98,6 +98,7 @@ def compress(method: Method, kept: float) -> list[Result]:
         tokens=200,
         predicted={name: curve["predicted"] for name, curve in curves.items()},
         codes={name: curve["codes"] for name, curve in curves.items()},
+        entries={name: curve["entries"] for name, curve in curves.items()},
     )
     method.allocate.check(layers, kept)
     shares = method.allocate.allocate(layers, kept, evidence)
@@ -236,16 +237,17 @@ class TestMethod:
         self, name: str
     ) -> None:
         for result in compress(build_method(name), 0.5):
-            if name not in PRUNING:
-                assert all(low.sparse is None for low in result.members)
+            if not result.share.nonzeros:
+                assert name not in PRUNING and all(low.sparse is None for low in result.members)
                 continue
             (layer,), (low,) = result.stack.members, result.members
             assert low.sparse is not None
             assert (low.rank, low.sparse.nonzeros) == (result.share.rank, result.share.nonzeros)
-            assert result.numbers == affordable(0.5, layer.dense_cost)
+            numbers = affordable(0.5, layer.dense_cost) if name in PRUNING else low.sparse.nonzeros
+            assert result.numbers == result.share.cost(layer)
             seen, generator = seen_by(layer), torch.Generator().manual_seed(9)
             order = torch.randperm(layer.dense_cost, generator=generator)
-            mask = (order < result.numbers).view(seen.weight.shape)
+            mask = (order < numbers).view(seen.weight.shape)
             u, v = low.u[:, :0], low.v[:0]
             worse = LowRank(u, v, sparse=Sparse.of(seen.weight, mask))
             assert output_error(seen, low) < output_error(seen, worse)

@@ -23,7 +23,7 @@ def predicted(method: str, **kept: Any) -> Prediction:
         "samples": 8,
         "length": 64,
     }
-    known = {"similarity": {}, "divergence": {}, "predicted": {}, "codes": {}} | kept
+    known = {"similarity": {}, "divergence": {}, "predicted": {}, "codes": {}, "entries": {}} | kept
     found = predict(config, RESULT, LAYERS, Known(losses, **known))
     assert isinstance(found, Prediction)
     return found
@@ -58,7 +58,8 @@ def test_shares_of_layers_in_codes_are_of_their_numbers_of_16_bits() -> None:
     most = sum(x.dense_cost for x in coded) / sum(x.dense_cost for x in LAYERS)
     assert 0.25 < most < 0.4 and found.shares[-1] == most
     assert found.shares[0] == pytest.approx(0.2, abs=0.02)  # the least that is looked at
-    assert found.error[-1] == 0 and found.how.endswith("; what rounding to codes adds is not in it")
+    assert found.error is not None and found.error[-1] == 0
+    assert found.how.endswith("; what rounding to codes adds is not in it")
     in_full = predicted("svd_llm@fisher", predicted=curves)
     assert in_full.shares[-1] == pytest.approx(0.9, abs=0.02) and "rounding" not in in_full.how
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from compress_core.allocate.base import Evidence, Probe
+from compress_core.coding.expected_entries import LEVELS
 from compress_core.decompose import LowRank, split_inputs
 from compress_core.learn.teacher import teach
 from compress_core.method import Method
@@ -125,6 +126,10 @@ def cut_values(method: Method, label: str, shape: tuple[int, int]) -> dict[str, 
             outputs = torch.cat([outputs_of(low, probe) for low in members])
             what = f"outputs at rank {rank}" + ("" if bits is None else f" in {bits} bits")
             values[what] = outputs.tolist()
+    for bits in (None, *widths) if method.entries is not None else ():
+        (low,) = realise(method, stack, prepared, Share(0, layer.dense_cost // 2, bits))
+        what = "outputs of half the entries" + ("" if bits is None else f" in {bits} bits")
+        values[what] = (low.dense() @ probe).tolist()
     return values
 
 
@@ -211,7 +216,7 @@ def allocation(method: Method, kept: float) -> list[float]:
     ]
     layers = [stack.as_layer for stack in method.stacks(layers)]
     probe = method.allocate.probe(kept)
-    losses, divergence, predicted, codes = {}, {}, {}, {}
+    losses, divergence, predicted, codes, entries = {}, {}, {}, {}, {}
     for place, layer in enumerate(layers):
         decay = 0.05 + 0.03 * ((5 * place) % 7)
         ranks = torch.arange(layer.paying_rank + 1, dtype=torch.float64)
@@ -219,12 +224,15 @@ def allocation(method: Method, kept: float) -> list[float]:
         predicted[layer.name] = losses[layer.name] * (0.1 + 0.05 * ((3 * place) % 5))
         products = 0.2 * (1 + ranks / len(ranks)) * (ranks > 0)
         codes[layer.name] = (1 + place % 4) * torch.cat([torch.tensor([0.3]), products])
+        parts = torch.arange(1, LEVELS, dtype=torch.float64) / LEVELS
+        removed = (1 + place % 3) * (1 - parts) ** 3
+        entries[layer.name] = torch.stack([removed, 0.3 * (1 + place % 4) * parts], dim=1)
         divergence[layer.name] = [
             (1 + math.sin(place)) * (1 - share) ** (1 + place / 3)
             for share in (probe.shares if isinstance(probe, Probe) else ())
         ]
     similarity = {b: 0.9 - 0.1 * ((3 * b) % 4) for b in range(4)}
-    evidence = Evidence(losses, similarity, divergence, 500, predicted, codes)
+    evidence = Evidence(losses, similarity, divergence, 500, predicted, codes, entries)
     shares = method.allocate.allocate(layers, kept, evidence)
     return [shares[layer.name].cost(layer) for layer in layers]
 

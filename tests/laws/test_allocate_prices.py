@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from compress_core.allocate.base import Allocator, Evidence, budget_of
 from compress_core.allocate.fisher import Fisher
 from compress_core.allocate.predict import rounded
-from compress_core.allocate.prices import Prices
+from compress_core.allocate.prices import Prices, price_of
 from compress_core.allocate.widths import Widths
 from compress_core.coding.expected import steps_squared
+from compress_core.coding.expected_entries import level_counts
 from compress_core.coding.parts import code_layer
 from compress_core.coding.settings import Coding
 from compress_core.coding.whole import of_whole
@@ -22,8 +23,9 @@ from compress_core.decompose import LowRank
 from compress_core.errors import BudgetError, ConfigError
 from compress_core.forms.names import FACTORS, FULL, WIDTHS
 from compress_core.layer.stored import pack_layer
+from compress_core.sparse import PLACES, Sparse
 from compress_core.types import LayerRef, Share
-from tests.made_up import SEEDS, codes_of, layers_of, predicted_of
+from tests.made_up import SEEDS, codes_of, entries_of, layers_of, predicted_of
 
 TINY = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=5)
 KEPT = st.floats(0.02, 1.0)
@@ -32,6 +34,7 @@ GROUPS = st.sampled_from([1, 5, 32])
 ALLOCATORS: dict[str, Allocator] = {
     "prices": Prices(),
     "prices of one width": Prices(codes=False),
+    "prices of entries": Prices(entries=True),
     "mixed widths": Widths(mixed=True),
 }
 
@@ -43,6 +46,7 @@ def evidence_of(layers: Sequence[LayerRef], seed: int) -> Evidence:
     return Evidence(
         predicted={x.name: predicted_of(x, seed) for x in most},
         codes={x.name: codes_of(x, seed) for x in most},
+        entries={x.name: entries_of(x, seed) for x in layers},
     )
 
 
@@ -58,11 +62,11 @@ def divided(
 
 
 def cost_of(layers: Sequence[LayerRef], shares: Mapping[str, Share]) -> int:
-    return sum(shares[x.name].cost(x) for x in layers)
+    return sum(price_of(x, shares[x.name]) for x in layers)
 
 
 def left_by(layers: Sequence[LayerRef], shares: Mapping[str, Share], evidence: Evidence) -> float:
-    return rounded(layers, evidence.predicted, evidence.codes, shares)
+    return rounded(layers, evidence, shares)
 
 
 def shares_of(name: str, layer: LayerRef) -> list[Share]:
@@ -76,6 +80,9 @@ def shares_of(name: str, layer: LayerRef) -> list[Share]:
         if bits is not None:
             most = min(most, replace(layer, bits=bits).paying_rank)
         found += [Share(rank, bits=bits) for rank in range(1, most + 1)]
+        if name == "prices of entries":
+            numbers = layer.out_features * layer.in_features
+            found += [Share(0, count, bits) for count in level_counts(numbers)]
     return found
 
 
@@ -138,7 +145,7 @@ def test_where_every_layer_is_best_at_one_slope_nothing_better_can_be_bought(
     evidence = evidence_of(layers, seed)
 
     def worth(layer: LayerRef, share: Share) -> float:
-        return left_by([layer], {layer.name: share}, evidence) + slope * share.cost(layer)
+        return left_by([layer], {layer.name: share}, evidence) + slope * price_of(layer, share)
 
     best = {
         x.name: min(shares_of(name, x), key=lambda share, x=x: worth(x, share))  # type: ignore[misc]
@@ -232,12 +239,22 @@ def test_a_share_costs_what_the_layer_then_stores(
     assume(rank > 0)
     u, s, v = torch.linalg.svd(weight, full_matrices=False)
     cut = LowRank(u[:, :rank] * s[:rank], v[:rank])
+    mask = weight.abs() >= weight.abs().median()
+    some, none = Sparse.of(weight, mask), torch.zeros
+    entries = LowRank(none(out, 0).double(), none(0, into).double(), sparse=some)
     bias = torch.ones(out, dtype=torch.float64)
-    for share, low in ((Share(None, bits=bits), of_whole(weight)), (Share(rank, bits=bits), cut)):
+    for share, low in (
+        (Share(None, bits=bits), of_whole(weight)),
+        (Share(rank, bits=bits), cut),
+        (Share(0, some.nonzeros, bits), entries),
+    ):
         for more in (None, bias):
             parts = code_layer(replace(low, bias=more), None, coding, form, torch.float16)
             stored = pack_layer(parts, torch.float16, layer.dense_cost, own=True, form=form)
             numbers = share.cost(layer) + (0 if more is None else out)
             assert stored.attrs["numbers"] == numbers
             sizes = {x: t.numel() * t.itemsize for x, t in stored.tensors.items()}
+            places = [sizes.pop(x) for x in PLACES if x in sizes]
             assert 0 <= 2 * numbers - sum(sizes.values()) < 2 * len(sizes)
+            priced = price_of(layer, share) - share.cost(layer)
+            assert priced == -(-sum(places) // 2)
