@@ -66,6 +66,8 @@ class Corrections:
         # What takes as much room as the dense weight is no part of the format.
         numbers = min(affordable(kept, layer.dense_cost), layer.dense_cost - 1)
         rank = replace(layer, bits=self.correction).affordable_rank(numbers - self._base(layer))
+        # Of full rank the pivot form has no row beside its pivots, and nothing to hold in codes.
+        rank = min(rank, min(layer.out_features, layer.in_features) - 1)
         return Share(rank, bits=self.bits, correction=self.correction)
 
     def _base(self, layer: LayerRef) -> int:

@@ -25,7 +25,7 @@ from tests.pipeline.conftest import Run
 from tests.pipeline.folders import load, logits_of
 from tests.pipeline.test_recover import attributes
 
-KEPT = {"svd_llm:bits=4": 0.2, "saes_svd:bits=4": 0.2, "gptq": 0.3, "press": 0.25}
+KEPT = {"svd_llm:bits=4": 0.2, "saes_svd:bits=4": 0.2, "gptq": 0.3, "caldera": 0.25, "press": 0.25}
 
 pytestmark = pytest.mark.usefixtures("code_cache")
 
@@ -96,7 +96,7 @@ def test_rounding_costs_what_gptq_does(walks: codes.Walks) -> None:
     assert both.disk == pytest.approx(plain.disk, rel=0.05)  # the same room
 
 
-@pytest.mark.parametrize("method", ["svd_llm:bits=4", "press", "gptq"])
+@pytest.mark.parametrize("method", ["svd_llm:bits=4", "press", "gptq", "caldera"])
 @pytest.mark.parametrize("how", ["factors", "blocks"])
 def test_a_recovery_trains_scales_and_leaves_codes(
     method: str, how: str, walks: codes.Walks
