@@ -1,4 +1,4 @@
-"""A whole weight in codes for every layer, and the same share of the rest for what corrects it.
+"""A whole weight in codes for every layer, and an equal share of the rest for what corrects it.
 
 It is part of the methods that correct a rounded weight, and no word of ``--allocate``.
 """
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from compress_core.allocate.base import Evidence, Probe
+from compress_core.allocate.base import Evidence, Probe, budget_of
 from compress_core.errors import BudgetError, ConfigError
 from compress_core.forms.names import FULL, WIDTHS
 from compress_core.types import LayerRef, Share, affordable
@@ -16,7 +16,9 @@ from compress_core.types import LayerRef, Share, affordable
 
 @dataclass(frozen=True)
 class Corrections:
-    """A layer's whole weight takes its codes first; what is left is spent on whole components.
+    """Whole weights take their codes first; of what is left every layer has the same share.
+
+    It is a share of the layer's dense numbers, floored to whole components.
 
     Attributes:
         bits: Of every number of the whole weight.
@@ -42,14 +44,14 @@ class Corrections:
         return None
 
     def check(self, layers: Sequence[LayerRef], kept: float) -> None:
-        """Refuses a budget that cannot hold the codes of every layer's whole weight.
+        """Refuses a budget that cannot hold the codes of all whole weights.
 
         Raises:
             BudgetError: It cannot; names the smallest budget that can.
         """
-        if all(self._base(x) <= affordable(kept, x.dense_cost) for x in layers):
+        if self._left(layers, kept) >= 0:
             return
-        needed = max(self._base(layer) / layer.dense_cost for layer in layers)
+        needed = self._base(layers) / sum(layer.dense_cost for layer in layers)
         raise BudgetError(
             f"kept={kept:g} does not hold every number in {self.bits} bits, which take "
             f"{math.ceil(needed * 1e4 - 1e-6) / 1e4:.4f} of 16 bits each: ask for more, for fewer "
@@ -59,16 +61,23 @@ class Corrections:
     def allocate(
         self, layers: Sequence[LayerRef], kept: float, evidence: Evidence
     ) -> dict[str, Share]:
-        """Each layer's share, of its own part of the budget; it passed :meth:`check`."""
-        return {layer.name: self._share(layer, kept) for layer in layers}
+        """Each layer's share; the budget passed :meth:`check`."""
+        rest = self._left(layers, kept) / sum(layer.dense_cost for layer in layers)
+        return {
+            layer.name: self._share(layer, affordable(rest, layer.dense_cost)) for layer in layers
+        }
 
-    def _share(self, layer: LayerRef, kept: float) -> Share:
+    def _share(self, layer: LayerRef, numbers: int) -> Share:
         # What takes as much room as the dense weight is no part of the format.
-        numbers = min(affordable(kept, layer.dense_cost), layer.dense_cost - 1)
-        rank = replace(layer, bits=self.correction).affordable_rank(numbers - self._base(layer))
+        numbers = min(numbers, layer.dense_cost - 1 - self._base([layer]))
+        rank = replace(layer, bits=self.correction).affordable_rank(numbers)
         # Of full rank the pivot form has no row beside its pivots, and nothing to hold in codes.
         rank = min(rank, min(layer.out_features, layer.in_features) - 1)
         return Share(rank, bits=self.bits, correction=self.correction)
 
-    def _base(self, layer: LayerRef) -> int:
-        return replace(layer, bits=self.bits).dense_cost
+    def _left(self, layers: Sequence[LayerRef], kept: float) -> int:
+        """Numbers that the bases leave of the budget, below zero where it does not hold them."""
+        return budget_of(layers, kept) - self._base(layers)
+
+    def _base(self, layers: Sequence[LayerRef]) -> int:
+        return sum(replace(layer, bits=self.bits).dense_cost for layer in layers)

@@ -13,8 +13,9 @@ from compress_core.coding.error import output_error
 from compress_core.coding.gptq import Swept
 from compress_core.coding.parts import CodedParts, code_layer
 from compress_core.coding.settings import Coding
-from compress_core.decompose import LowRank
+from compress_core.decompose import LowRank, project
 from compress_core.errors import ConfigError
+from compress_core.metric import SecondMoment
 
 
 def code_by_turns(
@@ -22,9 +23,11 @@ def code_by_turns(
 ) -> CodedParts:
     """Rounds what a fit ended with; a whole weight and the product beside it so often by turns.
 
-    In a turn the base Q is W − L by GPTQ, L the product as the turn before stored it, and then L
-    the best of its rank for W − Q, rounded as its slots say. With a product of zeros the first
-    turn is EoRA's.
+    In a turn the base Q is W − L by GPTQ, L the product as it was stored before, and then L the
+    best of its rank for W − Q, rounded as its slots say. The first turn takes the product as it is
+    given: with one of zeros it is EoRA's. The second begins with the best L for W itself, as
+    CALDERA's code does, and the others go on from these two in alternation, since now one ends
+    lower and now the other.
 
     Args:
         low: The fit, float64.
@@ -47,12 +50,12 @@ def code_by_turns(
             f"{coding.rounding} fits nothing: leave out turns={coding.turns}"
         )
     target, swept = low.dense(), Swept.of(moment, coding)
-    best = code_layer(low, moment, coding, form, dtype, target, swept)
-    least, last = output_error(target - best.low.dense(), moment), best
-    for _ in range(1, coding.turns):
-        low = replace(low, u=last.low.u, v=last.low.v)
-        last = code_layer(low, moment, coding, form, dtype, target, swept)
-        error = output_error(target - last.low.dense(), moment)
-        if error < least:
-            best, least = last, error
-    return best
+    u, v, _ = project(target, SecondMoment(moment), low.rank)
+    begun = [low, replace(low, u=u, v=v)]
+    found: list[tuple[float, CodedParts]] = []
+    for turn in range(coding.turns):
+        parts = code_layer(begun[turn % 2], moment, coding, form, dtype, target, swept)
+        begun[turn % 2] = replace(low, u=parts.low.u, v=parts.low.v)
+        error = output_error(target - parts.low.dense(), moment)
+        found = [min([*found, (error, parts)], key=lambda x: x[0])]
+    return found[0][1]

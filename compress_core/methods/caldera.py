@@ -8,14 +8,17 @@ is EoRA's closed form (arXiv 2410.21271), and with ``factor_bits=16`` in plain n
 LQER (arXiv 2402.02446) has a diagonal in place of H.
 
 Deviations: codes are those of ``gptq``, with a scale and a zero for every group, where the paper
-has codebooks of the E8 lattice behind a random Hadamard transform; the factors are rounded by GPTQ,
-the in-factor once more after the out-factor, where the published code rounds each to nearest ten
-times; a turn begins with Q, where the published code begins with L R of W itself and takes what L R
-spans out of H before it rounds Q; H is that of the inputs behind what is compressed already, with
-1 % of its mean diagonal added for the rounding; nothing is fine-tuned afterwards. The paper gives
-every layer one rank: here ``kept`` is one budget for both parts. The base takes its codes first,
-and what is left of a layer's own share buys whole components, so that rows compare with those of
-other methods at equal bytes. Nothing goes over to a base of more bits where that would be better.
+has codebooks of the E8 lattice behind a random Hadamard transform; in 2 bits the ends of a group
+are drawn in where that has less error (``search``), without which more turns do not help for long;
+the factors are rounded by GPTQ, the in-factor once more after the out-factor, where the published
+code rounds each to nearest ten times. That code begins with L R of W itself and takes what L R
+spans out of H before it rounds Q; here every other turn goes on from such a beginning, the first
+and those that go on from it begin with Q, and H stays whole. H is that of the inputs behind what is
+compressed already, with 1 % of its mean diagonal added for the rounding; nothing is fine-tuned
+afterwards. The paper gives every layer one rank: here ``kept`` is one budget for both parts. Bases
+take their codes first, and what is left of the budget buys whole components, of every layer the
+same share, so that rows compare with those of other methods at equal bytes. Nothing goes over to a
+base of more bits where that would be better.
 """
 
 from compress_core.allocate.corrections import Corrections
@@ -34,7 +37,7 @@ def caldera(
     turns: int = 15,
     damping: float = 0.01,
     order: bool = False,
-    search: int = 0,
+    search: int = 2,
 ) -> Method:
     """A rounded weight with a correction of low rank.
 

@@ -132,7 +132,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "codes that leave no room for what corrects them": (
         {"method": "caldera", "bits": 4, "kept": 0.2},
-        "kept=0.2 does not hold every number in 4 bits, which take 0.2891 of 16 bits each: ask for",
+        "kept=0.2 does not hold every number in 4 bits, which take 0.2903 of 16 bits each: ask for",
     ),
     "no budget": ({"kept": None}, "kept is missing: give one of --kept, --target-bytes and --targ"),
     "two budgets": (

@@ -90,6 +90,11 @@ def test_rounding_costs_what_gptq_does(walks: codes.Walks) -> None:
     assert near.products == {} and near.memory > plain.memory
     whole = cost_of(walks.settings("llama", "gptq", 0.3), name)
     assert whole.products == {"float64": 56.0**3 + 32 * 56**2}
+    turn, turns = (
+        cost_of(walks.settings("llama", f"caldera:turns={n}", 0.3), name).products["float64"]
+        for n in (1, 15)
+    )
+    assert whole.products["float64"] < turn and turns - 56**3 == 15 * (turn - 56**3)
     both = cost_of(walks.settings("llama", "svd_llm:bits=4", 0.2), name)
     assert both.products["float64"] > whole.products["float64"]
     assert both.memory == near.memory + 48 * 56**2
