@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from compress_core.allocate.base import Allocator
+from compress_core.allocate.corrections import Corrections
 from compress_core.allocate.uniform import Uniform
 from compress_core.allocate.widths import Widths
 from compress_core.coding.settings import Coding
@@ -112,7 +113,12 @@ class Method:
     @property
     def rounds(self) -> bool:
         """Whether layers keep their whole weight, in codes of few bits."""
-        return isinstance(self.allocate, Widths)
+        return isinstance(self.allocate, Widths) or self.corrects
+
+    @property
+    def corrects(self) -> bool:
+        """Whether a product of low rank beside such a weight makes up for what rounding took."""
+        return isinstance(self.allocate, Corrections)
 
     @property
     def prunes(self) -> bool:

@@ -149,7 +149,8 @@ def stored_as(method: Method, factors: str) -> Method:
     one_of(f"method {method.name!r}", FORM, factors, FACTORS)
     if factors == PLAIN:
         return method
-    if method.rounds or (isinstance(method.allocate, Entries) and not method.allocate.gives_ranks):
+    alone = isinstance(method.allocate, Entries) and not method.allocate.gives_ranks
+    if alone or (method.rounds and not method.corrects):
         return method  # nothing of it is of low rank
     if method.form != PLAIN:
         raise ConfigError(f"method {method.name!r} stores its factors in {method.form}: give plain")

@@ -193,11 +193,14 @@ class Share:
         nonzeros: Entries of a sparse part beside them; each counts as one number, in codes as
             what it takes.
         bits: Of every number; None for what the layer says.
+        correction: Where the components correct a whole weight, which is then in ``bits``: those of
+            the components; None where there is no such weight.
     """
 
     rank: int | None
     nonzeros: int = 0
     bits: int | None = None
+    correction: int | None = None
 
     def cost(self, layer: LayerRef) -> int:
         """Numbers stored for ``layer`` at this share."""
@@ -205,6 +208,8 @@ class Share:
             layer = replace(layer, bits=self.bits)
         if self.rank is None:
             return layer.dense_cost
+        if self.correction is not None:
+            return layer.dense_cost + replace(layer, bits=self.correction).rank_cost(self.rank)
         return layer.rank_cost(self.rank) + layer.entries_cost(self.nonzeros)
 
 

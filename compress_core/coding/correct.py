@@ -4,65 +4,58 @@ As in EoRA (arXiv 2410.21271) L is the best of its rank in the metric H of the o
 (arXiv 2402.02446) scales inputs; as in CALDERA (arXiv 2405.18886) both are found by turns.
 """
 
-from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from compress_core.coding.error import output_error
 from compress_core.coding.gptq import Swept
-from compress_core.coding.rounded import rounded
+from compress_core.coding.parts import CodedParts, code_layer
 from compress_core.coding.settings import Coding
 from compress_core.decompose import LowRank, project
 from compress_core.errors import ConfigError
 from compress_core.metric import SecondMoment
 
 
-def correct(
-    weight: Tensor,
-    moment: Tensor,
-    rank: int,
-    coding: Coding,
-    dtype: torch.dtype,
-    turns: int = 5,
-    told: Callable[[float], None] = lambda error: None,
-) -> LowRank:
-    """What ``code_layer`` makes the best Q + L of all turns of.
+def code_by_turns(
+    low: LowRank, moment: Tensor | None, coding: Coding, form: str, dtype: torch.dtype
+) -> CodedParts:
+    """Rounds what a fit ended with; a whole weight and the product beside it so often by turns.
 
-    In turn Q is W − L by GPTQ, and L the best of its rank for W − Q. ``code_layer`` goes through
-    one such turn itself, base before product, so what is returned is the L that the best turn
-    began with, and the base W − L before it is rounded; together they are W.
+    In a turn the base Q is W − L by GPTQ, L the product as it was stored before, and then L the
+    best of its rank for W − Q, rounded as its slots say. The first turn takes the product as it is
+    given: with one of zeros it is EoRA's. The second begins with the best L for W itself, as
+    CALDERA's code does, and the others go on from these two in alternation, since now one ends
+    lower and now the other.
 
     Args:
-        weight: W, float64 (out, in).
-        moment: H = E[x xᵀ] (in, in).
-        rank: Of L.
-        coding: By GPTQ; the bits of its slot ``base``.
-        dtype: Of scales.
-        turns: Times that both are found; the first is EoRA's.
-        told: Is given tr(E H Eᵀ), E = W − Q − L with L in no codes, after every turn.
+        low: The fit, float64.
+        moment: H = E[x xᵀ] (in, in) of the inputs, float64.
+        coding: How, with the bits and the turns.
+        form: Of the product, a key of ``FORMS``.
+        dtype: Of scales, and of numbers that are in no codes.
+
+    Returns:
+        Of all turns the one with the least tr(E H Eᵀ), E = W − Q − L as both are stored.
 
     Raises:
-        ConfigError: No turn, a rank that there is not, or another rounding than GPTQ.
-        NumericsError: The weight or H is not finite.
+        ConfigError, NumericsError: As :func:`code_layer`; or turns without H.
     """
-    if turns < 1:
-        raise ConfigError(f"turns must be at least 1, got {turns}")
-    if not 0 <= rank <= min(weight.shape):
-        raise ConfigError(f"a weight {tuple(weight.shape)} has no correction of rank {rank}")
-    if not coding.reads_inputs:
+    if coding.turns == 1 or low.base is None or low.rank == 0:
+        return code_layer(low, moment, coding, form, dtype)
+    if moment is None or not coding.reads_inputs:
         raise ConfigError(
-            f"a correction is fitted to what gptq rounds; rounding={coding.rounding} fits nothing"
+            f"a base and its correction go by turns in the metric of the inputs, and rounding="
+            f"{coding.rounding} fits nothing: leave out turns={coding.turns}"
         )
-    swept, metric = Swept.of(moment, coding), SecondMoment(moment)
-    u, v = weight.new_zeros(weight.shape[0], rank), weight.new_zeros(rank, weight.shape[1])
-    best, least = LowRank(u, v, base=weight), float("inf")
-    for _ in range(turns):
-        base = weight - u @ v
-        rest = weight - rounded("base", base, coding, dtype, swept).value
-        began = LowRank(u, v, base=base)
-        u, v, energy = project(rest, metric, rank)
-        error = float(energy[rank:].sum())
-        told(error)
-        if error < least:
-            best, least = began, error
-    return best
+    target, swept = low.dense(), Swept.of(moment, coding)
+    u, v, _ = project(target, SecondMoment(moment), low.rank)
+    begun = [low, replace(low, u=u, v=v)]
+    found: list[tuple[float, CodedParts]] = []
+    for turn in range(coding.turns):
+        parts = code_layer(begun[turn % 2], moment, coding, form, dtype, target, swept)
+        begun[turn % 2] = replace(low, u=parts.low.u, v=parts.low.v)
+        error = output_error(target - parts.low.dense(), moment)
+        found = [min([*found, (error, parts)], key=lambda x: x[0])]
+    return found[0][1]

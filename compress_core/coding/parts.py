@@ -56,6 +56,7 @@ def code_layer(
     form: str,
     dtype: torch.dtype,
     toward: Tensor | None = None,
+    swept: Swept | None = None,
 ) -> CodedParts:
     """Rounds what a fit ended with.
 
@@ -68,6 +69,7 @@ def code_layer(
         dtype: Of scales, and of numbers that are in no codes.
         toward: The weight (out, in) whose outputs the parts are fitted to; None for what they are
             together before anything is rounded.
+        swept: Of ``moment``, by the same coding, where it is there already.
 
     Raises:
         ConfigError: Bits that nothing says, a moment that is missing, or a form without codes.
@@ -80,6 +82,7 @@ def code_layer(
         )
     target = low.dense() if toward is None else toward
     rounder = _Rounder(low, target, moment, coding, dtype)
+    rounder.all_inputs = swept
     rounder.entries()
     rounder.columns()
     rounder.base()

@@ -25,6 +25,8 @@ class Coding:
             of neighbours; where they run across the columns, their scales are those of the matrix
             as it is given.
         widths: Slots that have bits of their own, ``FULL`` among them, with these.
+        turns: Times that a whole weight and a product beside it are each fitted to what the other
+            leaves; the best of all turns stays.
     """
 
     bits: int = 0
@@ -34,6 +36,7 @@ class Coding:
     search: int = 0
     order: bool = False
     widths: tuple[tuple[str, int], ...] = ()
+    turns: int = 1
 
     def __post_init__(self) -> None:
         known = ", ".join(map(str, WIDTHS))
@@ -51,6 +54,8 @@ class Coding:
             raise ConfigError(
                 f"damping, a part of the mean of H, is 0 or more; got {self.damping:g}"
             )
+        if self.turns < 1:
+            raise ConfigError(f"turns must be at least 1, got {self.turns}")
 
     @property
     def reads_inputs(self) -> bool:

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from compress_core.coding.parts import CodedParts, code_layer
+from compress_core.coding.correct import code_by_turns
+from compress_core.coding.parts import CodedParts
 from compress_core.coding.settings import Coding
 from compress_core.coding.whole import of_whole
 from compress_core.decompose import Decomposer, LowRank, Prepared
@@ -158,14 +159,14 @@ def code_share(
     """What a layer stores in codes at its share, in the metric of what it reads.
 
     Raises:
-        CompressError: As :func:`compress_core.coding.parts.code_layer`.
+        CompressError: As :func:`compress_core.coding.correct.code_by_turns`.
     """
     moments = given.moments()
     moment = moments.dense if moments.prefix is None else moments.prefix
     assert share.bits is not None
     low = replace(low, u=given.wide(low.u), v=given.wide(low.v))
     try:
-        return code_layer(low, moment, coding.at(share.bits), form, dtype)
+        return code_by_turns(low, moment, coding.at(share.bits), form, dtype)
     except CompressError as error:
         raise type(error)(f"layer {given.layer.name}: {error}") from error
 

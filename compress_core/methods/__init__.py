@@ -13,6 +13,7 @@ from compress_core.method import Method
 from compress_core.methods.ada_svd import ada_svd
 from compress_core.methods.asvd import asvd
 from compress_core.methods.basis_sharing import basis_sharing
+from compress_core.methods.caldera import caldera
 from compress_core.methods.cap import cap
 from compress_core.methods.dobi_svd import dobi_svd
 from compress_core.methods.duo_svd import duo_svd
@@ -52,6 +53,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "hassle_free": hassle_free,
     "rtn": rtn,
     "gptq": gptq,
+    "caldera": caldera,
     "cap": cap,
     "soco": soco,
     "dobi_svd": dobi_svd,

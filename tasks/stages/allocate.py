@@ -110,6 +110,9 @@ class _Allocate:
             bits = {x.name: shares[x.name].bits or x.bits for x in job.layers}
             if set(bits.values()) != {FULL}:
                 draft.attrs["bits"] = bits
+            corrections = {n: x.correction for n, x in shares.items() if x.correction is not None}
+            if corrections:
+                draft.attrs["correction"] = corrections
 
     def _curves(self, work: Work, name: str) -> dict[str, Tensor]:
         return {layer: get_tensor(work.artifact(up), name) for layer, up in self.predicted.items()}
@@ -137,7 +140,8 @@ def share_of(artifact: Artifact, stack: str) -> Share:
     """The share of one layer or stack."""
     attrs = artifact.attrs
     bits = attrs.get("bits", {}).get(stack, FULL)
-    return Share(attrs["ranks"][stack], attrs.get("nonzeros", {}).get(stack, 0), bits)
+    nonzeros = attrs.get("nonzeros", {}).get(stack, 0)
+    return Share(attrs["ranks"][stack], nonzeros, bits, attrs.get("correction", {}).get(stack))
 
 
 def view_of(stack: str) -> View:
@@ -145,6 +149,8 @@ def view_of(stack: str) -> View:
 
     def view(artifact: Artifact) -> int | list[int | None] | None:
         share = share_of(artifact, stack)
+        if share.correction is not None:
+            return [share.rank, share.nonzeros, share.bits, share.correction]
         if share.bits != FULL:
             return [share.rank, share.nonzeros, share.bits]
         return [share.rank, share.nonzeros] if share.nonzeros else share.rank

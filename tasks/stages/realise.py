@@ -140,10 +140,11 @@ def _cost(job: Job, layer: LayerRef, form: str) -> Cost:
     if not coding.reads_inputs:
         return cost
     # H is factored and the factor inverted; the sweep goes through half of it. A product has
-    # another such sweep, and each of its matrices is fitted to the other in H.
-    sweeps = into**3 + out * into**2
-    if job.method.decompose is not None:
-        sweeps += small**3 + 4 * out * into**2 + 6 * out * into * small
+    # another such sweep, and each of its matrices is fitted to the other in H; in every turn.
+    turns = coding.turns if job.method.corrects else 1
+    sweeps = into**3 + turns * out * into**2
+    if job.method.decompose is not None or job.method.corrects:
+        sweeps += turns * (small**3 + 4 * out * into**2 + 6 * out * into * small)
     products = add(cost.products, {EXACT: float(sweeps)})
     return replace(cost, products=products, memory=cost.memory + 48 * into**2)
 

@@ -26,6 +26,7 @@ def test_bits_are_not_said_where_prices_choose_them(method: str, bits: int) -> N
     [
         ("rtn", "keeps the whole weight"),
         ("gptq:mixed=true", "keeps the whole weight"),
+        ("caldera", "keeps the whole weight"),
         ("press", "buys ranks and bits from one list"),
         ("svd_llm@prices", "buys ranks and bits from one list"),
     ],

@@ -130,6 +130,10 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         {"method": "gptq", "kept": 0.1},
         "kept=0.1 does not hold every number in 2 bits, which take 0.1613 of 16 bits each",
     ),
+    "codes that leave no room for what corrects them": (
+        {"method": "caldera", "bits": 4, "kept": 0.2},
+        "kept=0.2 does not hold every number in 4 bits, which take 0.2903 of 16 bits each: ask for",
+    ),
     "no budget": ({"kept": None}, "kept is missing: give one of --kept, --target-bytes and --targ"),
     "two budgets": (
         {"target_bytes": "1MB"},

@@ -13,7 +13,7 @@ TAKING = ["svd", "fwsvd", "asvd", "svd_llm", "svd_llm_v2", "ada_svd", "duo_svd",
 REFUSING = {
     "basis_sharing": "shares in-factors among layers",
     **dict.fromkeys(("wanda", "sparsegpt", "oats", "slim", "hassle_free"), "prunes"),
-    **dict.fromkeys(("rtn", "gptq"), "keeps the whole weight"),
+    **dict.fromkeys(("rtn", "gptq", "caldera"), "keeps the whole weight"),
     **dict.fromkeys(("cap", "soco", "dobi_svd"), "learns what stays of each decomposition"),
 }
 OWN = ["press"]  # has a metric of its own choice

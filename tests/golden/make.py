@@ -48,12 +48,13 @@ VARIANTS = (
     "basis_sharing:update=u",
     "slim:mask=sparsegpt",
     "gptq:mixed=true:order=true:search=2",
+    "caldera:bits=3:factor_bits=16:turns=1",
     "press:bits=16:correct=false",
 )
 """Options that change what a method makes, and few steps where it trains: see `entries`."""
 KEPT = 0.55
 KEPT_IN_CODES = 0.25  # where not every layer keeps its whole weight
-KEPTS = (0.35, 0.55, 0.75)  # of methods that prune, in place of ranks
+KEPTS = (0.35, 0.55, 0.75)  # of methods that prune or correct, in place of ranks
 BITS = (2, 4, 8)  # of methods that keep the whole weight in codes, in place of ranks
 
 
@@ -94,14 +95,14 @@ def golden_values(name: str) -> dict[str, dict[str, list[float]]]:
 
     Per shape: the loss curve, and of the weight at each rank one number per output row. Where
     shares hang on what was measured: the numbers stored of each layer of a small made-up model.
-    Of methods that prune: one number per output row at each of some budgets. Of methods that round:
-    the same at some widths. Of methods that train: their curves, and the numbers stored of each
-    layer of a tiny model.
+    Of methods that prune, and of those that correct a rounded weight: one number per output row at
+    each of some budgets. Of other methods that round: the same at some widths. Of methods that
+    train: their curves, and the numbers stored of each layer of a tiny model.
     """
     method = build_method(name)
     if method.learn is not None:
         return {"training": learned_values(method)}
-    if method.prunes:
+    if method.prunes or method.corrects:
         return {label: pruned_values(method, label, shape) for label, shape in SHAPES.items()}
     made = rounded_values if method.rounds else cut_values
     values = {label: made(method, label, shape) for label, shape in SHAPES.items()}
@@ -145,7 +146,7 @@ def rounded_values(method: Method, label: str, shape: tuple[int, int]) -> dict[s
 
 
 def pruned_values(method: Method, label: str, shape: tuple[int, int]) -> dict[str, list[float]]:
-    """What a method that prunes makes of a layer at each budget."""
+    """What a method that begins with the weight and a share makes of a layer at each budget."""
     stack = made_up_stack(shape)[:1]
     layer = LayerRef(label, 0, *shape, label)
     probe = torch.linspace(-1, 1, shape[1], dtype=torch.float64)

@@ -25,7 +25,7 @@ from tests.pipeline.conftest import Run
 from tests.pipeline.folders import load, logits_of
 from tests.pipeline.test_recover import attributes
 
-KEPT = {"svd_llm:bits=4": 0.2, "saes_svd:bits=4": 0.2, "gptq": 0.3, "press": 0.25}
+KEPT = {"svd_llm:bits=4": 0.2, "saes_svd:bits=4": 0.2, "gptq": 0.3, "caldera": 0.25, "press": 0.25}
 
 pytestmark = pytest.mark.usefixtures("code_cache")
 
@@ -90,13 +90,18 @@ def test_rounding_costs_what_gptq_does(walks: codes.Walks) -> None:
     assert near.products == {} and near.memory > plain.memory
     whole = cost_of(walks.settings("llama", "gptq", 0.3), name)
     assert whole.products == {"float64": 56.0**3 + 32 * 56**2}
+    turn, turns = (
+        cost_of(walks.settings("llama", f"caldera:turns={n}", 0.3), name).products["float64"]
+        for n in (1, 15)
+    )
+    assert whole.products["float64"] < turn and turns - 56**3 == 15 * (turn - 56**3)
     both = cost_of(walks.settings("llama", "svd_llm:bits=4", 0.2), name)
     assert both.products["float64"] > whole.products["float64"]
     assert both.memory == near.memory + 48 * 56**2
     assert both.disk == pytest.approx(plain.disk, rel=0.05)  # the same room
 
 
-@pytest.mark.parametrize("method", ["svd_llm:bits=4", "press", "gptq"])
+@pytest.mark.parametrize("method", ["svd_llm:bits=4", "press", "gptq", "caldera"])
 @pytest.mark.parametrize("how", ["factors", "blocks"])
 def test_a_recovery_trains_scales_and_leaves_codes(
     method: str, how: str, walks: codes.Walks

@@ -58,6 +58,8 @@ def changed(inputs: pico.Inputs, tmp_path: Path) -> Any:
         ("gptq:bits=4", "gptq:bits=4:damping=0.1", {"realise"}),
         ("gptq:bits=4", "gptq:bits=4:order=true", {"realise"}),
         ("gptq:bits=4", "gptq:bits=4:search=2", {"realise"}),
+        ("caldera", "caldera:turns=2", {"realise"}),
+        ("caldera", "caldera:factor_bits=8", {"allocate", "realise"}),
     ],
 )
 def test_a_choice_of_codes_is_in_the_keys_of_what_hangs_on_it(

@@ -1,4 +1,4 @@
-"""`--bits`, rtn, gptq and press, from the dense folder to one that loads: room, reuse, keys."""
+"""Codes and the methods of codes, from the dense folder to one that loads: room, reuse, keys."""
 
 import json
 from dataclasses import replace
@@ -25,11 +25,13 @@ METHODS = {
     "rtn": 0.3,
     "gptq": 0.3,
     "gptq:mixed=true": 0.3,
+    "caldera": 0.25,
+    "caldera:factor_bits=16:turns=1:factors=pivot": 0.4,
     "press": 0.25,
     "press:bits=16": 0.6,
     "press:correct=false": 0.25,
 }
-OF_OTHERS = ("svd_llm:bits=4", "saes_svd:bits=4", "gptq", "press", "press:bits=16")
+OF_OTHERS = ("svd_llm:bits=4", "saes_svd:bits=4", "gptq", "caldera", "press", "press:bits=16")
 CASES = [
     *(("llama", method) for method in METHODS),
     *((model, method) for model in ("gpt2", "biased") for method in OF_OTHERS),

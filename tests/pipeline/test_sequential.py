@@ -164,7 +164,9 @@ def test_a_method_that_does_not_ask_never_pays(
     name = f"{method}:group=3" if method == "basis_sharing" else method
     pipeline, _, _ = pico.build(inputs.settings(home, method=name))
     stages = {group.stage for group in pipeline.groups}
-    asks = method in ("ada_svd", "saes_svd", "press", "gptq") or build_method(name).prunes
+    asks = (
+        method in ("ada_svd", "saes_svd", "press", "gptq", "caldera") or build_method(name).prunes
+    )
     assert build_method(name).sequential == asks
     assert ({"measure", "advance"} <= stages) == asks
     assert asks or not {"measure", "advance"} & stages
