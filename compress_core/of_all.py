@@ -54,36 +54,62 @@ OF_ALL: dict[str, tuple[OptionValue, str]] = {
 """Options of every method: default, and what people are told of it."""
 
 
-def as_asked(method: Method, of_all: Mapping[str, Any]) -> Method:
+def as_asked(method: Method, defaults: Mapping[str, Any], said: Mapping[str, Any]) -> Method:
     """The method with what was asked for; what it has options of its own for stays as they say.
+
+    Args:
+        method: As its own options make it.
+        defaults: Of the options that it has none of its own for.
+        said: Those of them that were given, be it their default: that is meant, too.
 
     Raises:
         ConfigError: A value is none that there is, or the method cannot do it.
     """
+    of_all = {**defaults, **said}
+    _check_eight_bits(method, said)
     if FORM in of_all:
         method = stored_as(method, of_all[FORM])
     if METRIC in of_all:
         method = measured_in(method, of_all[METRIC], of_all[METRIC_DAMP])
     if BITS in of_all:
-        method = rounded(method, of_all[BITS], of_all[CODE_GROUP], of_all[ROUNDING])
+        method = rounded(method, said.get(BITS), of_all[CODE_GROUP], of_all[ROUNDING])
     _check_bits(method)
     return method
 
 
-def rounded(method: Method, bits: int, group: int, rounding: str) -> Method:
+def _check_eight_bits(method: Method, said: Mapping[str, Any]) -> None:
+    """Refuses to be told how factors are stored that are stored in 8 bits.
+
+    Raises:
+        ConfigError: Their form or their bits are said.
+    """
+    told = [f"{option}={said[option]}" for option in (FORM, BITS) if option in said]
+    if method.form == EIGHT_BITS and told:
+        raise ConfigError(
+            f"method {method.name!r} stores its factors in 8 bits: leave out {told[0]}"
+        )
+
+
+def rounded(method: Method, bits: int | None, group: int, rounding: str) -> Method:
     """The method with its numbers in codes: of the bits that are asked for, or that its shares say.
+
+    Args:
+        method: As it is otherwise.
+        bits: Of every code, ``FULL`` for none; None where its shares alone may say it.
+        group: Codes that share a scale.
+        rounding: How codes are found.
 
     Raises:
         ConfigError: The method stores what codes are not priced for.
     """
     chosen = _chooses_bits(method)
-    coding = Coding(0 if bits == FULL else bits, group, rounding)
-    if bits == FULL and not chosen:
+    coding = Coding(0 if bits == FULL else bits or 0, group, rounding)
+    if bits == FULL or (bits is None and not chosen):
         return method
     how = "shares in-factors among layers" if method.sharing else ""
     if method.learn is not None:
         how = "learns at the price of 16 bits per number"
-    elif method.form == EIGHT_BITS or isinstance(method.fit, PreserveColumns):
+    elif isinstance(method.fit, PreserveColumns):
         how = "trades in numbers of 16 bits"
     elif method.prunes:
         how = "counts entries in numbers of 16 bits"
@@ -152,8 +178,6 @@ def stored_as(method: Method, factors: str) -> Method:
     alone = isinstance(method.allocate, Entries) and not method.allocate.gives_ranks
     if alone or (method.rounds and not method.corrects):
         return method  # nothing of it is of low rank
-    if method.form != PLAIN:
-        raise ConfigError(f"method {method.name!r} stores its factors in {method.form}: give plain")
     if method.learn is not None:
         if factors == "auto":
             return method

@@ -8,7 +8,7 @@ from typing import Any
 
 from compress_core.allocate import DEVICE, allocator_options, build_allocator
 from compress_core.errors import ConfigError
-from compress_core.forms.names import BITS, CODE_GROUP, FORM, FULL, PLAIN, ROUNDING
+from compress_core.forms.names import BITS, CODE_GROUP, FORM, ROUNDING
 from compress_core.method import Method
 from compress_core.methods.ada_svd import ada_svd
 from compress_core.methods.asvd import asvd
@@ -31,7 +31,7 @@ from compress_core.methods.svd import svd
 from compress_core.methods.svd_llm import svd_llm
 from compress_core.methods.svd_llm_v2 import svd_llm_v2
 from compress_core.methods.wanda import wanda
-from compress_core.metric_names import INPUTS, METRIC, METRIC_DAMP
+from compress_core.metric_names import METRIC, METRIC_DAMP
 from compress_core.of_all import OF_ALL, as_asked, check_divisible, stepped
 from compress_core.options import OptionValue, nearest, read_option
 
@@ -105,11 +105,13 @@ def build_method(
     options: Mapping[str, OptionValue] | None = None,
     allocate: str | None = None,
     multiple: int = 1,
-    factors: str = PLAIN,
-    metric: str = INPUTS,
-    bits: int = FULL,
+    factors: str | None = None,
+    metric: str | None = None,
+    bits: int | None = None,
 ) -> Method:
     """The method that ``text`` names, each option at the paper's default unless given.
+
+    What is None is not said, and as the method has it by itself.
 
     Args:
         text: A key of ``METHODS``, or a :class:`Variant` in text.
@@ -131,17 +133,18 @@ def build_method(
     if name not in METHODS:
         hint = nearest(name, METHODS) or "."
         raise ConfigError(f"unknown method {name!r}{hint} Methods: {', '.join(METHODS)}")
-    flags: dict[str, OptionValue] = {FORM: factors, METRIC: metric, BITS: bits}
-    asked = {flag: value for flag, value in flags.items() if value != OF_ALL[flag][0]}
+    flags: dict[str, OptionValue | None] = {FORM: factors, METRIC: metric, BITS: bits}
+    asked = {flag: value for flag, value in flags.items() if value is not None}
     values, of_allocator = _read_options(
         name, allocate, {**asked, **(options or {}), **variant.options}
     )
-    of_all = {option: values.pop(option, value) for option, value in _of_all(name).items()}
+    of_all = _of_all(name)
+    said = {option: values.pop(option) for option in of_all if option in values}
     device = str(of_allocator.pop(DEVICE, ""))
     method = METHODS[name](**values)
     if allocate is not None:
         method = _with_allocator(method, name, values, allocate, of_allocator)
-    return stepped(as_asked(method, of_all), multiple, device)
+    return stepped(as_asked(method, of_all, said), multiple, device)
 
 
 def _with_allocator(

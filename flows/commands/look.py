@@ -21,12 +21,10 @@ WIDEST = 26  # columns of a flag and its value; a longer one has its text on the
 UsageError: Any = typer.BadParameter.__base__  # which module it is in depends on typer's version
 
 EXAMPLES = {
-    "run": "eigenpress run --model ./my-llama --method svd_llm@hull --kept 0.8 "
-    "--calibration texts.jsonl",
+    "run": "eigenpress run --model ./my-llama --kept 0.3 --calibration texts.jsonl",
     "sweep": "eigenpress sweep --model ./my-llama --methods svd,svd_llm --kept 0.8,0.6 "
     "--calibration texts.jsonl",
-    "plan": "eigenpress plan --model ./my-llama --method svd_llm --kept 0.8 "
-    "--calibration texts.jsonl",
+    "plan": "eigenpress plan --model ./my-llama --kept 0.3 --calibration texts.jsonl",
     "methods": "eigenpress methods svd_llm",
     "report": "eigenpress report my-llama/3 --output report.html",
     "bench": "eigenpress bench my-llama@champion --batch 1,8 --prompt-tokens 128",

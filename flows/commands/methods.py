@@ -22,6 +22,7 @@ from compress_core.methods import METHODS, OF_ALL, build_method, option_defaults
 from compress_core.options import nearest
 from flows.commands.look import broken
 from flows.report.lines import make_console, say
+from flows.settings.config import DEFAULT_METHOD
 
 Print = Callable[[Any], None]
 NAMES = 15  # columns of the names
@@ -46,7 +47,11 @@ def list_methods(as_json: bool, print_json: Print) -> None:
         for row in (row for row in rows if row["family"] == family):
             _say_row(console, row)
         say(console, "")
-    say(console, "`eigenpress methods NAME` says all of one of them.")
+    say(
+        console,
+        f"A run that names no method takes {DEFAULT_METHOD}. `eigenpress methods NAME` says all of "
+        "one of them.",
+    )
 
 
 def show_method(name: str, as_json: bool, print_json: Print) -> None:

@@ -11,7 +11,7 @@ from flows.report.console import Reporter
 from flows.report.lines import duration, entry, make_console, say
 from flows.runs.forecast import Estimate, Planned, Planner, estimate
 from flows.runs.opened import open_command
-from flows.settings.config import RunConfig, Settings, SweepConfig, build_config
+from flows.settings.config import DEFAULT_METHOD, RunConfig, Settings, SweepConfig, build_config
 from flows.settings.reading import file_and_flags
 
 Print = Callable[[Any], None]
@@ -58,7 +58,7 @@ def as_run_or_sweep(values: dict[str, Any]) -> Settings:
     # A file that a run of the other kind wrote holds settings of that kind, without values.
     values = {n: v for n, v in values.items() if v is not None or n in kind.model_fields}
     if swept:
-        methods = values.pop("methods", None) or [values.pop("method", "svd_llm")]
+        methods = values.pop("methods", None) or [values.pop("method", DEFAULT_METHOD)]
         return build_config(SweepConfig, {**values, "methods": methods, "kept": kepts}, None)
     values.pop("methods", None)
     return build_config(RunConfig, values | ({"kept": kepts[0]} if kepts else {}), None)

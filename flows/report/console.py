@@ -19,10 +19,7 @@ from flows.report.tables import entries_part, sweep_tables
 from tasks.engine.units import Outcome
 
 EVERY = 25.0  # seconds between lines while something computes: at most 30, with some to spare
-NEXT = (
-    "  eigenpress run --model MODEL --calibration TEXT \\",
-    "    --method svd_llm@hull --kept 0.8",
-)
+NEXT = ("  eigenpress run --model MODEL --calibration TEXT --kept 0.3",)
 
 
 def _new_progress(console: Console) -> Progress:

@@ -8,13 +8,17 @@ from uuid import uuid4
 
 from pydantic import BaseModel
 
+from compress_core.forms.names import BITS, FORM, FULL, PLAIN
+from compress_core.metric_names import INPUTS, METRIC
 from compress_core.secrets import hide_all
 from flows.settings.home import RUNS
 from storage.errors import StorageError
 from storage.records import NoRecordError, read_record, write_record
 from tasks.tracking.speaking import registry_of
 
-FORMAT = 1
+FORMAT = 2
+UNSAID = {FORM: PLAIN, METRIC: INPUTS, BITS: FULL}
+"""What format 1 has where nothing was said of these, whatever the method then did."""
 
 
 def new_name() -> str:
@@ -129,6 +133,11 @@ def read_run(home: Path, name: str) -> dict[str, Any]:
 
 def _fields(file: Path) -> dict[str, Any]:
     fields = read_record(file, unsealed=True)
-    if fields.get("format", FORMAT) != FORMAT:
-        raise NoRecordError(f"it has format {fields['format']}, known is {FORMAT}")
+    found = fields.get("format", 1)
+    if found not in (1, FORMAT):
+        raise NoRecordError(f"it has format {found}, known is {FORMAT}")
+    config = fields.get("config")
+    if found == 1 and isinstance(config, dict):
+        said = {n: None if UNSAID.get(n, "") == v else v for n, v in config.items()}
+        fields["config"] = said
     return fields

@@ -20,8 +20,8 @@ from pydantic import (
 )
 
 from compress_core.errors import ConfigError
-from compress_core.forms.names import BITS, FORM, FULL, PLAIN
-from compress_core.metric_names import INPUTS, METRIC
+from compress_core.forms.names import BITS, FORM
+from compress_core.metric_names import METRIC
 from compress_core.types import Budget
 from flows.settings.belonging import BUDGET, METHOD, METHOD_WORD, OUTPUT, Belongs
 from flows.settings.fields import MOST, MOST_BYTES, Fields
@@ -32,9 +32,11 @@ if TYPE_CHECKING:
     from compress_core.recover.settings import Recovery
 
 
-FLAGS: dict[str, Any] = {FORM: PLAIN, METRIC: INPUTS, BITS: FULL}
-"""Flags that are options of every method, and their defaults."""
-MADE_BY = {"rank_multiple": 1} | FLAGS
+DEFAULT_METHOD = "press"
+"""The method where none is named."""
+FLAGS = (FORM, METRIC, BITS)
+"""Flags that are options of every method; None leaves each method what is its own."""
+MADE_BY: dict[str, Any] = {"rank_multiple": 1} | dict.fromkeys(FLAGS)
 """Settings that make a method beside its own, as it is built, and what older runs had of each."""
 
 
@@ -124,7 +126,7 @@ class RunConfig(Settings):
     """One method at one budget."""
 
     method: Annotated[str, Belongs(METHOD, word=METHOD_WORD)] = Field(
-        "svd_llm",
+        DEFAULT_METHOD,
         description="one of `eigenpress methods`, as METHOD[@ALLOCATOR][:OPTION=VALUE]...",
     )
     kept: Annotated[float | None, Belongs(BUDGET, word="SHARE")] = Field(
@@ -169,13 +171,20 @@ class RunConfig(Settings):
 
     @property
     def label(self) -> str:
-        """The method as people see it, with the allocator and the recovery that were asked for."""
+        """The method as people see it, with the allocator and the recovery that were asked for.
+
+        What a flag says is in it where the method by itself is otherwise.
+        """
+        from compress_core.methods import METHODS, option_defaults  # not for --help: brings torch
+
         name, colon, options = self.method.partition(":")
+        known = name.partition("@")[0]  # or else refused, and not here
+        own = option_defaults(known) if known in METHODS else {}
         if self.allocate is not None and "@" not in name:
             name = f"{name}@{self.allocate}"
-        for flag, default in FLAGS.items():
+        for flag in FLAGS:
             given = getattr(self, flag)
-            if given != default and f"{flag}=" not in options:
+            if given not in (None, own.get(flag)) and flag not in _said_in(self.method):
                 options, colon = f"{options}{colon and ':'}{flag}={given}", ":"
         recovery = f"+{self.recover}" if self.recover else ""
         return f"{name}{colon}{options}{recovery}"
@@ -185,6 +194,11 @@ class RunConfig(Settings):
         """``kept``, of a configuration whose target has been turned into it."""
         assert self.kept is not None
         return self.kept
+
+
+def _said_in(method: str) -> list[str]:
+    """Flags that a method's own words take the place of."""
+    return [flag for flag in FLAGS if f":{flag}=" in method]
 
 
 class SweepConfig(Settings):
@@ -208,10 +222,10 @@ class SweepConfig(Settings):
         return self
 
     def runs(self) -> list[RunConfig]:
-        """One run per method and budget, methods outermost."""
+        """One run per method and budget, methods outermost; of flags only what a method heeds."""
         common = self.model_dump(exclude={"methods", "kept", "report"})
         return [
-            RunConfig(**common, method=method, kept=kept)
+            RunConfig(**{**common, **dict.fromkeys(_said_in(method))}, method=method, kept=kept)
             for method in self.methods
             for kept in self.kept
         ]

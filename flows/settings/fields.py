@@ -60,22 +60,24 @@ class Fields(BaseModel):
     rank_multiple: Annotated[int, Belongs(METHOD)] = Field(
         1, ge=1, le=MOST, description="what every rank is a multiple of: 8 or 64 for fast kernels"
     )
-    factors: Annotated[FactorForm, Belongs(METHOD)] = Field(
-        "plain",
+    factors: Annotated[FactorForm | None, Belongs(METHOD)] = Field(
+        None,
         description="how a product of low rank is stored: two plain factors, the pivot form "
-        "(fewer numbers, so more rank), or auto, the smaller of both",
+        "(fewer numbers, so more rank), or auto, the smaller of both; else as "
+        "`eigenpress methods` says of the method",
     )
-    metric: Annotated[MetricName, Belongs(METHOD)] = Field(
-        "inputs",
-        description="what weighs errors: the layers' inputs, as the method does, or two_sided, by "
-        "what errors of their outputs cost, too",
+    metric: Annotated[MetricName | None, Belongs(METHOD)] = Field(
+        None,
+        description="what weighs errors: the layers' inputs, or two_sided, by what errors of their "
+        "outputs cost, too; else as `eigenpress methods` says",
     )
-    bits: Annotated[int, Belongs(METHOD)] = Field(
-        16,
+    bits: Annotated[int | None, Belongs(METHOD)] = Field(
+        None,
         ge=2,
         le=16,
         description="of every number that is stored: 16, or 8, 6, 5, 4, 3 or 2 for codes with a "
-        "scale per group; kept then counts the room that they take",
+        "scale per group; kept then counts the room that they take; else as `eigenpress methods` "
+        "says",
     )
     recover: Annotated[Recover | None, Belongs(TRAINING)] = Field(
         None,

@@ -11,7 +11,7 @@ from typing import Any, get_args
 from compress_core.errors import ConfigError
 from compress_core.hf.documents import has_fields
 from compress_core.method import Method
-from compress_core.methods import build_method, option_defaults, parse_variant
+from compress_core.methods import Variant, build_method, option_defaults, parse_variant
 from compress_core.options import read_option
 from flows.settings.belonging import belonging
 from flows.settings.config import FLAGS, Settings
@@ -211,39 +211,50 @@ def _check_overridden(use: Use) -> None:
     for flag in FLAGS:
         if flag in settings.options:
             raise ConfigError(f"--option {flag}={settings.options[flag]}: give --{flag}")
+        if (given := getattr(settings, flag)) is not None:
+            _check_flag(use, variants, flag, given)
     for option in settings.options:
         if all(option in variant.options for variant in variants.values()):
             raise ConfigError(
                 f"--option {option}: {use.first} says its own {option}; leave one out"
             )
     for name, variant in variants.items():
-        for option in {**settings.options, **variant.options}:
-            _check_option(settings, name, option)
+        for option, value in {**settings.options, **variant.options}.items():
+            if not _tells(settings, name, option):
+                raise ConfigError(
+                    f"option {option}={value} of {name!r} changes nothing beside the others: "
+                    f"leave it out; `eigenpress methods {variant.name}` says what reads it"
+                )
 
 
-def _check_option(settings: Settings, name: str, option: str) -> None:
-    """Refuses an option that is not the default and changes nothing.
+def _check_flag(use: Use, variants: Mapping[str, Variant], flag: str, given: Any) -> None:
+    """Refuses a flag that every method contradicts, or that those that don't have nothing for.
 
     Raises:
         ConfigError: It is one.
     """
+    own = {name: variant.options.get(flag) for name, variant in variants.items()}
+    if all(value is not None and str(value) != str(given) for value in own.values()):
+        raise ConfigError(f"--{flag} {given}: {use.first} says its own {flag}; leave one out")
+    heard = [name for name, value in own.items() if value is None]
+    if heard and not any(_tells(use.settings, name, flag) for name in heard):
+        raise ConfigError(f"--{flag} {given} changes nothing about {heard[0]!r}: leave it out")
+
+
+def _tells(settings: Settings, name: str, option: str) -> bool:
+    """Whether an option of a method, from wherever it is said, is its default or changes it."""
     variant = parse_variant(name)
     flags = {flag: getattr(settings, flag) for flag in FLAGS}
-    said = {flag: value for flag, value in flags.items() if value != FLAGS[flag]}
+    said = {flag: value for flag, value in flags.items() if value is not None}
     options: dict[str, Any] = {**said, **settings.options, **variant.options}
     rest = {key: value for key, value in options.items() if key != option}
     allocate = variant.allocate or settings.allocate
 
     default = option_defaults(variant.name, allocate)[option]
-    value = read_option(f"method {name!r}", option, options[option], default)
-    if value == default:
-        return
+    if read_option(f"method {name!r}", option, options[option], default) == default:
+        return True
     try:
         without = build_method(variant.name, rest, allocate).essence
     except ConfigError:  # it cannot be left out alone
-        return
-    if build_method(variant.name, options, allocate).essence == without:
-        raise ConfigError(
-            f"option {option}={options[option]} of {name!r} changes nothing beside the others: "
-            f"leave it out; `eigenpress methods {variant.name}` says what reads it"
-        )
+        return True
+    return build_method(variant.name, options, allocate).essence != without

@@ -6,8 +6,9 @@ from tests.pipeline import pico
 
 
 def words_of(inputs: pico.Inputs, **changes: Any) -> list[str]:
-    """A good `run` in ./home, with changes; None leaves a flag out."""
+    """A good `run` of `svd_llm` in ./home, with changes; None leaves a flag out."""
     settings: dict[str, Any] = {
+        **({} if "methods" in changes else {"method": "svd_llm"}),
         "model": inputs.model,
         "calibration": inputs.calibration,
         "eval_text": inputs.evaluation,

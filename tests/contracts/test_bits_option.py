@@ -13,8 +13,6 @@ LAYER = LayerRef("model.layers.0.self_attn.q_proj", 0, 40, 40, "model.layers.0.s
 @pytest.mark.parametrize("method", ["press", "svd_llm"])
 def test_bits_are_not_said_where_prices_choose_them(method: str, bits: int) -> None:
     """Not even 16: what was bought in codes would be stored in numbers of 16 bits."""
-    if (method, bits) == ("svd_llm", 16):
-        return  # which it says by itself
     with pytest.raises(ConfigError, match=f"chooses bits itself: leave out bits={bits}"):
         build_method(f"{method}@prices:bits={bits}")
     fixed = build_method(f"{method}@prices:codes=false:bits={bits}")

@@ -197,6 +197,8 @@ def test_a_plan_of_what_only_evaluating_tells(inputs: pico.Inputs, refuse: Refus
 
 
 def test_a_plan_of_bytes_is_of_one_run(inputs: pico.Inputs, refuse: Refuse) -> None:
-    words = ["plan", *words_of(inputs, kept=None, target_bytes="1MB")[1:], "--methods", "svd,asvd"]
-    assert refuse(*words).startswith("--target-bytes is the budget of one run: no --kept, one meth")
+    words = words_of(inputs, kept=None, target_bytes="1MB", methods="svd,asvd")[1:]
+    assert refuse("plan", *words).startswith(
+        "--target-bytes is the budget of one run: no --kept, one meth"
+    )
     assert "cannot be met" in refuse("plan", *words_of(inputs, **BYTES)[1:])

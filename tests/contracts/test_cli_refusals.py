@@ -219,7 +219,7 @@ def test_method_and_methods_together(inputs: pico.Inputs, refuse: Refuse) -> Non
 
 
 def test_one_wrong_method_of_a_sweep(inputs: pico.Inputs, refuse: Refuse) -> None:
-    words = ["sweep", *words_of(inputs)[1:], "--methods", "svd,asvf"]
+    words = ["sweep", *words_of(inputs, methods="svd,asvf")[1:]]
     assert refuse(*words).startswith("unknown method 'asvf'. Did you mean 'asvd'?")
 
 

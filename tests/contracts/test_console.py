@@ -17,7 +17,7 @@ from flows.report.console import EVERY, NEXT, Reporter
 from flows.report.lines import duration
 from flows.report.tables import Column, aligned, fitted_tables, number, wrap_name
 from flows.runs.forecast import Estimate, Planned
-from flows.settings.config import RunConfig, build_config
+from flows.settings.config import DEFAULT_METHOD, RunConfig, build_config
 from tasks.engine.cost import Cost
 from tasks.engine.units import Outcome
 
@@ -178,7 +178,7 @@ def test_the_next_command_is_one_that_the_command_line_takes() -> None:
     assert words[:2] == ["eigenpress", "run"]
     given = dict(zip(words[2::2], words[3::2], strict=True))
     values = {name.removeprefix("--"): value for name, value in given.items()}
-    assert build_config(RunConfig, values, None).method == "svd_llm@hull"
+    assert build_config(RunConfig, values, None).method == DEFAULT_METHOD
 
 
 def estimated(**changes: Any) -> Estimate:

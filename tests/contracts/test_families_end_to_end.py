@@ -101,6 +101,7 @@ def case(
             tokenizer.save_pretrained(dense)
             settings = {
                 "model": str(dense),
+                "method": "svd_llm",
                 "calibration": str(text),
                 "samples": 6,
                 "length": 32,

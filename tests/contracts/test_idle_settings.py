@@ -17,7 +17,7 @@ from tests.pipeline import pico
 
 Refuse = Callable[..., str]
 TEXTS = {"calibration": "a.jsonl", "eval_text": ["b.jsonl"]}
-LEAST = {"model": "m", "kept": 0.5, **TEXTS}
+LEAST: dict[str, Any] = {"model": "m", "kept": 0.5, **TEXTS}
 
 
 def test_every_setting_says_where_it_stands_and_every_reader_reads_something() -> None:
@@ -31,7 +31,7 @@ def checked(values: dict[str, Any]) -> list[str]:
     if "methods" in values:
         sweep = SweepConfig(**values | {"kept": [0.5]})
         return idle_notes(sweep, check_methods(sweep, sweep.methods, sweep.kept))
-    run = RunConfig(**values)
+    run = RunConfig(**{"method": "svd_llm"} | values)
     return idle_notes(run, check_methods(run, [run.method], [0.5]))
 
 
@@ -240,8 +240,9 @@ def test_places_where_no_result_goes(
 ) -> None:
     mine = pico.copy_inputs(inputs, tmp_path / "mine")
     (tmp_path / "model").symlink_to(mine.model)
-    kinds = {"output": ["run"], "report": ["sweep", "--methods", "svd"]}
-    line = refuse(*kinds[flag], *words_of(mine)[1:], f"--{flag}", place)
+    kinds: dict[str, Any] = {"output": {"method": "svd"}, "report": {"methods": "svd"}}
+    command = {"output": "run", "report": "sweep"}[flag]
+    line = refuse(command, *words_of(mine, **kinds[flag])[1:], f"--{flag}", place)
     assert line.startswith(f"--{flag} ")
     assert not list(tmp_path.rglob("manifest.json"))
 

@@ -69,14 +69,14 @@ def command(*words):
 
 settings = json.loads(sys.argv[1])
 home = settings["home"]
-flags = []
+method, flags = settings.pop("method"), []
 for name, value in settings.items():
     text = ",".join(value) if isinstance(value, list) else str(value)
     flags += ["--" + name.replace("_", "-"), text]
 command("methods")
-command("plan", *flags)
-command("run", *flags, "--method", "svd", "--output", home + "-out")
-command("sweep", *flags, "--methods", "svd", "--report", home + "-report")
+command("plan", *flags, "--method", method)
+command("run", *flags, "--method", method, "--output", home + "-out")
+command("sweep", *flags, "--methods", method, "--report", home + "-report")
 command("export", home + "-out", "--output", home + "-dense")
 for word in ("ls", "verify", "gc"):
     command("store", word, "--home", home)
@@ -89,7 +89,7 @@ from flows.server import runtime
 from flows.settings.config import RunConfig
 
 with runtime.flow_settings():
-    run_flow(RunConfig(**settings | {"method": "svd"}))
+    run_flow(RunConfig(**settings, method=method))
 """
 
 
@@ -119,7 +119,8 @@ def looks(inputs: pico.Inputs, tmp_path_factory: pytest.TempPathFactory) -> list
     (folder / "hook").mkdir()
     (folder / "hook" / "sitecustomize.py").write_text(HOOK)
     watched = folder / "looks.txt"
-    settings: dict[str, Any] = inputs.settings(folder / "home", **local_task(folder / "tasks"))
+    task = local_task(folder / "tasks")
+    settings: dict[str, Any] = inputs.settings(folder / "home", method="svd", **task)
     before = in_a_namespace()
     more = {"WATCHED_NAMESPACE": "1"} if before else {}
     done = subprocess.run(

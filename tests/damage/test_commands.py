@@ -63,6 +63,7 @@ def settings_of(command: str, inputs: pico.Inputs, home: Path) -> dict[str, Any]
     settings = inputs.settings(home, samples=2, length=32, eval_windows=2)
     settings = {name: _plain(value) for name, value in settings.items()}
     if command == "sweep":
+        del settings["method"]
         settings |= {"methods": ["svd", "svd_llm"], "kept": [0.8, 0.6]}
     return settings
 

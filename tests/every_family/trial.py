@@ -84,11 +84,12 @@ def _try_built(folder: Path, whole: Any, expected: Tensor) -> None:
 
 
 def _compressed(folder: Path) -> Path:
-    """The folder that a run with the default method makes."""
+    """The folder that a run of `svd_llm` makes."""
     text = folder / "words.txt"
     text.write_text(pico.made_text(seed=1, words=2000), encoding="utf-8")
     _tokenizer(text).save_pretrained(folder / "dense")
     settings = {"model": str(folder / "dense"), "calibration": str(text), "kept": 0.6}
+    settings["method"] = "svd_llm"
     sizes = {"samples": 4, "length": 32, "batch_size": 3, "eval_windows": 2}
     walk = pico.walk({**settings, **sizes, "device": "cpu", "home": folder / "home"})
     if not math.isfinite(walk.metrics()["kl"]):

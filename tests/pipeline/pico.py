@@ -62,8 +62,9 @@ class Inputs:
     evaluation: Path
 
     def settings(self, home: Path, **changes: Any) -> dict[str, Any]:
-        """Values of a RunConfig, small enough to take a moment."""
+        """Values of a RunConfig of `svd_llm`, or of a SweepConfig, that take a moment."""
         return {
+            **({} if "methods" in changes else {"method": "svd_llm"}),
             "model": str(self.model),
             "calibration": str(self.calibration),
             "eval_text": [str(self.evaluation)],

@@ -220,9 +220,7 @@ def test_a_command_builds_its_method_and_each_pipeline_once(
     for module in (checks, workspace):
         counted(module, "build_method")
     counted(opened, "build_pipeline")
-    sweep = SweepConfig(
-        **(inputs.settings(home) | {"methods": ["svd", "svd_llm"], "kept": [0.5, 0.6]})
-    )
+    sweep = SweepConfig(**inputs.settings(home, methods=["svd", "svd_llm"], kept=[0.5, 0.6]))
     opened.open_command(sweep, Reporter(quiet=True))
     assert sorted(built) == ["build_method"] * 2 + ["build_pipeline"] * 4
     built.clear()
