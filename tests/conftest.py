@@ -17,9 +17,12 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests come first, so that at the end no core waits for one of them."""
+    """What takes long comes first, so that at the end no core waits for it.
+
+    Files with slow tests, then those of the pipeline, then the many short ones.
+    """
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    items.sort(key=lambda item: (item.path not in slow, item.path.parent.name != "pipeline"))
 
 
 @pytest.fixture(scope="session")

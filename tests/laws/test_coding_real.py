@@ -26,7 +26,7 @@ Layers = dict[str, tuple[Tensor, Tensor]]
 
 @pytest.fixture(scope="module")
 def layers(shared: Path) -> Layers:
-    """Weight and second moment of the inputs, of every layer of a real Llama."""
+    """Weight and second moment of the inputs, of every layer of a real Llama's outer blocks."""
     from transformers import LlamaForCausalLM
 
     from compress_core.hf.text import evaluation_windows, load_tokenizer, read_documents
@@ -41,9 +41,10 @@ def layers(shared: Path) -> Layers:
         assert isinstance(module, nn.Linear)
         found[name] = (module.weight.detach().double(), rows.T @ rows / len(rows))
 
-    for name, module in model.model.layers.named_modules():
-        if isinstance(module, nn.Linear):
-            module.register_forward_pre_hook(lambda m, x, name=name: note(m, x, name))
+    for place in (0, len(model.model.layers) - 1):
+        for name, module in model.model.layers[place].named_modules(prefix=str(place)):
+            if isinstance(module, nn.Linear):
+                module.register_forward_pre_hook(lambda m, x, name=name: note(m, x, name))
     with torch.no_grad():
         model(torch.as_tensor(windows))
     return found

@@ -10,11 +10,11 @@ from transformers import PreTrainedConfig
 
 from tests.pipeline import pico
 
-BLOCKS = 2
-LAYERS = 7 * BLOCKS  # of the Llamas
+BLOCKS = {"llama": 2, "gpt2": 1, "biased": 1}  # one block has every kind of layer
+LAYERS = 7 * BLOCKS["llama"]
 
 
-def biased(vocabulary: int, blocks: int = BLOCKS) -> PreTrainedConfig:
+def biased(vocabulary: int, blocks: int) -> PreTrainedConfig:
     """A Llama whose layers have biases, in bfloat16."""
     config = pico.llama(vocabulary, blocks)
     config.attention_bias = config.mlp_bias = True
@@ -32,7 +32,7 @@ MODELS: dict[str, Callable[..., PreTrainedConfig]] = {
 def make_models(root: Path) -> dict[str, pico.Inputs]:
     """The models by name."""
     return {
-        name: pico.make_inputs(root / name, config=partial(config, blocks=BLOCKS))
+        name: pico.make_inputs(root / name, config=partial(config, blocks=BLOCKS[name]))
         for name, config in MODELS.items()
     }
 

@@ -95,17 +95,31 @@ def test_the_folder_loads_in_both_ways_to_the_same_numbers(
 
 
 @every_case
-def test_again_nothing_is_computed_and_for_another_budget_what_follows_it(
+def test_again_nothing_is_computed_and_another_budget_changes_what_follows_it(
     model: str, method: str, walks: codes.Walks
 ) -> None:
-    first = walks.get(model, method, METHODS[method])
-    again = pico.walk(walks.settings(model, method, METHODS[method]))
+    kept = METHODS[method]
+    first = walks.get(model, method, kept)
+    again = pico.walk(walks.settings(model, method, kept))
     assert again.computed == {} and again.keys == first.keys
-    other = pico.walk(walks.settings(model, method, METHODS[method] + 0.1))
+    assert pico.scratch_left(first.session.store.root) == []
+    one, other = (recipes_of(walks.settings(model, method, share)) for share in (kept, kept + 0.1))
+    earlier = {unit for unit in one if unit[0] not in LATER}
+    assert earlier == {unit for unit in other if unit[0] not in LATER}
+    assert all(one[unit] == other[unit] for unit in earlier)
+    assert one["allocate", "model"] != other["allocate", "model"]
+
+
+@pytest.mark.parametrize(
+    "method", ["svd_llm@fisher:bits=4", "saes_svd:bits=4", "gptq:mixed=true", "press"]
+)
+def test_for_another_budget_what_follows_it_is_computed(method: str, walks: codes.Walks) -> None:
+    first = walks.get("llama", method, METHODS[method])
+    other = walks.get("llama", method, METHODS[method] + 0.1)
     assert other.computed.keys() <= LATER
     folders = [walk.session.artifact(walk.pipeline.folder).attrs for walk in (first, other)]
     assert folders[0]["compressible"] < folders[1]["compressible"]
-    assert pico.scratch_left(first.session.store.root) == []
+    assert pico.scratch_left(other.session.store.root) == []
 
 
 @pytest.mark.parametrize("method", ["svd_llm", "saes_svd"])
@@ -165,8 +179,9 @@ def test_methods_that_predict_share_statistics_and_gradients(walks: codes.Walks)
     assert collected == {key for key in fisher if key[0][0] == "collect"}
 
 
-@pytest.mark.parametrize("method", ["svd_llm", "svd_llm@fisher", "saes_svd"])
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize(
+    ("method", "bits"), [("svd_llm", 8), ("svd_llm@fisher", 4), ("saes_svd", 4)]
+)
 def test_with_room_for_it_every_layer_stays_whole_in_codes(
     method: str, bits: int, walks: codes.Walks
 ) -> None:
@@ -181,7 +196,7 @@ def test_with_room_for_it_every_layer_stays_whole_in_codes(
 
 def test_more_bits_leave_less_divergence(walks: codes.Walks) -> None:
     found = [
-        pico.walk(walks.settings("llama", f"{method}:bits={bits}", 0.9)).metrics()["kl"]
+        walks.get("gpt2", f"{method}:bits={bits}", 0.9).metrics()["kl"]
         for method in ("rtn", "gptq")
         for bits in (8, 4, 3)
     ]

@@ -5,6 +5,7 @@ One home per model, so that methods find one another's statistics there.
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,13 @@ from tasks.stages.arrays import get_tensor
 from tests.pipeline import pico
 from tests.pipeline.folders import entries_of, expect_shared, shared_of
 
-BLOCKS, KEPT = 4, 0.5
-MODELS = {"llama": pico.llama, "gpt2": pico.gpt2}
+KEPT = 0.5
+MODELS = {  # and how many blocks; the deep ones for what reaches over several
+    "llama": (pico.llama, 2),
+    "deep": (pico.llama, 4),
+    "gpt2": (pico.gpt2, 2),
+    "deep_gpt2": (pico.gpt2, 4),
+}
 FACTORS = [  # methods that prune and those that learn have tests of their own
     name for name in METHODS if not build_method(name).prunes and build_method(name).learn is None
 ]
@@ -32,7 +38,6 @@ METHODS_OF = {
     "llama": [
         *FACTORS,
         "svd_llm:update=u",
-        "basis_sharing:group=4:update=u",
         "ada_svd:calibration=streaming:prefix=block",
         "saes_svd:prefix=block",
         "duo_svd:refit_columns=true:search=grid:probe_windows=2",
@@ -45,6 +50,7 @@ METHODS_OF = {
         "duo_svd@uniform:metric=two_sided",
         "fwsvd:metric=two_sided",
     ],
+    "deep": ["basis_sharing:group=4:update=u", "saes_svd"],
     "gpt2": [
         *FACTORS,
         "svd_llm:update=u",
@@ -64,11 +70,9 @@ pytestmark = pytest.mark.usefixtures("code_cache")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pico.Inputs]:
     root = tmp_path_factory.mktemp("models")
 
-    def sized(config: Callable[..., Any]) -> Callable[[int], Any]:
-        return lambda vocabulary: config(vocabulary, BLOCKS)
-
     return {
-        name: pico.make_inputs(root / name, config=sized(config)) for name, config in MODELS.items()
+        name: pico.make_inputs(root / name, config=partial(config, blocks=blocks))
+        for name, (config, blocks) in MODELS.items()
     }
 
 
@@ -155,8 +159,8 @@ def test_the_folder_loads_in_both_ways(model: str, method: str, done: Get) -> No
     ("model", "method", "group", "shared"),
     [
         ("llama", "basis_sharing", 2, {"q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"}),
-        ("llama", "basis_sharing:group=4:update=u", 4, {"q_proj", "k_proj", "v_proj", "up_proj"}),
-        ("gpt2", "basis_sharing", 2, {"c_attn", "c_fc"}),
+        ("deep", "basis_sharing:group=4:update=u", 4, {"q_proj", "k_proj", "v_proj", "up_proj"}),
+        ("deep_gpt2", "basis_sharing", 2, {"c_attn", "c_fc"}),
     ],
 )
 def test_a_shared_basis_is_stored_once_and_is_one_parameter(

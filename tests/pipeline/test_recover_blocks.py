@@ -1,6 +1,7 @@
 """Recovery block by block as a stage: a unit per block, a chain of keys, then the folder again."""
 
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -115,17 +116,19 @@ def test_factors_then_start_from_the_recovered_blocks(
 
 
 @pytest.mark.parametrize(
-    ("method", "config"),
+    ("method", "config", "blocks"),
     [
-        ("svd_llm@fisher:factors=pivot", pico.llama),
-        ("oats", pico.llama),
-        ("duo_svd", pico.gpt2),
-        ("basis_sharing:group=3", pico.llama),
-        ("ada_svd", pico.llama),
+        ("svd_llm@fisher:factors=pivot", pico.llama, 2),
+        ("oats", pico.llama, 2),
+        ("duo_svd", pico.gpt2, 2),
+        ("basis_sharing:group=2", pico.llama, 2),
+        ("ada_svd", pico.llama, 3),  # of two blocks one alone would gain
     ],
 )
-def test_every_kind_of_layer_is_trained(method: str, config: Any, tmp_path: Path) -> None:
-    inputs = pico.make_inputs(tmp_path / "inputs", config=config)
+def test_every_kind_of_layer_is_trained(
+    method: str, config: Any, blocks: int, tmp_path: Path
+) -> None:
+    inputs = pico.make_inputs(tmp_path / "inputs", config=partial(config, blocks=blocks))
     walk = pico.walk(inputs.settings(tmp_path / "home", method=method, **SHORT))
     before, after = attributes(walk, "materialise")
     assert before == after
@@ -150,13 +153,13 @@ def test_a_model_that_stays_dense_stays_as_it_is(inputs: pico.Inputs, home: Path
     ],
 )
 def test_killed_at_any_moment_it_goes_on_at_its_block_with_the_same_numbers(
-    stage: str, unit: str, when: str, recovered: pico.Walk, inputs: pico.Inputs, home: Path
+    stage: str, unit: str, when: str, recovered: pico.Walk, inputs: pico.Inputs, warm_home: Path
 ) -> None:
-    settings = inputs.settings(home, **SHORT)
+    settings = inputs.settings(warm_home, **SHORT)
     halt(settings, stage, unit, when)
     found = pico.walk(settings)
     assert found.digests == recovered.digests
-    assert pico.scratch_left(home / "store") == []
+    assert pico.scratch_left(warm_home / "store") == []
     done = BLOCK.index(unit) + (when == "after") if stage == "recover" else 0
     assert found.computed.get("recover", set()) == set(BLOCK[done:])
 

@@ -114,8 +114,9 @@ def test_a_changed_weight_computes_its_block_and_what_comes_after(
     assert found.computed["decompose"] == touched
     assert found.computed["realise"] == touched
     assert pico.scratch_left(warm_home / "store") == []
-    fresh = pico.walk(changed.settings(tmp_path / "fresh"))
-    assert fresh.digests == found.digests
+    if block == 1:  # before, inside and behind what changed: the same as from nothing
+        fresh = pico.walk(changed.settings(tmp_path / "fresh"))
+        assert fresh.digests == found.digests
 
 
 def flip(folder: Path) -> None:
@@ -246,22 +247,24 @@ def test_words_about_code_change_no_key_and_numbers_in_it_do(
     assert "collect" not in found["computed"] and "tokenise" not in found["computed"]
 
 
-@pytest.mark.parametrize(
-    ("file", "old", "new"),
-    [
-        ("compress_core/layer/make.py", "return LowRank(whole.u[", "return LowRank(0.5 * whole.u["),
-        ("tasks/stages/realise.py", "put(draft, packed)", "put(draft, packed if 0.5 else packed)"),
-    ],
-)
 def test_a_number_where_factors_are_cut_or_put_realises_again(
-    file: str, old: str, new: str, inputs: pico.Inputs, warm_home: Path, tmp_path: Path
+    inputs: pico.Inputs, warm_home: Path, tmp_path: Path
 ) -> None:
-    """The core's half and the task's: once the second was not in the key."""
+    """The core's half and the task's, each by its name: once the second was not in the key."""
     code = copy_packages(tmp_path / "code")
-    change(code / file, old, new)
+    change(
+        code / "compress_core/layer/make.py",
+        "return LowRank(whole.u[",
+        "return LowRank(0.5 * whole.u[",
+    )
+    change(
+        code / "tasks/stages/realise.py",
+        "put(draft, packed)",
+        "put(draft, packed if 0.5 else packed)",
+    )
     found = walk_with(code, inputs.settings(warm_home))
-    module = file.removesuffix(".py").replace("/", ".")
-    assert f"realise: code of {module}" in found["why"]
+    (why,) = (why for why in found["why"] if why.startswith("realise: "))
+    assert "code of compress_core.layer.make" in why and "code of tasks.stages.realise" in why
     assert "realise" in found["computed"] and "decompose" not in found["computed"]
 
 

@@ -244,11 +244,11 @@ def test_what_shuffles_the_buckets_is_in_the_key(inputs: pico.Inputs, home: Path
     assert not {"seed", "buckets"} & set(exact)
 
 
-@pytest.mark.parametrize("batch_size", [1, 5])
 def test_batch_size_changes_rounding_only(
-    batch_size: int, inputs: pico.Inputs, saes: dict[str, pico.Walk], home: Path
+    inputs: pico.Inputs, saes: dict[str, pico.Walk], home: Path
 ) -> None:
-    found = pico.walk(inputs.settings(home, method="saes_svd", batch_size=batch_size))
+    """A batch that the windows are no multiple of; its size is in no key, so the home is empty."""
+    found = pico.walk(inputs.settings(home, method="saes_svd", batch_size=5))
     assert found.metrics()["perplexity"] == pytest.approx(
         saes["layer"].metrics()["perplexity"], 1e-3
     )
