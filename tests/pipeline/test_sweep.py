@@ -132,6 +132,28 @@ def test_budget_and_accounting_of_every_run(results: list[dict[str, Any]]) -> No
     assert len({result["model_dir"] for result in results}) == len(results)
 
 
+def expect_table(file: Path, results: list[dict[str, Any]], budgets: int) -> None:
+    """A row per method and a cell per budget, with its perplexity."""
+    lines = file.read_text().splitlines()
+    for name in {result["method"] for result in results}:
+        rows = [line for line in lines if line.startswith(f"| {name} |")]
+        assert rows and all(row.count("|") == 2 + budgets for row in rows)
+        perplexities = [
+            f"{r['metrics']['compressed']['perplexity']:.4g}"
+            for r in results
+            if r["method"] == name
+        ]
+        assert len(perplexities) == budgets and all(text in rows[0] for text in perplexities)
+
+
+def test_the_table_has_a_row_for_a_method_and_a_cell_for_a_budget(
+    settings: dict[str, Any], results: list[dict[str, Any]]
+) -> None:
+    folder = settings["home"] / "reports" / "pico"
+    expect_table(folder / "table.md", results, budgets=len(KEPT))
+    assert (folder / "perplexity.png").stat().st_size > 10_000
+
+
 VARIANTS = [  # a plain name, an allocator's, one with options, one of stacks
     "svd_llm",
     "svd_llm@hull",
@@ -144,18 +166,11 @@ def test_reports_name_every_variant(
     run: Run, inputs: pico.Inputs, warm_home: Path, tmp_path: Path
 ) -> None:
     found = run(
-        inputs.settings(warm_home, methods=VARIANTS, kept=[0.8, 0.5], report=tmp_path / "report")
+        inputs.settings(warm_home, methods=VARIANTS, kept=[0.5], report=tmp_path / "report")
     )
-    assert [result["method"] for result in found] == [name for name in VARIANTS for _ in range(2)]
-    lines = (tmp_path / "report" / "table.md").read_text().splitlines()
-    for name in VARIANTS:
-        rows = [line for line in lines if line.startswith(f"| {name} |")]
-        assert rows and all(row.count("|") == 4 for row in rows)
-        perplexities = [
-            f"{r['metrics']['compressed']['perplexity']:.4g}" for r in found if r["method"] == name
-        ]
-        assert all(text in rows[0] for text in perplexities)
-    assert (tmp_path / "report" / "perplexity.png").stat().st_size > 10_000
+    assert [result["method"] for result in found] == VARIANTS
+    expect_table(tmp_path / "report" / "table.md", found, budgets=1)
+    assert not (tmp_path / "report" / "perplexity.png").exists()  # one budget makes no line
     saved = json.loads((tmp_path / "report" / "results.json").read_text())
     assert [(r["method"], r["kept"]) for r in saved] == [(r["method"], r["kept"]) for r in found]
     folders = [Path(result["model_dir"]).name for result in found]
