@@ -203,7 +203,7 @@ def _allocation(shown: Sequence[Shown]) -> list[Part]:
         assert isinstance(run.allocation, Allocation)
         picture = pictures.heat_map(run.allocation, place, run.label)
         caption = f"{run.share:.3f} of all compressible parameters is stored; 1 is a dense layer."
-        caption += run.allocation.widths
+        caption += run.allocation.kinds + run.allocation.widths
         parts.append(_folded(run.label, picture, caption, opened=place == 0, wide=True))
     if len(chosen) < len(known):
         parts.append(

@@ -22,8 +22,8 @@ class Allocation:
 
     Attributes:
         layers: Every compressible layer.
-        stored: Layer to its "rank" (None when dense), "columns" and "numbers", and the "bits" of
-            these in words.
+        stored: Layer to its "rank" (None when dense), "columns", "entries" and "numbers", and the
+            "bits" of these in words.
     """
 
     layers: Sequence[LayerRef]
@@ -39,6 +39,16 @@ class Allocation:
             f"{name} in {many} of {bits.total()} layers" for name, many in sorted(bits.items())
         ]
         return f" Bits of a number: {', '.join(counts)}."
+
+    @property
+    def kinds(self) -> str:
+        """How many layers are of entries, and have components; nothing where none has entries."""
+        of_entries = sum(own["entries"] > 0 for own in self.stored.values())
+        if not of_entries:
+            return ""
+        low = sum(bool(own["rank"]) for own in self.stored.values())
+        total = len(self.stored)
+        return f" Sparse entries in {of_entries} of {total} layers, components in {low}."
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,7 @@ class Findings:
             stored[name] = {
                 "rank": int(row["rank"]) if row["rank"] else None,
                 "columns": int(row["columns"]),
-                "nonzeros": int(row.get("nonzeros", 0)),  # nor these
+                "entries": int(row.get("entries", 0)),  # which older runs did not say
                 "numbers": int(row["parameters"]),
                 "bits": row.get("bits", str(FULL)),  # older runs had no others
             }

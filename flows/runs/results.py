@@ -114,12 +114,16 @@ def learned_of(pipeline: Pipeline, session: Session) -> dict[str, Any]:
 
 
 def entries_of(pipeline: Pipeline, session: Session) -> dict[str, float]:
-    """Entries' part of all the layers' numbers ("entries"), where some store both parts."""
+    """Entries' part of all the layers' numbers ("entries"), where it is neither none nor all."""
     stored = list(stored_of(pipeline, session).values())
-    if not any(layer["rank"] and layer["nonzeros"] for layer in stored):
-        return {}
-    entries, numbers = (sum(layer[what] for layer in stored) for what in ("nonzeros", "numbers"))
-    return {"entries": entries / numbers}
+    # A layer of entries alone may hold them in codes, which count as fewer numbers.
+    entries = sum(
+        layer["nonzeros"] if layer["rank"] else layer["numbers"]
+        for layer in stored
+        if layer["nonzeros"]
+    )
+    numbers = sum(layer["numbers"] for layer in stored)
+    return {"entries": entries / numbers} if 0 < entries < numbers else {}
 
 
 def stored_of(pipeline: Pipeline, session: Session) -> dict[str, dict[str, Any]]:

@@ -81,20 +81,20 @@ def register(
 
 
 def allocation_table(model: DenseModel, stored: Mapping[str, Mapping[str, Any]]) -> str:
-    """CSV: a line per layer with its shape, rank (empty when dense), stored numbers and bits.
+    """CSV: a line per layer with its shape, rank (empty when dense), columns, entries and bits.
 
     The bits are those of its codes, or 16 where it has none; where they differ, all of them.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    sizes = ["rank", "columns", "parameters", "dense_parameters", "bits"]
+    sizes = ["rank", "columns", "entries", "parameters", "dense_parameters", "bits"]
     writer.writerow(["layer", "block", "out", "in", *sizes])
     for layer in model.layout.layers:
         own = stored[layer.name]
         writer.writerow(
             [
                 *(layer.name, layer.block, layer.out_features, layer.in_features),
-                *("" if own["rank"] is None else own["rank"], own["columns"]),
+                *("" if own["rank"] is None else own["rank"], own["columns"], own["nonzeros"]),
                 *(own["numbers"], layer.dense_cost, widths_of(own)),
             ]
         )

@@ -56,7 +56,8 @@ def result(method: str, kept: float, perplexity: float, text: str = "a.txt") -> 
 
 def shown(found: dict[str, Any]) -> Shown:
     stored = {
-        layer.name: {"rank": 3, "columns": 0, "numbers": 48, "bits": "16"} for layer in LAYERS
+        layer.name: {"rank": 3, "columns": 0, "entries": 0, "numbers": 48, "bits": "16"}
+        for layer in LAYERS
     }
     values = {layer.name: np.linspace(2.0, 0.1, 8) for layer in LAYERS}
     return Shown(
@@ -198,3 +199,13 @@ def test_a_prefect_that_takes_no_artifact_is_told_once(monkeypatch: pytest.Monke
     for _ in range(3):
         progress.advance("decompose", 1)
     assert notes == ["Prefect does not show this run's numbers (no room); the run goes on"]
+
+
+def test_it_is_said_how_many_layers_are_of_entries_and_how_many_of_components() -> None:
+    own = {"rank": 3, "columns": 0, "entries": 0, "numbers": 48, "bits": "16"}
+    stored = {layer.name: own for layer in LAYERS}
+    assert Allocation(LAYERS, stored).kinds == ""
+    stored[LAYERS[0].name] = {**own, "rank": 0, "entries": 48}
+    kinds = Allocation(LAYERS, stored).kinds
+    rest, total = len(LAYERS) - 1, len(LAYERS)
+    assert kinds == f" Sparse entries in 1 of {total} layers, components in {rest}."
