@@ -20,7 +20,7 @@ from storage.records import read_record, write_record
 LEAST: dict[str, Any] = {"model": "m", "kept": 0.5, "calibration": "a.txt"}
 USUAL = {flag: OF_ALL[flag][0] for flag in FLAGS}  # what the flags are of most methods
 ROUNDING = {"rtn", "gptq", "caldera"}  # methods that do nothing else, and so refuse 16 bits
-OTHERWISE = {"press": set(FLAGS)} | dict.fromkeys(ROUNDING, {"bits"})
+OTHERWISE = {"press": set(FLAGS)} | {name: {"bits"} for name in ROUNDING}
 """Methods with a default of their own, and of which flags."""
 OTHER_THINGS = {"device", "calibration"}
 """Options, speeds of a device and a way to calibrate, called as flags that are not about them."""
