@@ -1,6 +1,6 @@
 """What `plan` prints: what a run or a sweep would compute, and why."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
@@ -10,6 +10,7 @@ from compress_core.errors import ConfigError
 from flows.report.console import Reporter
 from flows.report.lines import duration, entry, make_console, say
 from flows.runs.forecast import Estimate, Planned, Planner, estimate
+from flows.runs.foretold import Foretold, foretold
 from flows.runs.opened import open_command
 from flows.settings.config import DEFAULT_METHOD, RunConfig, Settings, SweepConfig, build_config
 from flows.settings.reading import file_and_flags
@@ -31,10 +32,14 @@ def plan_as_run_or_sweep(
     planner = Planner(workspace.store, opened.settings.refresh)
     planned = [unit for pipeline in opened.pipelines for unit in planner.plan(pipeline)]
     expected = estimate(planned, workspace)
+    curves = {pipeline.config.label: foretold(planner, pipeline) for pipeline in opened.pipelines}
     if as_json:
-        print_json({"units": [asdict(unit) for unit in planned], "estimate": asdict(expected)})
+        found = {"units": [asdict(unit) for unit in planned], "estimate": asdict(expected)}
+        curve = {label: [asdict(point) for point in points] for label, points in curves.items()}
+        print_json({**found, "predicted": {label: own for label, own in curve.items() if own}})
     else:
         _print(planned, expected, workspace.notes)
+        _print_curves(curves)
 
 
 def as_run_or_sweep(values: dict[str, Any]) -> Settings:
@@ -104,3 +109,12 @@ def _print(planned: list[Planned], expected: Estimate, notes: list[str]) -> None
     entry(console, "model", f"{sizes} MB on disk")
     for shortage in expected.shortages:
         entry(console, "note", shortage)
+
+
+def _print_curves(curves: Mapping[str, Sequence[Foretold]]) -> None:
+    """What other budgets would cost, where tables in the store say it."""
+    console = make_console()
+    for label, curve in curves.items():
+        for point in curve:
+            words = f"{label} kept {point.kept:.3f}, {point.bytes / 1e6:,.1f} MB"
+            entry(console, "predicted", f"{words}: KL {point.divergence:.3g} nats per token")

@@ -14,6 +14,7 @@ import torch
 from flows.runs.machine import Machine, known_machine
 from flows.runs.pipeline import Pipeline
 from flows.runs.workspace import Workspace
+from storage.artifact import Artifact
 from storage.keys import ABSENT, Difference, differences, recipe_key
 from storage.manifest import Manifest
 from storage.store import Store
@@ -73,6 +74,11 @@ class Planner:
                     self._planned.add(name)
                     found.append(planned)
         return found
+
+    def artifact(self, unit: Unit) -> Artifact | None:
+        """What a planned unit left in the store; None where it will run."""
+        known = self._done.get(unit)
+        return None if known is None else self.store.open(known.key, unit.stage)
 
     def _fate(self, unit: Unit, recipe: dict[str, Any], name: str) -> Planned:
         candidates = self.store.candidates(unit.stage, unit.name)

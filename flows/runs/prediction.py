@@ -1,6 +1,6 @@
 """The curve that cached decompositions predict for budgets at which nothing was run."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from compress_core.errors import BudgetError, ConfigError
 from compress_core.forms.names import EIGHT_BITS
 from compress_core.method import Method
 from compress_core.methods import build_method
-from compress_core.types import LayerRef
+from compress_core.types import Allocation, LayerRef, Share
 from flows.report.shown import Floats, Prediction
 from flows.settings.config import MADE_BY
 
@@ -125,22 +125,50 @@ def _curve(
     """What ``layers`` are predicted to cost at shares of what they are as ``dense`` weights."""
     shares, error, divergence = [], [], []
     whole = sum(layer.dense_cost for layer in dense)
-    for kept in sorted({of_price(wanted, dense, layers) for wanted in GRID}):
-        try:
-            allocator.check(layers, kept)
-            given = allocator.allocate(layers, kept, evidence)
-        except (BudgetError, ConfigError):
-            continue  # too little for this model
+    for given in divided(dense, layers, allocator, evidence):
         shares.append(sum(given[layer.name].cost(layer) for layer in layers) / whole)
         if "entries" not in allocator.reads:
             error.append(predicted_error(layers, evidence.losses, given))
-        if isinstance(hull := _divider(allocator), Hull):
-            tables = evidence.losses, evidence.divergence
-            divergence.append(predicted_divergence(layers, *tables, hull.probe_share, given))
-        elif "codes" in allocator.reads:
-            divergence.append(rounded(layers, evidence, given))
-        elif "predicted" in allocator.reads:
-            divergence.append(summed(layers, evidence.predicted, given))
+        if (cost := divergence_of(layers, allocator, evidence, given)) is not None:
+            divergence.append(cost)
     if not shares:
         return "No budget that is looked at holds one component of every layer."
     return Prediction(shares, error or None, divergence or None, how)
+
+
+def divided(
+    dense: Sequence[LayerRef],
+    layers: Sequence[LayerRef],
+    allocator: Allocator,
+    evidence: Evidence,
+    grid: Sequence[float] = GRID,
+) -> Iterator[dict[str, Share]]:
+    """What budgets buy, ascending, without those that are too little for this model.
+
+    Args:
+        dense: Every compressible layer as it is.
+        layers: The same, or stacks of them, as the method prices them.
+        allocator: Divides.
+        evidence: What it reads.
+        grid: Budgets, as shares of ``dense``.
+    """
+    for kept in sorted({of_price(wanted, dense, layers) for wanted in grid}):
+        try:
+            allocator.check(layers, kept)
+            yield allocator.allocate(layers, kept, evidence)
+        except (BudgetError, ConfigError):
+            continue
+
+
+def divergence_of(
+    layers: Sequence[LayerRef], allocator: Allocator, evidence: Evidence, given: Allocation
+) -> float | None:
+    """KL in nats per token that an allocation is predicted to cost; None where nothing says it."""
+    if isinstance(hull := _divider(allocator), Hull):
+        tables = evidence.losses, evidence.divergence
+        return predicted_divergence(layers, *tables, hull.probe_share, given)
+    if "codes" in allocator.reads:
+        return rounded(layers, evidence, given)
+    if "predicted" in allocator.reads:
+        return summed(layers, evidence.predicted, given)
+    return None

@@ -1,0 +1,83 @@
+"""What other budgets of a run are predicted to cost: from tables in the store, before any runs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from compress_core.allocate.base import Evidence
+from compress_core.allocate.prices import price_of
+from compress_core.forms.names import FULL
+from compress_core.types import LayerRef, Share
+from flows.runs.forecast import Planner
+from flows.runs.pipeline import Pipeline
+from flows.runs.prediction import divergence_of, divided
+from storage.artifact import Artifact
+from tasks.stages.arrays import get_tensor
+from tasks.stages.predict import CODES, ENTRIES, PREDICTED
+
+GRID = (0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+
+
+@dataclass(frozen=True)
+class Foretold:
+    """One budget.
+
+    Attributes:
+        kept: The part of the dense layers' numbers that is spent on it, places of entries among it.
+        bytes: Of the model on disk, about.
+        divergence: KL to the dense model, nats per token, as the run's allocator predicts it.
+    """
+
+    kept: float
+    bytes: int
+    divergence: float
+
+
+def foretold(planner: Planner, pipeline: Pipeline) -> list[Foretold]:
+    """Budgets by rising size; none where the allocator reads no curves, or some are not there yet.
+
+    Args:
+        planner: Has planned the pipeline, and so knows what is in the store.
+        pipeline: A run's.
+    """
+    job, allocator = pipeline.job, pipeline.job.method.allocate
+    units = [unit for group in pipeline.groups for unit in group.units if unit.stage == "predict"]
+    found = {unit.name: planner.artifact(unit) for unit in units}
+    artifacts = {name: artifact for name, artifact in found.items() if artifact is not None}
+    if not found or len(artifacts) < len(found):
+        return []
+    evidence = Evidence(
+        predicted=_curves(artifacts, PREDICTED),
+        codes=_curves(artifacts, CODES),
+        entries=_curves(artifacts, ENTRIES),
+    )
+    model, dense = job.model, job.model.layout.layers
+    widths = {
+        x.name: model.checkpoint.torch_dtype(model.weight_key(x.name)).itemsize for x in dense
+    }
+    whole = sum(layer.dense_cost for layer in dense)
+    rest = model.nbytes - sum(layer.dense_cost * widths[layer.name] for layer in dense)
+    curve = []
+    for given in divided(dense, job.layers, allocator, evidence, GRID):
+        divergence = divergence_of(job.layers, allocator, evidence, given)
+        assert divergence is not None
+        numbers = sum(price_of(layer, given[layer.name]) for layer in job.layers)
+        stored = sum(_bytes(x, given[x.name], max(widths.values())) for x in job.layers)
+        curve.append(Foretold(numbers / whole, rest + stored, divergence))
+    return curve
+
+
+def _bytes(layer: LayerRef, share: Share, width: int) -> int:
+    """Numbers that are in no codes take ``width`` bytes each; codes and places as they are."""
+    numbers, priced = share.cost(layer), price_of(layer, share)
+    coded = (share.bits or layer.bits) != FULL
+    return numbers * (2 if coded else width) + 2 * (priced - numbers)
+
+
+def _curves(artifacts: Mapping[str, Artifact], name: str) -> dict[str, Tensor]:
+    return {
+        layer: get_tensor(artifact, name)
+        for layer, artifact in artifacts.items()
+        if name in artifact.names
+    }
