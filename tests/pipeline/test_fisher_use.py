@@ -10,7 +10,10 @@ import torch
 from compress_core.allocate.fisher import Fisher
 from compress_core.curvature import OutputFisher, divergence_by_rank
 from compress_core.stats import InputStats
+from flows.runs.forecast import Planner
+from flows.runs.foretold import foretold
 from tasks.engine.session import Interrupted, Work
+from tasks.engine.units import Unit
 from tasks.stages import collect_outputs
 from tasks.stages.arrays import Stored, dense_weight_of, get_tensor
 from tasks.stages.collect_outputs import passes
@@ -163,3 +166,34 @@ def test_passes_are_runs_of_whole_blocks_within_the_limit() -> None:
     assert [len(p) for p in passes(layers, 3200)] == [4, 4]
     assert [len(p) for p in passes(layers, 5000)] == [6, 2]
     assert [x for p in passes(layers, 3200) for x in p] == layers
+
+
+def test_a_plan_foretells_other_budgets_once_the_curves_are_there(
+    first: pico.Walk, inputs: pico.Inputs, home: Path, tmp_path: Path
+) -> None:
+    """By the run's own allocator; nothing of that is said where a curve is missing."""
+    settings = inputs.settings(home, method="svd_llm@fisher:windows=4", kept=0.5)
+    pipeline, store, _ = pico.build(settings)
+    planner = Planner(store)
+    planner.plan(pipeline)
+    curve = foretold(planner, pipeline)
+    assert len(curve) > 5 and curve == sorted(curve, key=lambda point: point.kept)
+    losses = [point.divergence for point in curve]
+    assert losses == sorted(losses, reverse=True) and losses[-1] > 0
+    sizes = [point.bytes for point in curve]
+    assert sizes == sorted(sizes) and sizes[-1] < pipeline.job.model.nbytes
+    # The budget that was run, by hand: the shares that it was given.
+    (share,) = {point.divergence for point in curve if abs(point.kept - 0.6) < 0.02}
+    units = [u for g in first.pipeline.groups for u in g.units if u.stage == "predict"]
+    allocation = first.pipeline.allocation
+    assert isinstance(allocation, Unit)
+    ranks = first.session.artifact(allocation).attrs["ranks"]
+    by_hand = 0.0
+    for unit in units:
+        divergence = get_tensor(first.session.artifact(unit), PREDICTED)
+        by_hand += 0.0 if ranks[unit.name] is None else float(divergence[ranks[unit.name]])
+    assert share == pytest.approx(by_hand)
+    elsewhere, empty, _ = pico.build(inputs.settings(tmp_path, method="svd_llm@fisher", kept=0.5))
+    planner = Planner(empty)
+    planner.plan(elsewhere)
+    assert foretold(planner, elsewhere) == []
