@@ -127,11 +127,13 @@ class Method:
 
     @property
     def stores_entries(self) -> bool:
-        """Whether layers may have sparse entries, whose places take bytes of their own."""
+        """Whether layers may have sparse entries whose places take bytes beside the budget.
+
+        What buys ``entries`` from a price list pays for their places, too.
+        """
         if self.decompose is None:
             return self.prunes
-        learns = self.learn is not None and self.decompose.offers_entries
-        return learns or self.entries is not None
+        return self.learn is not None and self.decompose.offers_entries
 
     @property
     def fitters(self) -> tuple[Fitter, ...]:

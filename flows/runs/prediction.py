@@ -63,7 +63,7 @@ def predict(
         return f"This version of Eigenpress does not know the run's method: {error}."
     if method.form == EIGHT_BITS:
         return "Components in 8 bits cost other than those that are predicted."
-    if method.stores_entries and "entries" not in method.allocate.reads:
+    if method.stores_entries:
         return "It stores sparse entries beside components; what they save is not predicted."
     if any(layer.name not in known.losses for layer in stacks):
         return "The decompositions on record are not those of the method as it is now."
