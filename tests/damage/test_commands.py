@@ -1,5 +1,6 @@
 """Two hundred command lines that nobody means: carried out, or one line that says what is wrong."""
 
+import contextlib
 import json
 import random
 import signal
@@ -177,6 +178,10 @@ def test_a_command_line(
 
 
 def asked_for(words: list[str]) -> set[str]:
-    """Names in the working directory that the command line itself gives."""
-    paths = [Path(word) for word in words if not word.startswith("--")]  # "-inf" may be one
-    return {path.parts[0] for path in paths if path.parts}
+    """Names in the working directory that the command line or its file gives."""
+    given = [word for word in words if not word.startswith("--")]  # "-inf" may be one
+    if "--config" in words:
+        with contextlib.suppress(yaml.YAMLError):
+            settings = yaml.safe_load(Path("settings.yaml").read_text(encoding="utf-8"))
+            given += map(str, settings.values() if isinstance(settings, dict) else [])
+    return {path.parts[0] for path in map(Path, given) if path.parts}
