@@ -20,6 +20,7 @@ ROWS = (
     "svd_llm@importance",
     "svd_llm@fisher",
     "svd_llm@fisher:factors=pivot",
+    "press:entries=false:correct=false:bits=16",
     "press:correct=false:bits=16",
     "press:bits=16:prefix=block",
     "saes_svd@fisher",
