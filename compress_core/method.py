@@ -99,7 +99,7 @@ class Method:
     def reads_inputs(self) -> bool:
         """Whether it reads statistics of the layers' inputs in the dense model."""
         of_taps = self.weighting.needs & {"gram", "abs_sum"}
-        curves = self.allocate.reads & {"predicted", "codes", "entries"}
+        curves = self.allocate.reads & {"predicted", "codes"}
         return bool(of_taps or curves) or DENSE in self.moments
 
     @property

@@ -129,8 +129,16 @@ def _pivot(u: Tensor, v: Tensor, moment: Tensor, left: Tensor, fisher: Tensor, g
 
 
 def _left(moment: Tensor) -> Tensor:
-    """d (in,): of each input what those behind it leave unsaid; 0 where it is always zero."""
-    factor = inverse_factor(damped(moment, DAMPING), DAMPING)
+    return unsaid(moment, inverse_factor(damped(moment, DAMPING), DAMPING))
+
+
+def unsaid(moment: Tensor, factor: Tensor) -> Tensor:
+    """d (in,): of each input what those behind it leave unsaid; 0 where it is always zero.
+
+    Args:
+        moment: H (in, in).
+        factor: As :func:`inverse_factor` makes it of H, damped.
+    """
     return torch.where(moment.diagonal() > 0, factor.diagonal().square().reciprocal(), 0.0)
 
 

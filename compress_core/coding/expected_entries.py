@@ -14,13 +14,13 @@ import math
 import torch
 from torch import Tensor
 
-from compress_core.coding.expected import DAMPING, ranges
+from compress_core.coding.expected import DAMPING, ranges, unsaid
+from compress_core.prune.fitted import BLOCK
 from compress_core.prune.obs import damped, inverse_factor, remove
 from compress_core.sparse import Sparse
 
 LEVELS = 32  # a layer may keep 1, 2, ... LEVELS - 1 of so many parts of its entries
 SWEPT = (4, 8, 16)  # levels at which the sweep is done
-BLOCK = 128  # columns whose places it chooses at once
 TINY = 1e-30  # of all there is to lose: what is lost by removing nothing has a logarithm
 
 
@@ -44,8 +44,7 @@ def costs_of_entries(weight: Tensor, moment: Tensor, fisher: Tensor, group: int)
     """
     alive, size = moment.diagonal() > 0, weight.numel()
     factor = inverse_factor(damped(moment, DAMPING), DAMPING)
-    unsaid = torch.where(alive, factor.diagonal().square().reciprocal(), 0.0)
-    weights = fisher.diagonal()[:, None] * unsaid / 2
+    weights = fisher.diagonal()[:, None] * unsaid(moment, factor) / 2
     rows = fisher.diagonal().sqrt()[:, None]
     at, cuts, kappas = [0], [_lost(weight, moment, fisher)], [0.0]
     for count in sorted({size * level // LEVELS for level in SWEPT} - {0}):
