@@ -32,7 +32,8 @@ def plan_as_run_or_sweep(
     planner = Planner(workspace.store, opened.settings.refresh)
     planned = [unit for pipeline in opened.pipelines for unit in planner.plan(pipeline)]
     expected = estimate(planned, workspace)
-    curves = {pipeline.config.label: foretold(planner, pipeline) for pipeline in opened.pipelines}
+    methods = {pipeline.config.label: pipeline for pipeline in opened.pipelines}  # at any budget
+    curves = {label: foretold(planner, pipeline) for label, pipeline in methods.items()}
     if as_json:
         found = {"units": [asdict(unit) for unit in planned], "estimate": asdict(expected)}
         curve = {label: [asdict(point) for point in points] for label, points in curves.items()}
