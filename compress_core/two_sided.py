@@ -50,13 +50,8 @@ class TwoSided:
         Raises:
             NumericsError: G is zero, or singular to rounding in spite of its damping.
         """
-        values, vectors = torch.linalg.eigh(fisher.damped(self.damp).to(device))
+        values, vectors = torch.linalg.eigh(self._damped(fisher, device))
         least, largest = float(values[0]), float(values[-1])
-        if largest <= 0:
-            raise NumericsError(
-                "none of its outputs has a gradient, so their errors cannot be weighed: leave out "
-                "metric=two_sided"
-            )
         if not least > ROUNDING * largest:
             raise NumericsError(
                 f"the Fisher information of its outputs has eigenvalues from {least:.3g} to "
@@ -65,6 +60,23 @@ class TwoSided:
             )
         scales = values.sqrt()
         return Root((vectors * scales) @ vectors.T, (vectors / scales) @ vectors.T)
+
+    def lengths(self, fisher: OutputFisher, device: torch.device | str = "cpu") -> Tensor:
+        """Those of A's rows, √G_ii: float64 (out,), with no root taken.
+
+        Raises:
+            NumericsError: G is zero.
+        """
+        return self._damped(fisher, device).diagonal().sqrt()
+
+    def _damped(self, fisher: OutputFisher, device: torch.device | str) -> Tensor:
+        moment = fisher.damped(self.damp).to(device)
+        if not float(moment.diagonal().max()) > 0:
+            raise NumericsError(
+                "none of its outputs has a gradient, so their errors cannot be weighed: leave out "
+                "metric=two_sided"
+            )
+        return moment
 
 
 @dataclass(frozen=True)
@@ -136,17 +148,19 @@ class FitTwoSided:
         inner: The refiner in the metric of the inputs. It only multiplies by the weight, by its
             factors and by moments, and keeps columns; nothing else goes with A. Or the pruner.
         root: Makes the A of the layer.
+        lengths: Makes those of its rows, (out,), all that a pruner needs of it.
     """
 
     inner: Fitter
     root: MakeRoot
+    lengths: Callable[[], Tensor]
     reads: ClassVar[frozenset[str]] = frozenset()  # itself; a method's own refiner is asked
 
     def fit(self, weight: Tensor, start: Start, moments: Moments) -> LowRank:
         """Fits A W and takes the factors back; columns that are kept as they are stay so."""
-        root = self.root()
         if isinstance(start, Share):
-            return self._pruned(weight, start, moments, torch.linalg.vector_norm(root.root, dim=1))
+            return self._pruned(weight, start, moments, self.lengths())
+        root = self.root()
         scaled, factors = root.scale(weight), start_factors(start)
         begin = LowRank(*balanced(root.scale(factors.u), factors.v))
         found = self.inner.fit(scaled, begin, moments)

@@ -24,7 +24,7 @@ from tasks.engine.session import Group, Work
 from tasks.engine.units import Unit
 from tasks.stages.allocate import share_of, view_of
 from tasks.stages.arrays import Stored, dense_weight_of, put
-from tasks.stages.two_sided import read_root, side_cost, side_inputs, side_settings
+from tasks.stages.two_sided import read_lengths, read_root, side_cost, side_inputs, side_settings
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,10 @@ class _RealiseTwoSided(Realise):
     """Fits by what errors of outputs cost, too."""
 
     def _weighed(self, work: Work, unit: Unit, fitter: Fitter | None) -> Fitter | None:
-        return fitter and FitTwoSided(fitter, partial(read_root, self.job, work, unit))
+        if fitter is None:
+            return None
+        of = (self.job, work, unit)
+        return FitTwoSided(fitter, partial(read_root, *of), partial(read_lengths, *of))
 
 
 def make_realise(job: Job, allocation: Unit | Mapping[str, Unit]) -> Realise:

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from torch import Tensor
+
 from compress_core.curvature import OutputFisher
 from compress_core.two_sided import Root, TwoSided
 from compress_core.types import LayerRef
@@ -54,7 +56,23 @@ def read_root(job: Job, work: Work, unit: Unit) -> Root:
     Raises:
         NumericsError: As :meth:`TwoSided.root`.
     """
-    two_sided = job.method.two_sided
-    assert isinstance(two_sided, TwoSided)
-    fisher = OutputFisher.unpack(Stored(work.artifact(unit.inputs[GRADIENTS])))
-    return two_sided.root(fisher, job.model.device)
+    return _two_sided_of(job).root(_read_fisher(work, unit), job.model.device)
+
+
+def read_lengths(job: Job, work: Work, unit: Unit) -> Tensor:
+    """Those of its rows, (out,).
+
+    Raises:
+        NumericsError: As :meth:`TwoSided.lengths`.
+    """
+    return _two_sided_of(job).lengths(_read_fisher(work, unit), job.model.device)
+
+
+def _two_sided_of(job: Job) -> TwoSided:
+    """How the errors of outputs count, in a method that weighs them."""
+    assert isinstance(job.method.two_sided, TwoSided)
+    return job.method.two_sided
+
+
+def _read_fisher(work: Work, unit: Unit) -> OutputFisher:
+    return OutputFisher.unpack(Stored(work.artifact(unit.inputs[GRADIENTS])))

@@ -1,6 +1,7 @@
 """Entries in the place of components: what they are said to cost, how they are fitted and coded."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -119,8 +120,9 @@ def test_outputs_that_count_more_keep_more_entries_and_alike_ones_as_without() -
     plain = entries_of(FitEntries().fit(weight, start, moments))
 
     def weighed(diagonal: Tensor) -> Sparse:
-        root = TwoSided(1e-6).root(OutputFisher(1, diagonal.diag()))
-        return entries_of(FitTwoSided(FitEntries(), lambda: root).fit(weight, start, moments))
+        outputs, metric = OutputFisher(1, diagonal.diag()), TwoSided(1e-6)
+        root, lengths = partial(metric.root, outputs), partial(metric.lengths, outputs)
+        return entries_of(FitTwoSided(FitEntries(), root, lengths).fit(weight, start, moments))
 
     alike = weighed(torch.full((10,), 3.0, dtype=WIDE))
     torch.testing.assert_close(alike.dense(), plain.dense())

@@ -160,6 +160,11 @@ FITTERS: dict[str, Fitter] = {
 each_fitter = pytest.mark.parametrize("name", FITTERS)
 
 
+def in_metric(fitter: Fitter, root: Root) -> FitTwoSided:
+    """The fitter in the metric of a root."""
+    return FitTwoSided(fitter, lambda: root, lambda: root.root.norm(dim=1))
+
+
 def fitted(
     name: str, shape: tuple[int, int], seed: int, root: Root | None
 ) -> tuple[LowRank, LowRank, Tensor, Moments]:
@@ -173,7 +178,7 @@ def fitted(
     scaled = weight if root is None else root.scale(weight)
     u, v, _ = project(scaled, SecondMoment(h), 6)
     start = LowRank(u, v) if root is None else LowRank(*root.unscale(u, v))
-    fit = FITTERS[name] if root is None else FitTwoSided(FITTERS[name], lambda: root)
+    fit = FITTERS[name] if root is None else in_metric(FITTERS[name], root)
     return start, fit.fit(weight, start, moments), weight, moments
 
 
@@ -238,9 +243,16 @@ def test_without_an_earlier_error_cross_statistics_truncate() -> None:
     moments = Moments(prefix=h, cross=h)
     root = TwoSided().root(fisher)
     start = LowRank(torch.zeros(12, 4), torch.zeros(4, 15))
-    found = FitTwoSided(CrossTruncate(), lambda: root).fit(weight, start, moments)
+    found = in_metric(CrossTruncate(), root).fit(weight, start, moments)
     expected = literal.two_sided(weight, h, fisher.damped(0.1), 4)
     torch.testing.assert_close(found.dense(), expected, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_lengths_of_the_root_s_rows_need_no_root(seed: int) -> None:
+    fisher = fisher_of(14, seed)
+    wanted = torch.linalg.vector_norm(TwoSided().root(fisher).root, dim=1)
+    torch.testing.assert_close(TwoSided().lengths(fisher), wanted)
 
 
 def test_no_gradient_at_all_is_refused() -> None:
@@ -249,6 +261,8 @@ def test_no_gradient_at_all_is_refused() -> None:
         NumericsError, match=r"none of its outputs has a gradient.*leave out metric"
     ):
         TwoSided().root(silent)
+    with pytest.raises(NumericsError, match=r"none of its outputs has a gradient"):
+        TwoSided().lengths(silent)
 
 
 def test_damping_that_is_lost_in_rounding_is_refused() -> None:
