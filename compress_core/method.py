@@ -127,10 +127,7 @@ class Method:
 
     @property
     def stores_entries(self) -> bool:
-        """Whether layers may have sparse entries whose places take bytes beside the budget.
-
-        What buys ``entries`` from a price list pays for their places, too.
-        """
+        """Whether layers may have sparse entries that nothing but their number is paid for."""
         if self.decompose is None:
             return self.prunes
         return self.learn is not None and self.decompose.offers_entries

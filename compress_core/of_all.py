@@ -100,23 +100,22 @@ def rounded(method: Method, bits: int | None, group: int, rounding: str) -> Meth
         rounding: How codes are found.
 
     Raises:
-        ConfigError: The method stores what codes are not priced for.
+        ConfigError: The method stores what codes are not priced for, or cannot be bought in them.
     """
     chosen = _chooses_bits(method)
     coding = Coding(0 if bits == FULL else bits or 0, group, rounding)
     if bits == FULL or (bits is None and not chosen):
         return method
     how = "shares in-factors among layers" if method.sharing else ""
-    if method.learn is not None:
-        how = "learns at the price of 16 bits per number"
-    elif isinstance(method.fit, PreserveColumns):
-        how = "trades in numbers of 16 bits"
-    elif method.prunes:
-        how = "counts entries in numbers of 16 bits"
+    if chosen and isinstance(method.fit, PreserveColumns):
+        how = "trades ranks for columns at one price of numbers"
     if how:
         what = "the allocator 'prices'" if chosen else f"{BITS}={bits}"
         raise ConfigError(f"method {method.name!r} {how}: leave out {what}")
-    return replace(method, coding=coding)
+    fit = method.fit
+    if isinstance(fit, PreserveColumns):
+        fit = replace(fit, bits=coding.bits, group=group)
+    return replace(method, coding=coding, fit=fit)
 
 
 def _chooses_bits(method: Method) -> bool:

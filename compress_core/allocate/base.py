@@ -1,5 +1,6 @@
 """What every allocator is: a rule that divides one budget, and what it may look at to do so."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -7,6 +8,7 @@ from typing import Protocol
 from torch import Tensor
 
 from compress_core.errors import BudgetError
+from compress_core.sparse import index_bytes
 from compress_core.types import LayerRef, Share, affordable, dense_or
 
 
@@ -129,6 +131,26 @@ def of_price(kept: float, layers: Sequence[LayerRef], priced: Sequence[LayerRef]
     return kept if price == whole else min(1.0, kept * whole / price)
 
 
+def as_said(kept: float, priced: Sequence[LayerRef]) -> float:
+    """The other way of :func:`of_price`: the share of numbers of 16 bits, as people say it."""
+    price = sum(layer.dense_cost for layer in priced)
+    return kept * price / sum(layer.in_full.dense_cost for layer in priced)
+
+
+def least_kept(numbers: int, priced: Sequence[LayerRef]) -> float:
+    """The least ``kept`` of four digits, as people say it, that holds some numbers; 1 at most."""
+    whole = sum(layer.in_full.dense_cost for layer in priced)
+    return min(1.0, math.ceil(numbers / whole * 1e4 - 1e-6) / 1e4)
+
+
+def price_of(layer: LayerRef, share: Share) -> int:
+    """Numbers of 16 bits that a share takes the room of: those that it counts as, and places."""
+    places = 0
+    if share.nonzeros:
+        places = index_bytes(layer.out_features, layer.in_features, share.nonzeros)
+    return share.cost(layer) + -(-places // 2)
+
+
 def check_one_component_each(layers: Sequence[LayerRef], kept: float, biases: bool = False) -> None:
     """Refuses a budget that cannot hold one component of every layer.
 
@@ -146,10 +168,9 @@ def check_one_component_each(layers: Sequence[LayerRef], kept: float, biases: bo
         for layer, more in zip(layers, beside, strict=True)
     )
     if least > budget_of(layers, kept):
-        needed = least / sum(layer.dense_cost for layer in layers)
         raise BudgetError(
-            f"kept={kept:g} cannot hold one component of each of {len(layers)} layers; this model "
-            f"needs kept of at least {min(1.0, needed + 5e-5):.4f}"
+            f"kept={as_said(kept, layers):g} cannot hold one component of each of {len(layers)} "
+            f"layers; this model needs kept of at least {least_kept(least, layers):.4f}"
         )
 
 

@@ -4,12 +4,14 @@ It is part of those methods, from their papers, and no word of ``--allocate``.
 """
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from compress_core.allocate.base import Evidence, Probe, budget_of
+from compress_core.allocate.base import Evidence, Probe, as_said, budget_of, price_of
 from compress_core.errors import BudgetError, ConfigError
+from compress_core.forms.names import FULL
 from compress_core.prune.select import UNSTRUCTURED, Pattern, read_pattern
 from compress_core.types import LayerRef, Share, affordable
 
@@ -19,6 +21,9 @@ SLACK = 0.005  # of kept that a pattern may leave unspent: as finely as a search
 @dataclass(frozen=True)
 class Entries:
     """Unstructured, every layer stores kept · out · in numbers exactly.
+
+    Places of entries cost nothing beside them, as in the papers, but where numbers are in codes:
+    there ``kept`` counts room, and places take some.
 
     With a pattern the sparse part has the pattern's numbers, whatever ``kept`` says, so only the
     one ``kept`` that it gives is taken.
@@ -83,7 +88,10 @@ class Entries:
     def _unstructured(self, layer: LayerRef, kept: float) -> Share:
         numbers = affordable(kept, layer.dense_cost)
         rank = self._rank(layer, numbers)
-        return Share(rank, numbers - layer.rank_cost(rank))
+        if layer.bits == FULL:
+            return Share(rank, numbers - layer.rank_cost(rank))
+        counts = range(layer.out_features * layer.in_features + 1)
+        return Share(rank, bisect_right(counts, numbers, key=lambda n: _price(layer, rank, n)) - 1)
 
     def _rank(self, layer: LayerRef, numbers: int) -> int:
         if self.adapter is not None:
@@ -100,12 +108,14 @@ class Entries:
                     f"pattern={self.pattern} needs inputs that {pattern.of} divides; layer "
                     f"{layer.name} has {layer.in_features}"
                 )
-            nonzeros = layer.dense_cost * pattern.keep // pattern.of
-            rank = self._rank(layer, math.floor(nonzeros / (1 - self.low_rank)))
+            nonzeros = layer.in_full.dense_cost * pattern.keep // pattern.of
+            of_entries = layer.entries_cost(nonzeros)
+            rank = self._rank(layer, math.floor(of_entries / (1 - self.low_rank)))
             shares[layer.name] = Share(rank, nonzeros)
-        cost = sum(shares[layer.name].cost(layer) for layer in layers)
-        least = cost / sum(layer.dense_cost for layer in layers)
-        if not least - 1e-9 <= kept <= least + SLACK or cost > budget_of(layers, kept):
+        cost = sum(_price(x, shares[x.name].rank or 0, shares[x.name].nonzeros) for x in layers)
+        whole = sum(layer.in_full.dense_cost for layer in layers)
+        least, said = cost / whole, as_said(kept, layers)
+        if not least - 1e-9 <= said <= least + SLACK or cost > budget_of(layers, kept):
             fits = math.ceil(least * 1e4 - 1e-6) / 1e4
             beside = " with its factors" if any(share.rank for share in shares.values()) else ""
             if fits > 1:
@@ -114,7 +124,7 @@ class Entries:
                     f"({fits:g} of them): give a sparser pattern"
                 )
             raise BudgetError(
-                f"pattern={self.pattern}{beside} keeps {fits:g} of the layers, got kept={kept:g}: "
+                f"pattern={self.pattern}{beside} keeps {fits:g} of the layers, got kept={said:g}: "
                 f"give --kept {fits:g}"
             )
         return shares
@@ -124,11 +134,17 @@ class Entries:
         least = max(self._least(other) for other in layers)
         beside = f" beside factors of rank {factors}" if factors else ""
         raise BudgetError(
-            f"kept={kept:g} leaves layer {layer.name} ({layer.out_features}x{layer.in_features}) "
-            f"without a single entry{beside}; this model needs kept of at least "
-            f"{min(1.0, math.ceil(least * 1e4 - 1e-6) / 1e4):g}"
+            f"kept={as_said(kept, layers):g} leaves layer {layer.name} ({layer.out_features}x"
+            f"{layer.in_features}) without a single entry{beside}; this model needs kept of at "
+            f"least {math.ceil(as_said(min(1.0, least), layers) * 1e4 - 1e-6) / 1e4:g}"
         )
 
     def _least(self, layer: LayerRef) -> float:
         rank = 0 if self.adapter is None else self._rank(layer, 0)
-        return (layer.rank_cost(rank) + 1) / layer.dense_cost
+        return _price(layer, rank, 1) / layer.dense_cost
+
+
+def _price(layer: LayerRef, rank: int, nonzeros: int) -> int:
+    """What counts of a share: its numbers, and in codes all that takes room."""
+    share = Share(rank, nonzeros)
+    return share.cost(layer) if layer.bits == FULL else price_of(layer, share)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from compress_core.allocate.base import Evidence, Probe, check_one_component_each
+from compress_core.allocate.base import Evidence, Probe, as_said, check_one_component_each
 from compress_core.allocate.spend import spend
 from compress_core.errors import ConfigError, NumericsError
 from compress_core.options import one_of
@@ -61,9 +61,11 @@ class Importance:
             BudgetError: The budget does not hold one component of every layer.
         """
         if self.mrr is not None and self.mrr > kept:
+            said = as_said(kept, layers)
+            of = "" if said == kept else f", {kept:g} of what layers take in their bits"
             raise ConfigError(
-                f"mrr={self.mrr:g} is above kept={kept:g}: no block may keep less than mrr, so the "
-                "budget could not be met; give a smaller mrr"
+                f"mrr={self.mrr:g} is above kept={said:g}{of}: no block may keep less than mrr, so "
+                "the budget could not be met; give a smaller mrr"
             )
         check_one_component_each(layers, kept)
 

@@ -14,8 +14,10 @@ import numpy as np
 from compress_core.allocate.base import (
     Evidence,
     Probe,
+    as_said,
     budget_of,
     check_one_component_each,
+    least_kept,
     share_at,
 )
 from compress_core.allocate.hull import check_windows
@@ -68,10 +70,10 @@ class Knapsack:
         check_one_component_each(layers, kept)
         least = sum(_least_cost(layer, self._shares(kept)) for layer in layers)
         if least > budget_of(layers, kept):
-            needed = least / sum(layer.dense_cost for layer in layers)
             raise BudgetError(
-                f"kept={kept:g} does not hold the smallest candidate of every layer, which take "
-                f"{needed:.4f}: ask for more, or choose another --allocate"
+                f"kept={as_said(kept, layers):g} does not hold the smallest candidate of every "
+                f"layer, which take {least_kept(least, layers):.4f}: ask for more, or choose "
+                "another --allocate"
             )
 
     def allocate(

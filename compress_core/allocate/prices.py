@@ -10,14 +10,21 @@ bought first, whatever it is made of. All predictions are of second order, layer
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from compress_core.allocate.base import Curvature, Evidence, budget_of, least_rank
+from compress_core.allocate.base import (
+    Curvature,
+    Evidence,
+    as_said,
+    budget_of,
+    least_kept,
+    least_rank,
+    price_of,
+)
 from compress_core.allocate.buying import Point, buy
 from compress_core.allocate.fisher import Fisher
 from compress_core.allocate.predict import left_by
 from compress_core.coding.expected_entries import level_counts
 from compress_core.errors import BudgetError
 from compress_core.forms.names import FULL, WIDTHS
-from compress_core.sparse import index_bytes
 from compress_core.types import LayerRef, Share
 
 RANKS = 96  # that are looked at in each width, at least: of more only every so many
@@ -61,10 +68,10 @@ class Prices:
         """
         least = sum(min(price_of(x, share) for share in self._shares(x)) for x in layers)
         if least > budget_of(layers, kept):
-            needed = least / sum(layer.dense_cost for layer in layers)
             raise BudgetError(
-                f"kept={kept:g} cannot hold one component of each of {len(layers)} layers; this "
-                f"model needs kept of at least {min(1.0, needed + 5e-5):.4f}"
+                f"kept={as_said(kept, layers):g} cannot hold one component of each of "
+                f"{len(layers)} layers; this model needs kept of at least "
+                f"{least_kept(least, layers):.4f}"
             )
 
     def allocate(
@@ -94,11 +101,3 @@ class Prices:
                 counts = level_counts(layer.out_features * layer.in_features)
                 found += [Share(0, count, at) for count in counts]
         return found
-
-
-def price_of(layer: LayerRef, share: Share) -> int:
-    """Numbers of 16 bits that a share takes the room of: those that it counts as, and places."""
-    places = 0
-    if share.nonzeros:
-        places = index_bytes(layer.out_features, layer.in_features, share.nonzeros)
-    return share.cost(layer) + -(-places // 2)

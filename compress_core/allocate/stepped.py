@@ -8,7 +8,15 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from compress_core.allocate.base import Allocator, Curvature, Evidence, Probe, budget_of
+from compress_core.allocate.base import (
+    Allocator,
+    Curvature,
+    Evidence,
+    Probe,
+    as_said,
+    budget_of,
+    least_kept,
+)
 from compress_core.errors import BudgetError, ConfigError
 from compress_core.types import LayerRef, Share
 
@@ -135,17 +143,16 @@ class Stepped:
         return Share(rank if rank <= self.largest(layer) else None)
 
     def _refuse(self, layers: Sequence[LayerRef], kept: float, least: int) -> None:
-        whole = sum(layer.dense_cost for layer in layers)
         dense = [layer for layer in layers if not self.largest(layer)]
         what = f"ranks that are multiples of {self.multiple}" if self.multiple > 1 else "ranks"
         what += " and faster than the dense weight on the device" if self.ceilings else ""
         kept_dense = f", with {len(dense)} of {len(layers)} layers dense that have none"
-        ways = [f"--kept {min(1.0, math.ceil(least / whole * 1e4) / 1e4):g}"]
+        ways = [f"--kept {least_kept(least, layers):g}"]
         ways += ["a smaller --rank-multiple"] if self.multiple > 1 else []
         ways += ["no device="] if self.ceilings else []
         raise BudgetError(
-            f"kept={kept:g} does not hold {what}{kept_dense if dense else ''}: give "
-            f"{' or '.join(ways)}"
+            f"kept={as_said(kept, layers):g} does not hold {what}{kept_dense if dense else ''}: "
+            f"give {' or '.join(ways)}"
         )
 
 

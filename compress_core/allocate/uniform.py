@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from compress_core.allocate.base import Evidence, Probe
+from compress_core.allocate.base import Evidence, Probe, as_said
 from compress_core.errors import BudgetError
 from compress_core.types import LayerRef, Share, affordable, dense_or
 
@@ -48,11 +48,11 @@ class Uniform:
         for layer in layers:
             rank = layer.affordable_rank(affordable(kept, layer.dense_cost))
             if rank == 0:
-                needed = max(other.atom_cost / other.dense_cost for other in layers)
+                least = max(other.atom_cost / other.dense_cost for other in layers)
                 raise BudgetError(
-                    f"kept={kept:g} leaves layer {layer.name} ({layer.out_features}x"
-                    f"{layer.in_features}) without a single component; this model needs kept of "
-                    f"at least {min(1.0, needed + 5e-5):.4f}"
+                    f"kept={as_said(kept, layers):g} leaves layer {layer.name} "
+                    f"({layer.out_features}x{layer.in_features}) without a single component; this "
+                    f"model needs kept of at least {as_said(min(1.0, least), layers) + 5e-5:.4f}"
                 )
             shares[layer.name] = dense_or(rank, layer)
         return shares

@@ -47,6 +47,24 @@ def rank_cost(
 
 
 @lru_cache(maxsize=1 << 16)
+def kept_cost(
+    form: str,
+    rank: int,
+    columns: int,
+    out_features: int,
+    in_features: int,
+    bits: int = FULL,
+    group: int = GROUP,
+) -> int:
+    """As :func:`rank_cost`, with columns that are kept beside the product, and their index."""
+    if columns == 0:
+        return rank_cost(form, rank, out_features, in_features, 0, bits, group)
+    _, entry = product_form(form, rank, out_features, in_features, columns)
+    sizes = sizes_of(out_features, in_features, {"columns": columns})
+    return numbers_of(in_codes({**entry, "columns": columns}, sizes, bits, group), sizes)
+
+
+@lru_cache(maxsize=1 << 16)
 def entries_cost(
     nonzeros: int, out_features: int, in_features: int, bits: int, group: int = GROUP
 ) -> int:

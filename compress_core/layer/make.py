@@ -164,7 +164,8 @@ def code_share(
     moments = given.moments()
     moment = moments.dense if moments.prefix is None else moments.prefix
     assert share.bits is not None
-    low = replace(low, u=given.wide(low.u), v=given.wide(low.v))
+    sparse = low.sparse and Sparse(low.sparse.mask.to(given.device), given.wide(low.sparse.values))
+    low = replace(low, u=given.wide(low.u), v=given.wide(low.v), sparse=sparse)
     try:
         return code_by_turns(low, moment, coding.at(share.bits), form, dtype)
     except CompressError as error:

@@ -167,6 +167,11 @@ class Learner(Protocol):
         """Whether it needs the dense model's logits."""
         ...
 
+    @property
+    def biases(self) -> bool:
+        """Whether layers may get a bias that the dense ones had not."""
+        ...
+
     def check(self, layers: Sequence[LayerRef], kept: float, samples: int) -> None:
         """Refuses what shapes, budget and calibration windows alone show to be impossible.
 

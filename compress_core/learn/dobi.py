@@ -66,6 +66,11 @@ class LearnTruncation:
         """Its loss is the text's own."""
         return False
 
+    @property
+    def biases(self) -> bool:
+        """It has none."""
+        return False
+
     def check(self, layers: Sequence[LayerRef], kept: float, samples: int) -> None:
         """Refuses a budget below one component of every layer, and too little text.
 

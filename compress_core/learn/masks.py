@@ -50,6 +50,11 @@ class MaskPolicy:
         """The loss is that of the text: KL has no gradient at the dense model."""
         return False
 
+    @property
+    def biases(self) -> bool:
+        """It has none."""
+        return False
+
     def check(self, layers: Sequence[LayerRef], kept: float, samples: int) -> None:
         """Refuses a budget below one component of every layer, and too little text.
 

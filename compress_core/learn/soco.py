@@ -100,13 +100,18 @@ class LearnSpectrum:
         """KL to the dense model needs its logits."""
         return True
 
+    @property
+    def biases(self) -> bool:
+        """The deviation becomes one."""
+        return self.deviation > 0
+
     def check(self, layers: Sequence[LayerRef], kept: float, samples: int) -> None:
         """Refuses a budget below one component of every layer, and too little text.
 
         Raises:
             BudgetError, ConfigError: It cannot be.
         """
-        check_one_component_each(layers, kept, biases=self.deviation > 0)
+        check_one_component_each(layers, kept, biases=self.biases)
         check_samples(samples)
 
     def learn(self, given: Assignment) -> Learned:

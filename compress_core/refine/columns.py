@@ -6,6 +6,7 @@ Kept columns are exact, so the error is that of the rest, best approximated in i
 """
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -16,8 +17,8 @@ from compress_core.decompose import LowRank, energies, project, split_inputs
 from compress_core.errors import ConfigError
 from compress_core.fit import DENSE, Moments, Start, start_factors
 from compress_core.forms.columns import index_dtype
-from compress_core.forms.names import PLAIN
-from compress_core.forms.products import rank_cost
+from compress_core.forms.names import FULL, GROUP, PLAIN
+from compress_core.forms.products import kept_cost, rank_cost
 from compress_core.metric import SecondMoment
 from compress_core.refine.inverse import inverse
 
@@ -65,6 +66,8 @@ class PreserveColumns:
         search: "golden" as in the paper, which takes the error to have one minimum in Δ; "grid"
             tries Δ all over its range first.
         form: In which the factors will be stored, a key of ``FORMS``: what a rank frees.
+        bits: Of every number that will be stored, which says it, too.
+        group: Codes of fewer bits than 16 that share a scale.
         accept: Least relative gain in error for which columns are kept at all.
     """
 
@@ -72,6 +75,8 @@ class PreserveColumns:
     search: Search = "golden"
     accept: float = 0.01
     form: str = PLAIN
+    bits: int = FULL
+    group: int = GROUP
     reads: ClassVar[frozenset[str]] = frozenset({DENSE})
 
     def __post_init__(self) -> None:
@@ -90,7 +95,11 @@ class PreserveColumns:
 
         def trial(given: int) -> _Trial | None:
             order = _worth(weight, factors, rank - given, gram) if self.refit else chosen
-            return _trial(weight, gram, order, rank, given, self.refit, self.form)
+            left = rank - given
+            count = self._freed(rank, left, weight.shape[0], weight.shape[1])
+            if left < 1 or left > weight.shape[1] - count:
+                return None
+            return _trial(weight, gram, order[:count], left, self.refit)
 
         errors: dict[int, float] = {}
 
@@ -108,6 +117,21 @@ class PreserveColumns:
         assert accepted is not None
         return _fit(weight, accepted)
 
+    def _freed(self, rank: int, left: int, out: int, inputs: int) -> int:
+        """Columns that fit in place of the ranks that are given up."""
+        if self.bits == FULL:
+            room = rank_cost(self.form, rank, out, inputs) - rank_cost(self.form, left, out, inputs)
+            return room // (out + index_cost(inputs) - left)
+        most = rank_cost(self.form, rank, out, inputs, 0, self.bits, self.group)
+
+        def price(columns: int) -> int:
+            return kept_cost(self.form, left, columns, out, inputs, self.bits, self.group)
+
+        count = bisect_right(range(inputs), most, key=price) - 1
+        while price(count) > most:  # a group less of every component makes some columns cheaper
+            count -= 1
+        return count
+
 
 def _worth(weight: Tensor, factors: LowRank, rank: int, gram: Tensor) -> Tensor:
     """Inputs by what keeping their column is worth, ‖E_:j‖² H_jj, best first."""
@@ -116,19 +140,11 @@ def _worth(weight: Tensor, factors: LowRank, rank: int, gram: Tensor) -> Tensor:
     return worth.argsort(descending=True, stable=True)
 
 
-def _trial(
-    weight: Tensor, gram: Tensor, order: Tensor, rank: int, given: int, refit: bool, form: str
-) -> _Trial | None:
-    """Δ = ``given`` ranks traded; None where so many columns are not there."""
-    out_features, in_features = weight.shape
-    left = rank - given
-    room = rank_cost(form, rank, *weight.shape) - rank_cost(form, left, *weight.shape)
-    count = room // (out_features + index_cost(in_features) - left)
-    if left < 1 or left > in_features - count:
-        return None
-    rest, kept = split_inputs(in_features, order[:count])
+def _trial(weight: Tensor, gram: Tensor, columns: Tensor, left: int, refit: bool) -> _Trial:
+    """So many ranks left, and columns kept in place of the others."""
+    rest, kept = split_inputs(weight.shape[1], columns)
     metric, regression = gram[rest][:, rest], None
-    if refit and count:
+    if refit and len(columns):
         mixed = gram[rest][:, kept]
         regression = mixed @ inverse(gram[kept][:, kept], KEPT_FLOOR)
         metric = metric - regression @ mixed.T

@@ -14,8 +14,9 @@ def resolve_budget(workspace: Workspace, config: RunConfig) -> RunConfig:
     """The same run with bytes turned into a kept share; other budgets stay as they are.
 
     For methods that store sparse entries a bit per dense number is set aside for their places:
-    no layer's take more. Codes are counted in numbers of 16 bits, so that a model in float32, of
-    which numbers in no codes take twice as much, comes out below what is asked for.
+    no layer's take more; in codes the share itself counts them. Codes are counted in numbers of 16
+    bits, so that a model in float32, of which numbers in no codes take twice as much, comes out
+    below what is asked for.
 
     Raises:
         BudgetError: What is not compressed takes these bytes alone, or leaves the layers too few.
@@ -33,7 +34,8 @@ def resolve_budget(workspace: Workspace, config: RunConfig) -> RunConfig:
     fixed = model.nbytes - of_layers
     room = config.target_bytes - fixed
     beside, places = "", 0
-    if room < compressible * widest and workspace.method(config).stores_entries:
+    method = workspace.method(config)
+    if room < compressible * widest and method.stores_entries and method.coding is None:
         places = sum(-(-layer.dense_cost // 8) for layer in model.layout.layers)
         beside = f", places of sparse entries {places:,} at most"
     kept = min(1.0, (room - places) / (compressible * widest))

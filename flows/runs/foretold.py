@@ -5,8 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from compress_core.allocate.base import Evidence
-from compress_core.allocate.prices import price_of
+from compress_core.allocate.base import Evidence, price_of
 from compress_core.forms.names import FULL
 from compress_core.types import LayerRef, Share
 from flows.runs.forecast import Planner

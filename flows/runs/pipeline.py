@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from compress_core.allocate.base import of_price
+from compress_core.errors import BudgetError
 from compress_core.forms.names import EIGHT_BITS
 from compress_core.hf.lm_eval_find import is_path
+from compress_core.learn.base import Learner
+from compress_core.learn.room import share_of_numbers
 from compress_core.types import Budget
 from flows.runs.layer_speed import on_device
 from flows.runs.workspace import Workspace
@@ -178,13 +181,34 @@ def make_job(workspace: Workspace, config: RunConfig) -> Job:
         seed=config.seed,
         learn_seed=config.seed if config.learn_seed is None else config.learn_seed,
     )
+    if method.learn is not None:
+        return _with_numbers(job, method.learn)
     # In codes every layer takes less, and what allocators divide is a share of that.
     job = replace(job, kept=of_price(kept, model.layout.layers, job.layers))
-    if method.learn is not None:
-        method.learn.check(job.layers, kept, job.samples)
-    else:
-        method.allocate.check(job.layers, job.kept)
+    method.allocate.check(job.layers, job.kept)
     return job
+
+
+def _with_numbers(job: Job, learner: Learner) -> Job:
+    """The job of a method that learns, which counts numbers whatever they are stored in.
+
+    Raises:
+        ConfigError, BudgetError: Budget and text do not fit the model.
+    """
+    method, layers = job.method, [layer.in_full for layer in job.layers]
+    kept = job.kept
+    if method.coding is not None:
+        entries = method.stores_entries
+        kept = share_of_numbers(kept, job.layers, entries=entries, biases=learner.biases)
+    try:
+        learner.check(layers, kept, job.samples)
+    except BudgetError as error:
+        if method.coding is None:
+            raise
+        bits = method.coding.bits
+        beside = f" (in {bits} bits kept={job.kept:g} holds {kept:.4f} of the numbers)"
+        raise BudgetError(f"{error}{beside}") from None
+    return replace(job, kept=kept)
 
 
 def with_absolute_paths(config: Asked) -> Asked:

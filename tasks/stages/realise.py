@@ -7,6 +7,7 @@ from functools import partial
 from torch import Tensor
 
 from compress_core.coding.parts import CodedParts
+from compress_core.coding.whole import of_whole
 from compress_core.decompose import LowRank
 from compress_core.fit import DENSE, Fitter
 from compress_core.forms.names import FULL, PLAIN
@@ -16,7 +17,7 @@ from compress_core.learn.base import Chosen
 from compress_core.record import Packed
 from compress_core.stats import InputStats, PrefixStats
 from compress_core.two_sided import FitTwoSided
-from compress_core.types import LayerRef
+from compress_core.types import LayerRef, Share
 from tasks.engine.components import describe
 from tasks.engine.cost import EXACT, Cost, add
 from tasks.engine.job import Job
@@ -174,13 +175,16 @@ class Realise:
         factors: LowRank | CodedParts | None
         if not isinstance(self.allocation, Unit):
             chosen = Chosen.unpack(Stored(work.artifact(unit.inputs["learned"])))
+            share = Share(None, bits=FULL if method.coding is None else method.coding.bits)
             factors = realise_chosen(method.fit, given, chosen)
+            if factors is None and share.bits != FULL:
+                factors = of_whole(given.wide(given.weight()))
         else:
             share = share_of(work.artifact(self.allocation), self.job.stack_of[layer.name])
             fit, prune = (self._weighed(work, unit, x) for x in (method.fit, method.entries))
             factors = realise_share(method.decompose, fit, given, share, prune)
-            if factors is not None and method.coding is not None and share.bits != FULL:
-                factors = code_share(method.coding, given, factors, share, form, dtype)
+        if factors is not None and method.coding is not None and share.bits != FULL:
+            factors = code_share(method.coding, given, factors, share, form, dtype)
         own = self.job.owner(layer) == layer.name
         return pack_layer(factors, dtype, layer.dense_cost, own=own, form=form)
 

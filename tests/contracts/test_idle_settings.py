@@ -88,8 +88,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "bits among the options": ({"options": {"bits": 4}}, "--option bits=4: give --bits"),
     "bits of what counts in others": (
-        {"methods": ["svd_llm", "wanda"], "bits": 4},
-        "method 'wanda' counts entries in numbers of 16 bits: leave out bits=4",
+        {"methods": ["svd_llm", "basis_sharing"], "bits": 4},
+        "method 'basis_sharing' shares in-factors among layers: leave out bits=4",
     ),
     "bits of what chooses them": (
         {"method": "svd_llm@prices", "bits": 4},

@@ -86,7 +86,7 @@ SELF_DIVIDING = {
     **{x: "keeps the whole weight of every layer" for x in METHODS if build_method(x).rounds},
 }
 UNPRICED = {
-    "duo_svd": "trades in numbers of 16 bits",
+    "duo_svd": "trades ranks for columns at one price of numbers",
     "basis_sharing": "shares in-factors among layers",
 }
 """Methods whose parts have no price in codes."""

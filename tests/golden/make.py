@@ -48,6 +48,7 @@ VARIANTS = (
     "basis_sharing:update=u",
     "slim:mask=sparsegpt",
     "gptq:mixed=true:order=true:search=2",
+    "caldera:factor_bits=16:turns=1",
     "caldera:bits=3:factor_bits=16:turns=1",
     "press:bits=16:correct=false",
 )
@@ -61,11 +62,13 @@ BITS = (2, 4, 8)  # of methods that keep the whole weight in codes, in place of 
 def entries(method: str) -> list[str]:
     """The variants of a method that have golden values.
 
-    Its defaults and what `VARIANTS` adds. A method that trains does it with few steps, since
-    rounding grows from step to step: those of `VARIANTS`, or the shortest there are.
+    Its defaults and what `VARIANTS` adds. A method that trains or goes by turns does so a few times
+    only, since rounding grows from step to step and differs between processors: as `VARIANTS` say,
+    or the shortest that there is.
     """
     variants = [name for name in VARIANTS if name.partition(":")[0] == method]
-    if build_method(method).learn is None:
+    built = build_method(method)
+    if built.learn is None and not built.corrects:
         return [method, *variants]
     return variants or [shortened(method)]
 

@@ -9,10 +9,10 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from compress_core.allocate.base import Allocator, Evidence, budget_of
+from compress_core.allocate.base import Allocator, Evidence, budget_of, price_of
 from compress_core.allocate.fisher import Fisher
 from compress_core.allocate.predict import rounded
-from compress_core.allocate.prices import Prices, price_of
+from compress_core.allocate.prices import Prices
 from compress_core.allocate.widths import Widths
 from compress_core.coding.expected import steps_squared
 from compress_core.coding.expected_entries import level_counts

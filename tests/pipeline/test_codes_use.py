@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 import compress_core.hf  # noqa: F401  registers the format
 from compress_core.forms.kinds import numbers_of, sizes_of
 from compress_core.forms.room import bits_of
+from compress_core.sparse import index_bytes
 from compress_core.types import LayerRef
 from tests.pipeline import codes, pico
 from tests.pipeline.folders import entries_of, logits_of
@@ -31,6 +32,19 @@ METHODS = {
     "press:bits=16": 0.6,
     "press:correct=false": 0.25,
 }
+AFTERWARDS = {
+    "wanda:bits=4": 0.2,
+    "sparsegpt:bits=3:rounding=nearest": 0.2,
+    "sparsegpt:pattern=2:4:bits=4": 0.2075,
+    "oats:bits=4": 0.25,
+    "slim:bits=4": 0.25,
+    "duo_svd@uniform:bits=4:refit_columns=true": 0.2,
+    "dobi_svd:remap=false:steps=3:bits=4": 0.2,
+    "soco:phase1=3:phase2=2:phase3=2:bits=8": 0.4,
+    "cap:policy=none:bits=4": 0.25,
+}
+"""Methods that prune, trade columns or learn: what they chose goes into codes afterwards."""
+
 OF_OTHERS = ("svd_llm:bits=4", "saes_svd:bits=4", "gptq", "caldera", "press", "press:bits=16")
 CASES = [
     *(("llama", method) for method in METHODS),
@@ -53,13 +67,33 @@ def test_what_is_stored_is_within_the_budget_and_as_large_as_it_says(
 ) -> None:
     kept = METHODS[method]
     walk = walks.get(model, method, kept)
+    check_room(walk, 0.8 * kept, kept)
+    in_codes = any("codes" in entry for entry in entries_of(walk.folder).values())
+    assert in_codes == (method != "press:bits=16")
+
+
+@pytest.mark.parametrize("method", AFTERWARDS)
+def test_what_other_methods_chose_fits_in_codes_and_loads(method: str, walks: codes.Walks) -> None:
+    """Places of entries are in the budget; a learner's is the share of numbers that fits."""
+    kept = AFTERWARDS[method]
+    walk = walks.get("llama", method, kept)
+    check_room(walk, 0.6 * kept, kept)
+    for entry in entries_of(walk.folder).values():
+        stored = {name for name in ("rank", "columns", "nonzeros", "base") if entry.get(name)}
+        assert stored and "codes" in entry, "all that a layer stores is in codes"
+    loaded = AutoModelForCausalLM.from_pretrained(walk.folder)
+    assert logits_of(loaded.eval()).isfinite().all()
+    assert 1 < walk.metrics()["perplexity"] < 1e4
+
+
+def check_room(walk: pico.Walk, least: float, most: float) -> None:
+    """Numbers and bytes are what entries say, the former between two shares, places counted."""
     job, attrs = walk.pipeline.job, walk.session.artifact(walk.pipeline.folder).attrs
     layers = {layer.name: layer for layer in job.model.layout.layers}
     dense = sum(layer.dense_cost for layer in layers.values())
-    assert 0.8 * kept * dense < attrs["compressible"] <= kept * dense
     entries = entries_of(walk.folder)
     number_bits = 8 * job.model.checkpoint.torch_dtype(next(iter(job.model.stored))).itemsize
-    numbers, bits = 0, 0
+    numbers, bits, places = 0, 0, 0
     for name, layer in layers.items():
         if name not in entries:
             numbers, bits = numbers + layer.dense_cost, bits + layer.dense_cost * number_bits
@@ -67,13 +101,14 @@ def test_what_is_stored_is_within_the_budget_and_as_large_as_it_says(
         sizes = sizes_of(layer.out_features, layer.in_features, entries[name])
         numbers += numbers_of(entries[name], sizes)
         bits += bits_of(entries[name], sizes, number_bits)
+        if nonzeros := entries[name].get("nonzeros"):
+            places += index_bytes(sizes.out, sizes.inputs, nonzeros) // 2
     assert numbers == attrs["compressible"]
+    assert least * dense < numbers + places <= most * dense
     fixed = job.model.nbytes - dense * number_bits // 8
     files = (file for file in walk.folder.glob("*.safetensors"))
     written = sum(tensor.nbytes for file in files for tensor in load_file(file).values())
     assert written == attrs["bytes"] == fixed + bits // 8
-    in_codes = method != "press:bits=16"
-    assert any("codes" in entry for entry in entries.values()) == in_codes
 
 
 @every_case
