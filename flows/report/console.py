@@ -176,6 +176,8 @@ class Reporter:
             f"{size['dense'] / 1e6:,.1f} MB on disk, {memory['compressed'] / 1e6:,.1f} of "
             f"{memory['dense'] / 1e6:,.1f} MB in memory",
         )
+        if "predicted" in result:
+            self.entry("predicted", f"KL {result['predicted']:.4g} nats/token, of what was cut")
         models = list(result["metrics"].values())  # dense, before recovery if any, compressed
         for label, compressed in models[-1]["texts"].items():
             texts = [model["texts"][label] for model in models]

@@ -17,6 +17,7 @@ def markdown_table(results: Results) -> str:
     for label in results[0]["metrics"]["dense"]["texts"]:
         lines += [*_text(results, label), ""]
     lines += _scores(results)
+    lines += _predicted(results)
     lines += _whole(results)
     lines += _learned(results)
     lines += _took(results)
@@ -74,6 +75,26 @@ def _scores(results: Results) -> list[str]:
     heads = [f"{head.text} {head.unit}".strip() for head in table.heads]
     rows = [f"| {row.name} | {' | '.join(cell.text for cell in row.cells)} |" for row in table.rows]
     return [table.caption, "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|", *rows, ""]
+
+
+def _predicted(results: Results) -> list[str]:
+    """Predictions beside what was measured; nothing where none was made."""
+    rows = [result for result in results if "predicted" in result]
+    if not rows:
+        return []
+    label = next(iter(results[0]["metrics"]["dense"]["texts"]))
+
+    def cell(result: Mapping[str, Any]) -> str:
+        metrics = result["metrics"]
+        cut = metrics.get("unrecovered", metrics["compressed"])["texts"][label]["kl"]
+        return f"{result['predicted']:.3f} → {cut:.3f}"
+
+    return [
+        "KL to the dense model that the division of the budget was predicted to leave, in nats per "
+        f"token, before anything was cut → as measured on {label} (before recovery).",
+        *grid(rows, cell),
+        "",
+    ]
 
 
 def _whole(results: Results) -> list[str]:

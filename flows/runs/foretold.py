@@ -1,6 +1,6 @@
-"""What other budgets of a run are predicted to cost: from tables in the store, before any runs."""
+"""What budgets of a run are predicted to cost, from tables in the store: its own, and others."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -12,6 +12,8 @@ from flows.runs.forecast import Planner
 from flows.runs.pipeline import Pipeline
 from flows.runs.prediction import divergence_of, divided
 from storage.artifact import Artifact
+from tasks.engine.units import Unit
+from tasks.stages.allocate import read_shares
 from tasks.stages.arrays import get_tensor
 from tasks.stages.predict import CODES, ENTRIES, PREDICTED
 
@@ -41,16 +43,9 @@ def foretold(planner: Planner, pipeline: Pipeline) -> list[Foretold]:
         pipeline: A run's.
     """
     job, allocator = pipeline.job, pipeline.job.method.allocate
-    units = [unit for group in pipeline.groups for unit in group.units if unit.stage == "predict"]
-    found = {unit.name: planner.artifact(unit) for unit in units}
-    artifacts = {name: artifact for name, artifact in found.items() if artifact is not None}
-    if not found or len(artifacts) < len(found):
+    evidence = _evidence(pipeline, planner.artifact)
+    if evidence is None:
         return []
-    evidence = Evidence(
-        predicted=_curves(artifacts, PREDICTED),
-        codes=_curves(artifacts, CODES),
-        entries=_curves(artifacts, ENTRIES),
-    )
     model, dense = job.model, job.model.layout.layers
     widths = {
         x.name: model.checkpoint.torch_dtype(model.weight_key(x.name)).itemsize for x in dense
@@ -65,6 +60,37 @@ def foretold(planner: Planner, pipeline: Pipeline) -> list[Foretold]:
         stored = sum(_bytes(x, given[x.name], max(widths.values())) for x in job.layers)
         curve.append(Foretold(numbers / whole, rest + stored, divergence))
     return curve
+
+
+def predicted_kl(pipeline: Pipeline, find: Callable[[Unit], Artifact]) -> float | None:
+    """What the allocation of a run that is done was predicted to cost, nats per token.
+
+    Args:
+        pipeline: The run's.
+        find: The artifact of a unit.
+
+    Returns:
+        None where the allocator reads no curves.
+    """
+    evidence, allocation = _evidence(pipeline, find), pipeline.allocation
+    if evidence is None or not isinstance(allocation, Unit):
+        return None
+    job, shares = pipeline.job, read_shares(find(allocation))
+    return divergence_of(job.layers, job.method.allocate, evidence, shares)
+
+
+def _evidence(pipeline: Pipeline, find: Callable[[Unit], Artifact | None]) -> Evidence | None:
+    """The curves that a run's allocator reads; None where it reads none or some are missing."""
+    units = [unit for group in pipeline.groups for unit in group.units if unit.stage == "predict"]
+    found = {unit.name: find(unit) for unit in units}
+    artifacts = {name: artifact for name, artifact in found.items() if artifact is not None}
+    if not found or len(artifacts) < len(found):
+        return None
+    return Evidence(
+        predicted=_curves(artifacts, PREDICTED),
+        codes=_curves(artifacts, CODES),
+        entries=_curves(artifacts, ENTRIES),
+    )
 
 
 def _bytes(layer: LayerRef, share: Share, width: int) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from compress_core.secrets import hide_all
+from flows.runs.foretold import predicted_kl
 from flows.runs.pipeline import Evaluation, Pipeline
 from flows.runs.workspace import Workspace
 from flows.settings.config import RunConfig
@@ -67,6 +68,7 @@ def collect_result(
         "bytes": {"dense": model.nbytes, "compressed": written["bytes"]},
         "memory": written["memory"],
         **entries_of(pipeline, session),
+        **predicted_of(pipeline, session),
         "metrics": collect_metrics(pipeline.evaluations, session),
         "measured": vars(measured_of(workspace, pipeline.evaluations, session)),
         **asking_of(config),
@@ -99,6 +101,12 @@ def asking_of(config: RunConfig) -> dict[str, Any]:
         return {}
     names = ("task_limit", "num_fewshot", "apply_chat_template")
     return {"asked": {name: getattr(config, name) for name in names}}
+
+
+def predicted_of(pipeline: Pipeline, session: Session) -> dict[str, float]:
+    """The KL that the allocation was predicted to leave ("predicted"), where something says it."""
+    found = predicted_kl(pipeline, session.artifact)
+    return {} if found is None else {"predicted": found}
 
 
 def learned_of(pipeline: Pipeline, session: Session) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from compress_core.allocate.fisher import Fisher
 from compress_core.curvature import OutputFisher, divergence_by_rank
 from compress_core.stats import InputStats
 from flows.runs.forecast import Planner
-from flows.runs.foretold import foretold
+from flows.runs.foretold import foretold, predicted_kl
 from tasks.engine.session import Interrupted, Work
 from tasks.engine.units import Unit
 from tasks.stages import collect_outputs
@@ -193,6 +193,7 @@ def test_a_plan_foretells_other_budgets_once_the_curves_are_there(
         divergence = get_tensor(first.session.artifact(unit), PREDICTED)
         by_hand += 0.0 if ranks[unit.name] is None else float(divergence[ranks[unit.name]])
     assert share == pytest.approx(by_hand)
+    assert predicted_kl(first.pipeline, first.session.artifact) == pytest.approx(by_hand)
     elsewhere, empty, _ = pico.build(inputs.settings(tmp_path, method="svd_llm@fisher", kept=0.5))
     planner = Planner(empty)
     planner.plan(elsewhere)
