@@ -48,9 +48,8 @@ def by_block(
     small: Path | None = None,
 ) -> TextMetrics:
     checkpoint = Checkpoint(pair.dense)
-    how = {"dtype": dtype, "room": room}
-    dense = BlockStream(checkpoint, inspect_model(checkpoint), **how)
-    compressed = CompressedStream(small or pair.small, layout, **how)
+    dense = BlockStream(checkpoint, inspect_model(checkpoint), dtype=dtype, room=room)
+    compressed = CompressedStream(small or pair.small, layout, dtype=dtype, room=room)
     models = [Streamed(stream, TOKENS, BATCH) for stream in (compressed, dense)]
     return perplexity_and_kl(models[0], TOKENS, reference=models[1], batch_size=BATCH)
 
@@ -135,7 +134,7 @@ def test_no_more_than_one_block_is_ever_loaded(tmp_path: Path) -> None:
         blocks = stream._blocks
         return sum(any(not p.is_meta for p in block.parameters()) for block in blocks)
 
-    model = Streamed(stream, TOKENS, BATCH, progress=lambda *at: found.append(loaded()))
+    model = Streamed(stream, TOKENS, BATCH, progress=lambda *_: found.append(loaded()))
     perplexity_and_kl(model, TOKENS, batch_size=BATCH)
     assert set(found) == {1} and loaded() == 0
 
@@ -145,7 +144,7 @@ def test_progress_counts_windows_in_blocks(tmp_path: Path) -> None:
     checkpoint = Checkpoint(tmp_path)
     told: list[tuple[int, int]] = []
     stream = BlockStream(checkpoint, inspect_model(checkpoint))
-    Streamed(stream, TOKENS, BATCH, progress=lambda *at: told.append(at))
+    Streamed(stream, TOKENS, BATCH, progress=lambda done, of: told.append((done, of)))
     assert told == [(done, 10) for done in (2, 4, 5, 7, 9, 10)]
 
 
