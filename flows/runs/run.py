@@ -69,7 +69,7 @@ def run_pipeline(opened: Opened, pipeline: Pipeline) -> dict[str, Any]:
     started = perf_counter()
     session = opened.session()
     outcomes = run_groups(pipeline.groups, session, opened.reporter)
-    opened.workspace.models.drop("compressed")
+    opened.workspace.models.drop()
     return finish(opened, pipeline, session, outcomes, started)
 
 

@@ -98,5 +98,5 @@ class _Search:
         ]
         session = self.opened.session()
         run_groups(groups, session, self.opened.reporter)
-        self.opened.workspace.models.drop("compressed")
+        self.opened.workspace.models.drop()
         return float(session.artifact(text.unit).attrs["perplexity"])

@@ -67,6 +67,14 @@ def logits(model: DenseModel, tokens: int) -> float:
     return float(tokens * _outer(model)[0])
 
 
+def streamed_numbers(model: DenseModel) -> int:
+    """Numbers that are in memory as it is evaluated block by block: the largest block, and the rest
+    of the model.
+    """
+    blocks = [block_numbers(model, block) for block in range(len(model.layout.blocks))]
+    return model.parameters - sum(blocks) + max(blocks)
+
+
 def hidden_bytes(model: DenseModel, tokens: int) -> int:
     """Hidden states of so many tokens between two blocks."""
     dtype: torch.dtype = getattr(torch, model.compute_dtype)

@@ -115,7 +115,7 @@ class _Probe:
         """Frees the model."""
         if self._open is not None:
             self._open = None
-            self.models.drop("dense")
+            self.models.drop()
 
     def _opened(self, work: Work) -> KlProbe:
         if self._open is None:

@@ -63,8 +63,9 @@ def test_an_evaluation_counts_the_head_and_both_models(inputs: pico.Inputs, home
     assert (dense.products, dense.logits) == ({MODEL: once}, EVALUATED * VOCABULARY)
     assert compressed.products == {MODEL: 2 * once}
     assert compressed.logits == 2 * EVALUATED * VOCABULARY
-    numbers = pico.BLOCKS * (WEIGHTS + NORMS) + VOCABULARY * WIDTH + WIDTH
+    numbers = WEIGHTS + NORMS + VOCABULARY * WIDTH + WIDTH  # a block, and what is outside
     assert (dense.held, compressed.held) == (numbers, 2 * numbers)
+    assert (dense.memory, compressed.memory) == tuple(4 * n * EVALUATED * WIDTH for n in (1, 2))
 
 
 def test_a_sequential_method_runs_both_models(inputs: pico.Inputs, home: Path) -> None:

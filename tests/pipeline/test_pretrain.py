@@ -13,13 +13,13 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from compress_core.errors import ConfigError, NumericsError, TextError
-from compress_core.evaluate import perplexity_and_kl
 from compress_core.hf import pretrain as module
 from compress_core.hf import python_docs
 from compress_core.hf.pretrain import PretrainSettings, pretrain
 from compress_core.hf.python_docs import LONGEST_DOCUMENT, gather_python_text
 from compress_core.hf.text import evaluation_windows, load_tokenizer
 from compress_core.hf.writing import write_on
+from tests.whole import perplexity_and_kl
 
 MICRO = PretrainSettings(
     max_characters=200_000,

@@ -1,0 +1,64 @@
+"""A model that is evaluated block by block: all of its windows through one block, then the next."""
+
+import torch
+from torch import Tensor
+
+from compress_core.head import Halves
+from compress_core.hf.stream import BlockStream, Progress
+
+
+class Streamed:
+    """What :func:`compress_core.evaluate.perplexity_and_kl` asks of a model.
+
+    Held are one block, what is outside the blocks, and the hidden states of all windows, which are
+    on the device only where it has place for them. For the same batches they are those of the whole
+    model to the bit, since the same modules compute them.
+
+    Args:
+        stream: The model; its blocks have run when this is made.
+        windows: int64 token ids (n, length).
+        batch_size: Windows per forward.
+        on_device: Bytes of hidden states that may be on the device; the others are in the stream's
+            room, and go there and back batch by batch.
+        progress: Called after each batch of each block, with windows done and windows in all.
+
+    Raises:
+        ModelError: The model cannot be run block by block.
+    """
+
+    def __init__(
+        self,
+        stream: BlockStream,
+        windows: Tensor,
+        batch_size: int,
+        on_device: int = 0,
+        progress: Progress | None = None,
+    ) -> None:
+        self.stream = stream
+        self.halves = Halves(stream.model)
+        blocks, count = len(stream.layout.blocks), len(windows)
+        states = stream.embed(windows, batch_size)
+        self.states = states.to(stream.device) if states.nbytes <= on_device else states
+
+        for block in range(blocks):
+
+            def told(done: int, _: int, before: int = block * count) -> None:
+                if progress is not None:
+                    progress(before + done, blocks * count)
+
+            stream.run_block(block, self.states, batch_size, progress=told)
+        stream.load_head()
+
+    @torch.inference_mode()
+    def hidden(self, first: int, ids: Tensor) -> Tensor:
+        """The last hidden states (batch, length, width) of the windows from number ``first`` on."""
+        with self.stream.behind(self.states[first : first + len(ids)]):
+            return self.halves.hidden(ids)
+
+    def logits(self, rows: Tensor) -> Tensor:
+        """As :meth:`compress_core.head.Halves.logits`."""
+        return self.halves.logits(rows)
+
+    def pieces(self, rows: int) -> list[slice]:
+        """As :meth:`compress_core.head.Halves.pieces`."""
+        return self.halves.pieces(rows)
