@@ -15,12 +15,13 @@ class Streamed:
     model to the bit, since the same modules compute them.
 
     Args:
-        stream: The model; its blocks have run when this is made.
+        stream: The model; its blocks have run when this is made, if at all.
         windows: int64 token ids (n, length).
         batch_size: Windows per forward.
         on_device: Bytes of hidden states that may be on the device; the others are in the stream's
             room, and go there and back batch by batch.
         progress: Called after each batch of each block, with windows done and windows in all.
+        states: What leaves the last block (n, length, width), where that is known: no block runs.
 
     Raises:
         ModelError: The model cannot be run block by block.
@@ -33,21 +34,25 @@ class Streamed:
         batch_size: int,
         on_device: int = 0,
         progress: Progress | None = None,
+        states: Tensor | None = None,
     ) -> None:
         self.stream = stream
         self.halves = Halves(stream.model)
-        blocks, count = len(stream.layout.blocks), len(windows)
-        states = stream.embed(windows, batch_size)
-        self.states = states.to(stream.device) if states.nbytes <= on_device else states
+        entering = stream.embed(windows, batch_size) if states is None else states
+        self.states = entering.to(stream.device) if entering.nbytes <= on_device else entering
+        if states is None:
+            self._run_blocks(batch_size, progress)
+        stream.load_head()
 
+    def _run_blocks(self, batch_size: int, progress: Progress | None) -> None:
+        blocks, count = len(self.stream.layout.blocks), len(self.states)
         for block in range(blocks):
 
             def told(done: int, _: int, before: int = block * count) -> None:
                 if progress is not None:
                     progress(before + done, blocks * count)
 
-            stream.run_block(block, self.states, batch_size, progress=told)
-        stream.load_head()
+            self.stream.run_block(block, self.states, batch_size, progress=told)
 
     @torch.inference_mode()
     def hidden(self, first: int, ids: Tensor) -> Tensor:

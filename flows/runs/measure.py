@@ -100,7 +100,7 @@ def _measure(
         if evaluation.kind == "text":
             tokens = session.artifact(evaluation.unit.inputs["evaluation tokens"])
             windows = get_tensor(tokens, "tokens")
-            metrics = text_metrics(dense, folder, windows, workspace.batch_size)
+            metrics, _ = text_metrics(dense, folder, windows, workspace.batch_size)
             scores = {"perplexity": metrics.perplexity, "nll": metrics.nll, "kl": metrics.kl or 0.0}
             for name in ("perplexity", "kl"):  # the first text's have no label
                 found.setdefault(f"{OF_MODEL}{name}", scores[name])

@@ -31,16 +31,22 @@ from tasks.engine.free_memory import free_memory
 from tasks.engine.session import Group, Work
 from tasks.engine.units import Unit
 from tasks.engine.whole_models import LOADING, Models
-from tasks.stages.arrays import get_tensor
+from tasks.stages.arrays import get_tensor, put_tensor
 
 ON_DEVICE = 8
 """An accelerator keeps hidden states of a model that take one in so many of its free bytes."""
+
+STATES = "states"
+MOST = 1 << 30
+"""Bytes of a text's hidden states behind the dense model's last block up to which the store keeps
+them, so that its blocks run once, whatever is compared with it."""
 
 
 def text_group(
     models: Models,
     tokens: Unit,
     compressed: Unit | None,
+    measured: Unit | None,
     *,
     which: str,
     batch_size: int,
@@ -53,29 +59,38 @@ def text_group(
         models: Knows the dense model; a whole one that it holds is let go.
         tokens: The unit whose artifact holds the text's windows.
         compressed: The unit whose folder is measured; None for the dense model.
+        measured: The unit of the dense model on this text; None where this is it.
         which: What people call that model.
         batch_size: Windows per forward.
         label: What people call the text.
         expected_tokens: For the plan.
     """
-    dense, passes = models.dense, 2 if compressed else 1
+    dense, count = models.dense, 2 if compressed else 1
+    states = hidden_bytes(dense, expected_tokens)
+    kept = states <= MOST
+    passes = 1 if kept else count
     unit = Unit(
         "evaluate",
         f"{which} on {label}",
         settings={"dtype": dense.compute_dtype},
         sources={"dense model": dense.digest},
-        inputs={"evaluation tokens": tokens, **_compressed(compressed)},
+        inputs={
+            "evaluation tokens": tokens,
+            **_compressed(compressed),
+            **({"dense evaluation": measured} if measured and kept else {}),
+        },
         cost=Cost(
             products={
                 MODEL: passes
                 * forward_operations(dense, expected_tokens, tokens.settings["length"])
             },
-            logits=passes * logits(dense, expected_tokens),
-            held=passes * streamed_numbers(dense),
-            memory=passes * hidden_bytes(dense, expected_tokens),
+            logits=count * logits(dense, expected_tokens),
+            held=count * streamed_numbers(dense),
+            memory=count * states,
+            disk=states if kept and not compressed else 0,
         ),
     )
-    return Group("evaluate", unit.name, [unit], _Text(models, tokens, compressed, batch_size))
+    return Group("evaluate", unit.name, [unit], _Text(models, tokens, compressed, batch_size, kept))
 
 
 @dataclass(frozen=True)
@@ -130,8 +145,9 @@ def text_metrics(
     batch_size: int,
     *,
     layout: ModelLayout | None = None,
+    states: Tensor | None = None,
     progress: Progress = lambda done, total: None,
-) -> TextMetrics:
+) -> tuple[TextMetrics, Tensor]:
     """Perplexity on windows, and KL to the dense model, both models block by block.
 
     Args:
@@ -140,17 +156,21 @@ def text_metrics(
         windows: int64 token ids (n, length).
         batch_size: Windows per forward.
         layout: Of the model that the folder was made of; None looks into the folder.
+        states: What leaves the dense model's last block (n, length, width); None runs its blocks.
         progress: Told of batches, in all blocks of both models and at the head.
+
+    Returns:
+        The metrics, and those states of the dense model.
 
     Raises:
         ModelError: The folder is damaged.
         NumericsError: Logits that are not finite; names the window.
     """
     count, blocks = len(windows), len(dense.layout.blocks)
-    passes = 2 if folder else 1
+    passes = (states is None) + (folder is not None)
     total = (passes * blocks + 1) * count  # another dense model's folder may have other blocks
 
-    def streamed(stream: BlockStream, before: int) -> Streamed:
+    def streamed(stream: BlockStream, before: int, states: Tensor | None = None) -> Streamed:
         free = free_memory(dense.device) // ON_DEVICE
         share = blocks * count
         return Streamed(
@@ -159,14 +179,16 @@ def text_metrics(
             batch_size,
             free,
             lambda done, of: progress(before + done * share // of, total),
+            states,
         )
 
-    reference = streamed(dense.new_stream(), 0)
+    reference = streamed(dense.new_stream(), 0, states)
     model = reference
     if folder is not None:
         where = dense.device, dense.compute_dtype, dense.room
-        model = streamed(CompressedStream(folder, layout, *where), blocks * count)
-    return perplexity_and_kl(
+        before = (passes - 1) * blocks * count
+        model = streamed(CompressedStream(folder, layout, *where), before)
+    metrics = perplexity_and_kl(
         model,
         windows,
         reference=reference if folder else None,
@@ -174,29 +196,36 @@ def text_metrics(
         device=dense.device,
         progress=lambda done, _: progress(passes * blocks * count + done, total),
     )
+    return metrics, reference.states
 
 
 class _Text:
     def __init__(
-        self, models: Models, tokens: Unit, compressed: Unit | None, batch_size: int
+        self, models: Models, tokens: Unit, compressed: Unit | None, batch_size: int, kept: bool
     ) -> None:
         self.models = models
         self.tokens = tokens
         self.compressed = compressed
         self.batch_size = batch_size
+        self.kept = kept
 
     def __call__(self, work: Work) -> None:
         self.models.drop()
         dense, compressed = self.models.dense, self.compressed
-        metrics = text_metrics(
+        (unit,) = work.missing
+        known = unit.inputs.get("dense evaluation")
+        metrics, states = text_metrics(
             dense,
             work.artifact(compressed).file(FOLDER) if compressed else None,
             get_tensor(work.artifact(self.tokens), "tokens"),
             self.batch_size,
             layout=dense.layout,
+            states=get_tensor(work.artifact(known), STATES) if known else None,
             progress=work.progress,
         )
-        with work.draft(work.missing[0]) as draft:
+        with work.draft(unit) as draft:
+            if self.kept and compressed is None:
+                put_tensor(draft, STATES, states.cpu())
             draft.attrs |= {
                 "perplexity": metrics.perplexity,
                 "nll": metrics.nll,
