@@ -90,7 +90,7 @@ class _Search:
     def _measure(self, pipeline: Pipeline, which: str) -> float:
         """Perplexity of the dense or the compressed model on the first text."""
         text = next(e for e in pipeline.evaluations if (e.kind, e.model) == ("text", which))
-        needed = {text.unit, text.unit.inputs["evaluation tokens"]}
+        needed = {text.unit, *text.unit.inputs.values()}
         groups = [
             group
             for group in pipeline.groups

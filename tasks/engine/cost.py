@@ -58,8 +58,13 @@ def block_operations(model: DenseModel, block: int, tokens: int, length: int) ->
 def forward_operations(model: DenseModel, tokens: int, length: int) -> float:
     """The whole model's forward: all blocks, and the head."""
     blocks = range(len(model.layout.blocks))
-    head = 2.0 * tokens * _outer(model)[0] * _width(model)
-    return head + sum(block_operations(model, block, tokens, length) for block in blocks)
+    inside = sum(block_operations(model, block, tokens, length) for block in blocks)
+    return head_operations(model, tokens) + inside
+
+
+def head_operations(model: DenseModel, tokens: int) -> float:
+    """The head alone."""
+    return 2.0 * tokens * _outer(model)[0] * _width(model)
 
 
 def logits(model: DenseModel, tokens: int) -> float:

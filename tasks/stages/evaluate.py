@@ -22,6 +22,7 @@ from tasks.engine.cost import (
     MODEL,
     Cost,
     forward_operations,
+    head_operations,
     hidden_bytes,
     logits,
     streamed_numbers,
@@ -69,6 +70,8 @@ def text_group(
     states = hidden_bytes(dense, expected_tokens)
     kept = states <= MOST
     passes = 1 if kept else count
+    whole = forward_operations(dense, expected_tokens, tokens.settings["length"])
+    head = head_operations(dense, expected_tokens)
     unit = Unit(
         "evaluate",
         f"{which} on {label}",
@@ -80,10 +83,7 @@ def text_group(
             **({"dense evaluation": measured} if measured and kept else {}),
         },
         cost=Cost(
-            products={
-                MODEL: passes
-                * forward_operations(dense, expected_tokens, tokens.settings["length"])
-            },
+            products={MODEL: passes * whole + (count - passes) * head},
             logits=count * logits(dense, expected_tokens),
             held=count * streamed_numbers(dense),
             memory=count * states,

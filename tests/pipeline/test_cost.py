@@ -61,10 +61,12 @@ def test_an_evaluation_counts_the_head_and_both_models(inputs: pico.Inputs, home
     once = pico.BLOCKS * block(EVALUATED) + 2.0 * EVALUATED * VOCABULARY * WIDTH
     (dense, compressed) = (cost for (stage, _), cost in found.items() if stage == "evaluate")
     assert (dense.products, dense.logits) == ({MODEL: once}, EVALUATED * VOCABULARY)
-    assert compressed.products == {MODEL: 2 * once}
+    head = 2.0 * EVALUATED * VOCABULARY * WIDTH  # what left the dense model's blocks is kept
+    assert compressed.products == {MODEL: once + head}
     assert compressed.logits == 2 * EVALUATED * VOCABULARY
     numbers = WEIGHTS + NORMS + VOCABULARY * WIDTH + WIDTH  # a block, and what is outside
     assert (dense.held, compressed.held) == (numbers, 2 * numbers)
+    assert (dense.disk, compressed.disk) == (4 * EVALUATED * WIDTH, 0)
     assert (dense.memory, compressed.memory) == tuple(4 * n * EVALUATED * WIDTH for n in (1, 2))
 
 
