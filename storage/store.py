@@ -6,7 +6,7 @@ group) and `files/`. It appears by one rename and never changes afterwards.
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,6 @@ SHORTEST_PREFIX = 4
 DIGITS = frozenset(hexdigits.lower())
 
 _LOG = logging.getLogger(__name__)
-_TRUST = verify.Trust()  # of this process, whatever Store object asks
 
 
 @dataclass(frozen=True)
@@ -58,6 +57,8 @@ class Store:
         StorageError: `root` is a file, or its format file is damaged.
     """
 
+    REMEDY = "will be computed again"
+
     def __init__(self, root: Path, on_problem: Callable[[str], None] = _LOG.warning) -> None:
         self.root = Path(root).absolute()
         self._layout = Layout(self.root)
@@ -70,6 +71,28 @@ class Store:
     def layout(self) -> Layout:
         """The paths of this store."""
         return self._layout
+
+    @property
+    def where(self) -> str:
+        """What people call the place."""
+        return str(self.root)
+
+    def begin(self) -> None:
+        """Refuse what a run could not keep its results in; this disk was asked already."""
+
+    def note_run(self, name: str, created: str, keys: Iterable[str], registry: str) -> None:
+        """Tell whoever else frees from this store what a run used; nobody does without its records.
+
+        Args:
+            name: of the run's record.
+            created: when it ended, ISO 8601 with a zone.
+            keys: of the artifacts that it used.
+            registry: where its model was registered.
+        """
+
+    def stages(self) -> list[str]:
+        """Names of the stages that it has artifacts of, sorted."""
+        return self._layout.stages()
 
     @contextmanager
     def draft(
@@ -120,7 +143,7 @@ class Store:
         manifest, seen = None, None
         try:
             manifest = self._read(folder)
-            if _TRUST.holds(folder, manifest):
+            if verify.TRUST.holds(folder, manifest):
                 return manifest
             seen = verify.signature(folder, manifest)
             problems = verify.deep_problems(folder, manifest)
@@ -129,7 +152,7 @@ class Store:
         except ArtifactCorruptError as error:
             problems = [str(error)]
         if manifest is not None and seen is not None and not problems:
-            _TRUST.grant(folder, manifest, seen)
+            verify.TRUST.grant(folder, manifest, seen)
             return manifest
         if self._is_still(folder, identity):  # else removed or replaced this moment
             self._put_aside(folder, manifest, problems)
@@ -186,7 +209,7 @@ class Store:
             problems = [str(error)]
         return problems if self._is_still(folder, identity) else []
 
-    def strays(self) -> Iterator[Path]:
+    def strays(self) -> Iterator[Path | str]:
         """Yield what lies in the store's folders and is neither an artifact nor its own."""
         own = {self.root / FORMAT_NAME}
         return (path for path in self._layout.strays() if path not in own)
@@ -217,7 +240,8 @@ class Store:
 
     def rebuild_index(self) -> None:
         """Make the index behind `candidates` anew from the artifacts themselves."""
-        entries = [(found.stage, found.unit, found.key) for found in self.manifests()]
+        # of this disk alone, wherever else a subclass looks
+        entries = [(found.stage, found.unit, found.key) for found in Store.manifests(self)]
         rebuild_index(self._layout, entries)
 
     def resolve(self, prefix: str) -> Manifest:
@@ -233,15 +257,23 @@ class Store:
             raise ArtifactMissingError(
                 f"key {prefix!r} is too short: give {SHORTEST_PREFIX} digits or more"
             )
-        found = list(self._layout.artifacts(prefix=prefix))
+        found = self._beginning(prefix)
         if not found:
             raise ArtifactMissingError(
-                f"no key starts with {prefix!r} in {self.root}; `eigenpress store ls` lists them"
+                f"no key starts with {prefix!r} in {self.where}; `eigenpress store ls` lists them"
             )
         if len(found) > 1:
-            listed = ", ".join(f"{stage} {key[: len(prefix) + 8]}" for stage, key, _ in found[:8])
+            listed = ", ".join(f"{stage} {key[: len(prefix) + 8]}" for stage, key in found[:8])
             raise ArtifactMissingError(f"{len(found)} keys start with {prefix!r}: {listed}")
-        stage, key, _ = found[0]
+        stage, key = found[0]
+        return self._known(key, stage)
+
+    def _beginning(self, prefix: str) -> list[tuple[str, str]]:
+        """Stage and key of all whose keys start so, sorted."""
+        return [(stage, key) for stage, key, _ in self._layout.artifacts(prefix=prefix)]
+
+    def _known(self, key: str, stage: str | None = None) -> Manifest:
+        """Return a manifest; raises as `open`."""
         return self.open(key, stage).manifest
 
     def lineage(self, key: str) -> list[Manifest | MissingArtifact]:
@@ -250,7 +282,7 @@ class Store:
         Raises:
             ArtifactMissingError: there is no artifact under `key` itself.
         """
-        found: list[Manifest | MissingArtifact] = [self.open(key).manifest]
+        found: list[Manifest | MissingArtifact] = [self._known(key)]
         seen = {key}
         for node in found:  # grows while it is walked: breadth first
             if isinstance(node, MissingArtifact):
@@ -265,7 +297,11 @@ class Store:
         return found
 
     def remove(self, key: str, stage: str | None = None) -> None:
-        """Delete an artifact.
+        """Delete an artifact; arguments and errors as of `evict`."""
+        self.evict(key, stage)
+
+    def evict(self, key: str, stage: str | None = None) -> None:
+        """Delete an artifact from this disk.
 
         Args:
             key: the key.
@@ -311,7 +347,5 @@ class Store:
         """Report a damaged artifact and take it away."""
         stage, unit = folder.parent.parent.name, manifest.unit if manifest else "of unknown unit"
         more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
-        self._on_problem(
-            f"{stage} {unit} ({folder.name[:12]}): {problems[0]}{more}; will be computed again"
-        )
+        self._on_problem(f"{stage} {unit} ({folder.name[:12]}): {problems[0]}{more}; {self.REMEDY}")
         move_out(self._layout, folder)
