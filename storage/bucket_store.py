@@ -9,13 +9,13 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-from storage import disk, verify
 from storage.artifact import Artifact
 from storage.bucket import Bucket, Placed, unit_of
-from storage.draft import Draft, Inputs, move_out, publish, write_manifest
-from storage.errors import ArtifactCorruptError, ArtifactMissingError, ObjectsError, StorageError
-from storage.manifest import FILES_FOLDER, MANIFEST_NAME, Manifest
+from storage.draft import Draft, Inputs
+from storage.errors import ArtifactCorruptError, ArtifactMissingError, ObjectsError
+from storage.manifest import Manifest
 from storage.store import Store
+from storage.transfer import Transfer
 
 
 class BucketStore(Store):
@@ -43,6 +43,7 @@ class BucketStore(Store):
     ) -> None:
         super().__init__(root, on_problem)
         self.bucket = bucket
+        self._transfer = Transfer(self.layout, bucket, on_problem)
         self._local_stages = frozenset(local_stages)
         # Key to stage and version, as they were when the store was opened, and what this process
         # did since: whether something has to be put there, and what `plan` says, is decided by it.
@@ -199,17 +200,12 @@ class BucketStore(Store):
         return [one for one in found.values() if isinstance(one, Placed)]
 
     def _share(self, manifest: Manifest) -> Manifest:
-        """Put an artifact of this disk into the bucket, if it is not there.
-
-        Returns:
-            What this disk has then: of an artifact that somebody else put first, with other
-            content, theirs.
-        """
+        """Put an artifact of this disk into the bucket, if it is not there; return as `send`."""
         stage, key = manifest.stage, manifest.key
         if stage in self._local_stages or key in self._there:
             return manifest
         try:
-            manifest = self._send(manifest)
+            manifest = self._transfer.send(manifest)
         except FileNotFoundError as error:
             raise ArtifactMissingError(
                 f"{stage} {manifest.unit} ({key[:12]}) was removed while it was being put into "
@@ -223,90 +219,11 @@ class BucketStore(Store):
         self._there[key] = stage, ""
         return manifest
 
-    def _send(self, manifest: Manifest) -> Manifest:
-        stage, key = manifest.stage, manifest.key
-        folder = self._layout.artifact(stage, key)
-        text = (folder / MANIFEST_NAME).read_text()
-        while True:
-            winner = None
-            try:
-                # the work took its time: others may be done, and then no byte has to be sent
-                winner = self.bucket.read(stage, key) or self.bucket.send(manifest, text, folder)
-                if winner.manifest.digest == manifest.digest:
-                    return manifest
-                return self._download(winner, replace=True)
-            except ArtifactCorruptError as error:
-                self._damaged(stage, key, f"{error}; replaced", winner)
-            except ArtifactMissingError:  # theirs was deleted this moment
-                continue
-
     def _fetch(self, key: str, stage: str) -> Manifest | None:
         """Bring an artifact from the bucket to this disk; None if there is no whole one."""
-        placed, found = None, None
-        try:
-            placed = self.bucket.read(stage, key)
-            if placed is not None:
-                found = self._download(placed)
-        except ArtifactMissingError:  # deleted this moment
-            pass
-        except ArtifactCorruptError as error:
-            self._damaged(stage, key, f"{error}; will be computed again", placed)
+        found = self._transfer.fetch(key, stage)
         if found is None:
             self._there.pop(key, None)
         else:
             self._there[key] = stage, ""
         return found
-
-    def _download(self, placed: Placed, replace: bool = False) -> Manifest:
-        """Publish an artifact of the bucket here, once every byte is checked.
-
-        Args:
-            placed: what the bucket has.
-            replace: put it in the place of what is here.
-
-        Raises:
-            ArtifactCorruptError: it is damaged in the bucket.
-            ArtifactMissingError: it was deleted there meanwhile.
-            StorageError: it cannot be written here.
-        """
-        manifest = placed.manifest
-        scratch = self._layout.scratch(manifest.key)
-        target = self._layout.artifact(manifest.stage, manifest.key)
-        try:
-            with disk.writing(scratch, manifest.nbytes):
-                disk.make_folder(scratch / FILES_FOLDER)
-                whole = self.bucket.fetch(placed, scratch)
-                seen = verify.signature(scratch, manifest)
-                if not whole or seen is None or verify.deep_problems(scratch, manifest):
-                    raise self._judge(placed)
-                paths = [scratch / name for name in sorted(manifest.files)]
-                write_manifest(scratch, placed.text, paths)
-                if replace:
-                    move_out(self._layout, target)
-                found = publish(self._layout, scratch, manifest)
-        finally:
-            disk.remove_tree(scratch)
-        if found is manifest:
-            verify.TRUST.grant(target, manifest, seen)
-        return found
-
-    def _judge(self, placed: Placed) -> StorageError:
-        """Whose fault it is that an artifact did not arrive whole; the bucket is read once more.
-
-        What all share is deleted on no other evidence than its own bytes.
-        """
-        what = f"{placed.manifest.stage} {placed.manifest.key[:12]}"
-        problems = self.bucket.problems(placed)
-        if not problems:
-            return StorageError(
-                f"{what} is whole in {self.where} and damaged once it is written below "
-                f"{self.root}: check that disk, and run the same command again"
-            )
-        if self.bucket.read(placed.manifest.stage, placed.manifest.key) != placed:
-            return ArtifactMissingError(f"{what} was deleted from {self.where} meanwhile")
-        return ArtifactCorruptError(problems[0])
-
-    def _damaged(self, stage: str, key: str, what: str, placed: Placed | None) -> None:
-        """Report an artifact that is damaged in the bucket, and take it away there."""
-        self._on_problem(f"{stage} {key[:12]} in {self.where}: {what}")
-        self.bucket.drop(stage, key, placed)

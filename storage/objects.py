@@ -101,13 +101,14 @@ def parse_address(address: str) -> tuple[str, str, str]:
     Raises:
         ObjectsError: it is none. Nothing of what may be a secret in it is repeated.
     """
-    parts = urlsplit(address)
+    kinds = "a store is s3://BUCKET/PREFIX or file:///FOLDER"
+    try:
+        parts = urlsplit(address)
+    except ValueError:
+        raise ObjectsError(f"{kinds}, and this is no address") from None
     if parts.scheme not in ("s3", "file"):
-        raise ObjectsError(
-            f"a store is s3://BUCKET/PREFIX or file:///FOLDER, got one of {parts.scheme!r}"
-            if parts.scheme
-            else f"a store is s3://BUCKET/PREFIX or file:///FOLDER, got {address!r}"
-        )
+        got = f"one of {parts.scheme!r}" if parts.scheme else repr(address)
+        raise ObjectsError(f"{kinds}, got {got}")
     if "@" in parts.netloc or parts.query or parts.fragment:
         raise ObjectsError(
             f"a store is named {parts.scheme}://… without user, password or parameters: "

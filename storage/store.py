@@ -8,9 +8,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from string import hexdigits
 from typing import Any
 
 from storage import disk, verify
@@ -19,31 +17,14 @@ from storage.draft import Draft, Inputs, move_out
 from storage.errors import ArtifactCorruptError, ArtifactMissingError, StorageError
 from storage.index import drop_from_index, keys_in_index, rebuild_index
 from storage.layout import INDEX, Layout, check_key, check_stage
+from storage.lookup import Lookup
 from storage.manifest import MANIFEST_NAME, Manifest, read_manifest
 from storage.root import FORMAT_NAME, prepare_root
-
-SHORTEST_PREFIX = 4
-DIGITS = frozenset(hexdigits.lower())
 
 _LOG = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class MissingArtifact:
-    """An input that the store no longer has.
-
-    Attributes:
-        key: its key.
-        digest: digest of the content that was used.
-        role: what it was to the artifact made from it.
-    """
-
-    key: str
-    digest: str
-    role: str
-
-
-class Store:
+class Store(Lookup):
     """A store on a local disk.
 
     Args:
@@ -244,58 +225,6 @@ class Store:
         entries = [(found.stage, found.unit, found.key) for found in Store.manifests(self)]
         rebuild_index(self._layout, entries)
 
-    def resolve(self, prefix: str) -> Manifest:
-        """Return the one artifact whose key starts with `prefix` (4 digits or more).
-
-        Raises:
-            ArtifactMissingError: none, or several; the message lists them.
-        """
-        prefix = prefix.strip().lower()
-        if not DIGITS.issuperset(prefix):
-            raise ArtifactMissingError(f"{prefix!r} is no key: keys are made of 0-9 and a-f")
-        if len(prefix) < SHORTEST_PREFIX:
-            raise ArtifactMissingError(
-                f"key {prefix!r} is too short: give {SHORTEST_PREFIX} digits or more"
-            )
-        found = self._beginning(prefix)
-        if not found:
-            raise ArtifactMissingError(
-                f"no key starts with {prefix!r} in {self.where}; `eigenpress store ls` lists them"
-            )
-        if len(found) > 1:
-            listed = ", ".join(f"{stage} {key[: len(prefix) + 8]}" for stage, key in found[:8])
-            raise ArtifactMissingError(f"{len(found)} keys start with {prefix!r}: {listed}")
-        stage, key = found[0]
-        return self._known(key, stage)
-
-    def _beginning(self, prefix: str) -> list[tuple[str, str]]:
-        """Stage and key of all whose keys start so, sorted."""
-        return [(stage, key) for stage, key, _ in self._layout.artifacts(prefix=prefix)]
-
-    def _known(self, key: str, stage: str | None = None) -> Manifest:
-        """Return a manifest; raises as `open`."""
-        return self.open(key, stage).manifest
-
-    def lineage(self, key: str) -> list[Manifest | MissingArtifact]:
-        """Return an artifact and all it was made from, nearest first, each once.
-
-        Raises:
-            ArtifactMissingError: there is no artifact under `key` itself.
-        """
-        found: list[Manifest | MissingArtifact] = [self._known(key)]
-        seen = {key}
-        for node in found:  # grows while it is walked: breadth first
-            if isinstance(node, MissingArtifact):
-                continue
-            for role, source in node.inputs.items():
-                above = source["key"]
-                if above is None or above in seen:
-                    continue
-                seen.add(above)
-                known = self.peek(above)
-                found.append(known or MissingArtifact(above, str(source["digest"]), role))
-        return found
-
     def remove(self, key: str, stage: str | None = None) -> None:
         """Delete an artifact; arguments and errors as of `evict`."""
         self.evict(key, stage)
@@ -319,6 +248,14 @@ class Store:
         except (FileNotFoundError, ArtifactCorruptError):
             pass  # its index entry cannot be known; a stale one is skipped by readers
         move_out(self._layout, folder)
+
+    def _beginning(self, prefix: str) -> list[tuple[str, str]]:
+        """Stage and key of all whose keys start so, sorted."""
+        return [(stage, key) for stage, key, _ in self._layout.artifacts(prefix=prefix)]
+
+    def _known(self, key: str, stage: str | None = None) -> Manifest:
+        """Return a manifest; raises as `open`."""
+        return self.open(key, stage).manifest
 
     def _folder(self, key: str, stage: str | None) -> Path | None:
         """Return the folder of an artifact that is there, whole or not."""

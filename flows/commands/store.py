@@ -16,8 +16,9 @@ from storage.errors import ArtifactMissingError
 
 if TYPE_CHECKING:
     from storage.gc import GarbageReport
+    from storage.lookup import MissingArtifact
     from storage.manifest import Manifest
-    from storage.store import MissingArtifact, Store
+    from storage.store import Store
 
 store_app = App(name="store", help="Look into the store of artifacts.", no_args_is_help=True)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from flows.runs.stores import open_store
 from storage.artifact import Artifact
 from storage.bucket import Bucket
 from storage.bucket_gc import collect_shared_garbage
@@ -16,8 +17,9 @@ from storage.errors import (
     StoreVersionError,
 )
 from storage.keys import recipe_key
+from storage.lookup import MissingArtifact
 from storage.records import seal
-from storage.store import MissingArtifact, Store
+from storage.store import Store
 from tests.contracts.buckets import Faulty, Lost, machine, make, recipe, value_of
 
 NOW = timedelta(0)
@@ -358,3 +360,25 @@ def test_notes_of_runs_come_back(tmp_path: Path, objects: Faulty) -> None:
     objects.flip("runs/run-1")
     with pytest.raises(ObjectsError, match="run-1 is damaged"):
         store.bucket.notes()
+
+
+def test_files_are_cut_at_pieces_and_put_together_again(
+    tmp_path: Path, objects: Faulty, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("storage.pack.PIECE", 700)  # of about 5,000 bytes in several files
+    store = machine(tmp_path / "a", objects)
+    made = make(store, "x", 7)
+    assert value_of(machine(tmp_path / "b", objects), "x") == 7
+    assert store.check(made) == []
+    objects.flip(objects.names("payload")[0], 2000)
+    assert len(store.check(made)) == 1
+
+
+def test_a_shared_folder_is_a_bucket_too(tmp_path: Path) -> None:
+    address = (tmp_path / "shared").as_uri()
+    key = recipe_key({})
+    one = open_store(tmp_path / "a", address, pytest.fail)
+    one.begin()
+    with one.draft(key=key, stage="weigh", unit="u", recipe={}, inputs={}) as draft:
+        draft.attrs["one"] = 1
+    assert open_store(tmp_path / "b", address, pytest.fail).find(key, "weigh") == draft.manifest

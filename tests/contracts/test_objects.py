@@ -158,6 +158,7 @@ class TestS3(Contract):
 
 REFUSED = {
     "models/llama": "a store is s3://BUCKET/PREFIX or file:///FOLDER",
+    "s3://[bucket/x": "a store is s3://BUCKET/PREFIX or file:///FOLDER",
     "https://bucket/x": "a store is s3://BUCKET/PREFIX",
     "s3://": "names no bucket",
     "s3:///prefix": "names no bucket",
