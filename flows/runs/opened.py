@@ -54,9 +54,11 @@ class Opened:
         """Refuses what only texts and tracking can show, and tells what people should know.
 
         Raises:
+            ObjectsError: The bucket of the store cannot be written.
             TextError: A text cannot be read or is too short for one window.
             TrackingError: Runs cannot be tracked.
         """
+        self.workspace.store.begin()
         calibrated = any(p.job.method.needs_calibration for p in self.pipelines)
         with self.reporter.working("reading"):
             read_texts(self.workspace, calibrated or self.settings.recovery is not None)

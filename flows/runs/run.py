@@ -16,7 +16,7 @@ from flows.runs.artifacts import Progress, show_run
 from flows.runs.card import card_of
 from flows.runs.opened import Opened
 from flows.runs.pipeline import Pipeline
-from flows.runs.records import save_run_record
+from flows.runs.records import save_run_record, tell_others
 from flows.runs.results import (
     as_stage,
     collect_result,
@@ -165,6 +165,7 @@ def finish(
     result["run_id"] = registered.pop("run_id")
     result["registered"] = registered
     result["seconds"] = round(perf_counter() - started, 3)
-    save_run_record(config.home, config, result, opened.sweep)
+    record = save_run_record(config.home, config, result, opened.sweep)
+    tell_others(record, workspace.store, reporter.note)
     show_run(config.home.expanduser(), result, reporter.note)
     return result

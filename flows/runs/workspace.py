@@ -13,6 +13,7 @@ from compress_core.hf.lm_eval_tasks import TaskSpec, find_tasks
 from compress_core.hf.text import clip_length
 from compress_core.method import Method
 from compress_core.methods import build_method
+from flows.runs.stores import open_store
 from flows.settings.checks import check_windows, choose_device
 from flows.settings.config import RunConfig, Settings
 from flows.settings.home import DIGESTS, open_home
@@ -23,6 +24,7 @@ from tasks.engine.free_memory import free_memory
 from tasks.engine.session import Group, Session
 from tasks.engine.units import Outcome
 from tasks.engine.whole_models import Models
+from tasks.stages.scratch import SCRATCH
 from tasks.stages.tokenise import NOTES, TEXT, Text, calibration_group, evaluation_group
 
 
@@ -117,7 +119,8 @@ def open_workspace(settings: Settings) -> Workspace:
     home = settings.home.expanduser()
     open_home(home)
     notes = Notes()
-    store = Store(home / "store", on_problem=notes.add)
+    # what only lasts as long as a run, its states and checkpoints, stays on this disk
+    store = open_store(home, settings.store, notes.add, {SCRATCH})
     digests = DigestCache(home / DIGESTS)
     device = choose_device(settings.device)
     folder = resolve_model(settings.model)

@@ -21,7 +21,7 @@ from flows.settings.belonging import (
     TRAINING,
     Belongs,
 )
-from flows.settings.home import default_home
+from flows.settings.home import default_home, default_store
 from tasks.engine.stages import REFRESHABLE
 
 Recover = Literal["lora", "factors", "blocks", "blocks+factors"]
@@ -168,6 +168,11 @@ class Fields(BaseModel):
     home: Annotated[Path, Belongs(MACHINE, word="DIR")] = Field(
         default_factory=default_home,
         description="data directory; else EIGENPRESS_HOME or ~/.eigenpress",
+    )
+    store: Annotated[str | None, Belongs(MACHINE, word="s3://BUCKET/PREFIX")] = Field(
+        default_factory=default_store,
+        description="bucket that artifacts are shared in, with the data directory's store in front "
+        "of it; else EIGENPRESS_STORE, or none",
     )
     name: Annotated[str | None, Belongs(OUTPUT, word="NAME")] = Field(
         None, description="name in the model registry"

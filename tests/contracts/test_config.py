@@ -54,6 +54,7 @@ COMMON: dict[str, tuple[list[str], Any]] = {
     "device": (["cuda:1"], "cuda:1"),
     "batch_size": (["3"], 3),
     "home": (["elsewhere"], Path("elsewhere")),
+    "store": (["s3://bucket/models"], "s3://bucket/models"),
     "name": (["tiny"], "tiny"),
     "refresh": (["collect,evaluate"], ["collect", "evaluate"]),
     "trust_remote_code": ([], True),
