@@ -22,19 +22,15 @@ from tasks.engine.cost import (
     MODEL,
     Cost,
     forward_operations,
-    hidden_bytes,
     logits,
+    streamed_bytes,
     streamed_numbers,
 )
 from tasks.engine.dense_model import FOLDER, DenseModel
-from tasks.engine.free_memory import free_memory
 from tasks.engine.session import Group, Work
 from tasks.engine.units import Unit
 from tasks.engine.whole_models import LOADING, Models
 from tasks.stages.arrays import get_tensor
-
-ON_DEVICE = 8
-"""An accelerator keeps hidden states of a model that take one in so many of its free bytes."""
 
 
 def text_group(
@@ -72,7 +68,9 @@ def text_group(
             },
             logits=passes * logits(dense, expected_tokens),
             held=passes * streamed_numbers(dense),
-            memory=passes * hidden_bytes(dense, expected_tokens),
+            memory=streamed_bytes(
+                dense, expected_tokens, passes, batch_size * tokens.settings["length"]
+            ),
         ),
     )
     return Group("evaluate", unit.name, [unit], _Text(models, tokens, compressed, batch_size))
@@ -113,7 +111,7 @@ def task_group(
         code=LOADING,
         sources={"dense model": dense.digest},
         inputs=_compressed(compressed),
-        cost=Cost(held=dense.parameters),
+        cost=Cost(held=dense.parameters, whole=True),
     )
     compute = _Task(models, spec, compressed, batch_size, asking, tell)
     return Group("evaluate", unit.name, [unit], compute)
@@ -151,13 +149,11 @@ def text_metrics(
     total = (passes * blocks + 1) * count  # another dense model's folder may have other blocks
 
     def streamed(stream: BlockStream, before: int) -> Streamed:
-        free = free_memory(dense.device) // ON_DEVICE
         share = blocks * count
         return Streamed(
             stream,
             windows,
             batch_size,
-            free,
             lambda done, of: progress(before + done * share // of, total),
         )
 

@@ -187,6 +187,7 @@ def estimated(**changes: Any) -> Estimate:
             seconds=130.0,
             stages={"collect": 130.0},
             memory=1_100_000_000,
+            largest=Planned("collect", "a", "run", "", None, Cost(memory=1_100_000_000)),
             disk=1_620_000_000,
             models=[400_000_000, 450_000_000],
             free_memory=22_000_000_000,
