@@ -18,15 +18,21 @@ class Room:
         most: Bytes of one tensor that may be in memory; a larger one is a file mapped into it,
             whose pages the system writes out and takes back as it needs to. None for any.
         folder: Where such files are; they have no name, so none is left by whatever ends a process.
+        on_device: Bytes of one model's that an accelerator may keep while it is evaluated.
     """
 
     most: int | None = None
     folder: Path | None = None
+    on_device: int = 0
+
+    def held(self, nbytes: int) -> int:
+        """Bytes of memory that a tensor of so many takes."""
+        return 0 if self.most is not None and nbytes > self.most else nbytes
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """A tensor on the CPU with nothing in it yet."""
         numbers = torch.Size(shape).numel()
-        if self.most is None or numbers * dtype.itemsize <= self.most:
+        if self.held(numbers * dtype.itemsize) == numbers * dtype.itemsize:
             return torch.empty(tuple(shape), dtype=dtype)
         with NamedTemporaryFile(dir=self.folder, prefix="hidden-") as file:
             _reserve(file.fileno(), numbers * dtype.itemsize)

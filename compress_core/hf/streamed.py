@@ -10,16 +10,14 @@ from compress_core.hf.stream import BlockStream, Progress
 class Streamed:
     """What :func:`compress_core.evaluate.perplexity_and_kl` asks of a model.
 
-    Held are one block, what is outside the blocks, and the hidden states of all windows, which are
-    on the device only where it has place for them. For the same batches they are those of the whole
-    model to the bit, since the same modules compute them.
+    Held are one block, what is outside the blocks, and the hidden states of all windows: on the
+    device where the stream's room has place for them, else handed to it batch by batch. For the
+    same batches they are those of the whole model to the bit: the same modules compute them.
 
     Args:
         stream: The model; its blocks have run when this is made, if at all.
         windows: int64 token ids (n, length).
         batch_size: Windows per forward.
-        on_device: Bytes of hidden states that may be on the device; the others are in the stream's
-            room, and go there and back batch by batch.
         progress: Called after each batch of each block, with windows done and windows in all.
         states: What leaves the last block (n, length, width), where that is known: no block runs.
 
@@ -32,14 +30,14 @@ class Streamed:
         stream: BlockStream,
         windows: Tensor,
         batch_size: int,
-        on_device: int = 0,
         progress: Progress | None = None,
         states: Tensor | None = None,
     ) -> None:
         self.stream = stream
         self.halves = Halves(stream.model)
         entering = stream.embed(windows, batch_size) if states is None else states
-        self.states = entering.to(stream.device) if entering.nbytes <= on_device else entering
+        stays = entering.nbytes <= stream.room.on_device
+        self.states = entering.to(stream.device) if stays else entering
         if states is None:
             self._run_blocks(batch_size, progress)
         stream.load_head()

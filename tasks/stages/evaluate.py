@@ -25,17 +25,14 @@ from tasks.engine.cost import (
     head_operations,
     hidden_bytes,
     logits,
+    streamed_bytes,
     streamed_numbers,
 )
 from tasks.engine.dense_model import FOLDER, DenseModel
-from tasks.engine.free_memory import free_memory
 from tasks.engine.session import Group, Work
 from tasks.engine.units import Unit
 from tasks.engine.whole_models import LOADING, Models
 from tasks.stages.arrays import get_tensor, put_tensor
-
-ON_DEVICE = 8
-"""An accelerator keeps hidden states of a model that take one in so many of its free bytes."""
 
 STATES = "states"
 MOST = 1 << 30
@@ -86,7 +83,9 @@ def text_group(
             products={MODEL: passes * whole + (count - passes) * head},
             logits=count * logits(dense, expected_tokens),
             held=count * streamed_numbers(dense),
-            memory=count * states,
+            memory=streamed_bytes(
+                dense, expected_tokens, count, batch_size * tokens.settings["length"]
+            ),
             disk=states if kept and not compressed else 0,
         ),
     )
@@ -128,7 +127,7 @@ def task_group(
         code=LOADING,
         sources={"dense model": dense.digest},
         inputs=_compressed(compressed),
-        cost=Cost(held=dense.parameters),
+        cost=Cost(held=dense.parameters, whole=True),
     )
     compute = _Task(models, spec, compressed, batch_size, asking, tell)
     return Group("evaluate", unit.name, [unit], compute)
@@ -171,13 +170,11 @@ def text_metrics(
     total = (passes * blocks + 1) * count  # another dense model's folder may have other blocks
 
     def streamed(stream: BlockStream, before: int, states: Tensor | None = None) -> Streamed:
-        free = free_memory(dense.device) // ON_DEVICE
         share = blocks * count
         return Streamed(
             stream,
             windows,
             batch_size,
-            free,
             lambda done, of: progress(before + done * share // of, total),
             states,
         )

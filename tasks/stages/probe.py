@@ -74,6 +74,7 @@ def _unit(
             products={MODEL: depth * forward_operations(model, tokens, job.length)},
             logits=logits(model, tokens),
             held=3 * model.parameters,
+            whole=True,
             disk=100,
         ),
     )

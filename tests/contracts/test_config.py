@@ -53,6 +53,7 @@ COMMON: dict[str, tuple[list[str], Any]] = {
     "apply_chat_template": ([], True),
     "device": (["cuda:1"], "cuda:1"),
     "batch_size": (["3"], 3),
+    "memory": (["12GB"], 12_000_000_000),
     "home": (["elsewhere"], Path("elsewhere")),
     "store": (["s3://bucket/models"], "s3://bucket/models"),
     "name": (["tiny"], "tiny"),

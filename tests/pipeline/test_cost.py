@@ -67,7 +67,11 @@ def test_an_evaluation_counts_the_head_and_both_models(inputs: pico.Inputs, home
     numbers = WEIGHTS + NORMS + VOCABULARY * WIDTH + WIDTH  # a block, and what is outside
     assert (dense.held, compressed.held) == (numbers, 2 * numbers)
     assert (dense.disk, compressed.disk) == (4 * EVALUATED * WIDTH, 0)
-    assert (dense.memory, compressed.memory) == tuple(4 * n * EVALUATED * WIDTH for n in (1, 2))
+    read = 4 * WIDTH + 2 * WIDTH + INNER  # by q, k, v and o; gate and up; down
+    given = 2 * WIDTH + 2 * HEADS + 2 * INNER + WIDTH
+    batch = 4 * EVALUATED * (read + given)  # all windows at once
+    states = [4 * models * EVALUATED * WIDTH for models in (1, 2)]
+    assert [dense.memory, compressed.memory] == [batch + held for held in states]
 
 
 def test_a_sequential_method_runs_both_models(inputs: pico.Inputs, home: Path) -> None:
