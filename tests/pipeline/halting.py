@@ -15,6 +15,9 @@ from functools import cache
 from tempfile import NamedTemporaryFile
 from typing import Any
 
+from storage.fingerprint import read_sources
+from storage.source import parse_module
+from tasks.engine.code import PACKAGES
 from tests.pipeline import pico
 
 
@@ -22,6 +25,9 @@ def serve() -> None:
     """For each line (settings, stage, unit, when, note) forks a walk, and answers its exit code."""
     import transformers.models.llama.modeling_llama  # noqa: F401  or each walk imports it
 
+    for package in PACKAGES:  # or each walk, whose keys hang on it, parses the code
+        for name, *file in read_sources(package):
+            _ = parse_module(name, *file).hashes
     for line in sys.stdin:
         child = os.fork()
         if child == 0:

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,26 @@ VARIANTS = [
 ]
 
 
-@pytest.fixture(scope="module", params=["llama", "gpt2"])
-def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> pico.Inputs:
-    folder = tmp_path_factory.mktemp(request.param)
-    return pico.make_inputs(folder, config={"llama": pico.llama, "gpt2": pico.gpt2}[request.param])
+MODELS = {  # of two blocks: nothing is as dear to decompose for
+    "llama": partial(pico.llama, blocks=2),
+    "gpt2": partial(pico.gpt2, blocks=2),
+}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pico.Inputs]:
+    root = tmp_path_factory.mktemp("models")
+    return {name: pico.make_inputs(root / name, config=make) for name, make in MODELS.items()}
+
+
+@pytest.fixture(params=MODELS)
+def model(request: pytest.FixtureRequest, models: dict[str, pico.Inputs]) -> pico.Inputs:
+    return models[request.param]
+
+
+@pytest.fixture(scope="module")
+def inputs(models: dict[str, pico.Inputs]) -> pico.Inputs:
+    return models["llama"]
 
 
 def report_of(walk: pico.Walk) -> dict[str, Any]:
