@@ -1,6 +1,10 @@
 """Fixtures shared by all tests: the real models where there are some, and what is dear to make."""
 
+import os
+import shutil
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import hypothesis
@@ -14,6 +18,7 @@ from tests.pipeline import pico
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 
+NO_RUNS = "no_runs.db"  # Prefect's tables, as they are before a first run
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
@@ -48,6 +53,44 @@ def blank_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("blank") / "home"
     with pico.environment(pico.clean_environment()), speaking(home, "to make its tables"):
         pass
+    return home
+
+
+@pytest.fixture(scope="session")
+def server_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The environment in which this process speaks to a private Prefect server of its own."""
+    from flows.server import runtime
+
+    with pico.environment(pico.clean_environment()):
+        runtime.prepare_environment(tmp_path_factory.mktemp("server"))
+        runtime.start_early()
+        runtime.ready()
+        values = dict(os.environ)
+    place = Path(values["PREFECT_HOME"])
+    with (
+        closing(sqlite3.connect(place / "prefect.db")) as tables,
+        closing(sqlite3.connect(place / NO_RUNS)) as copy,
+    ):
+        tables.backup(copy)
+    yield values
+    with pico.environment(values):
+        runtime.stop()
+
+
+@pytest.fixture(scope="session")
+def prepared_home(
+    blank_home: Path, server_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """`blank_home` with Prefect's tables too, for commands that start a server of their own.
+
+    Making them takes such a command five seconds; that a command makes them is what tests of fresh
+    homes say.
+    """
+    home = tmp_path_factory.mktemp("prepared") / "home"
+    shutil.copytree(blank_home, home)
+    (home / "prefect").mkdir()
+    made = Path(server_environment["PREFECT_HOME"]) / NO_RUNS
+    shutil.copyfile(made, home / "prefect" / "prefect.db")
     return home
 
 

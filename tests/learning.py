@@ -121,6 +121,16 @@ def shortened(method: str) -> str:
     return ":".join(short)
 
 
+def few_turns(method: str) -> str:
+    """The variant of a method that takes two turns where its default is more of them.
+
+    For what does not hang on their number; golden values are those of the default.
+    """
+    name = method.partition(":")[0]
+    turns = inspect.signature(METHODS[name]).parameters.get("turns")
+    return f"{method}:turns=2" if turns is not None and turns.default > 2 else method
+
+
 def same(one: Learned, other: Learned) -> bool:
     """Whether two trainings came to the same end on the same way."""
 

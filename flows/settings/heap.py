@@ -5,8 +5,8 @@ eight for every core. What one block's statistics leave free in one heap no late
 another, so that memory grew with the number of blocks while live tensors did not.
 
 Nor does glibc return to the system what is free below the top of a heap, where what little is kept
-of every block lies between what was freed: behind the gradients of SmolLM2's layers 1.6 of the 2.3 GB
-that a run held were free.
+of every block lies between what was freed: behind the gradients of SmolLM2's layers 1.6 of the
+2.3 GB that a run held were free.
 """
 
 import ctypes

@@ -22,7 +22,7 @@ from compress_core.sparse import Sparse
 from compress_core.types import LayerRef, Share, Stack, affordable
 from tests.by_hand import Seen, evidence_of, make, numbers_of, output_error, prepare
 from tests.families import tiny_model, token_batch
-from tests.learning import prepare_lesson, same, shortened
+from tests.learning import few_turns, prepare_lesson, same, shortened
 from tests.made_up import divergence_of, weight_and_inputs
 
 KINDS = {"self_attn.q_proj": (24, 40), "mlp.down_proj": (40, 24), "mlp.up_proj": (32, 32)}
@@ -161,7 +161,7 @@ def test_a_method_that_learns_keeps_the_budget_and_is_deterministic_to_the_bit(n
 
 @pytest.mark.parametrize("name", SHARING)
 class TestMethod:
-    """One method at its defaults; those that learn their shares are held to this elsewhere."""
+    """One method, at its defaults but for `few_turns`; learners have their own tests."""
 
     def test_it_carries_its_own_name_and_is_data(self, name: str) -> None:
         method = build_method(name)
@@ -186,7 +186,7 @@ class TestMethod:
     def test_it_fits_the_budget_and_no_layer_takes_more_than_its_share(
         self, name: str, kept: float
     ) -> None:
-        results = compress(build_method(name), kept)
+        results = compress(build_method(few_turns(name)), kept)
         names = {layer.name for x in results for layer in x.stack.members}
         assert names == {layer.name for layer in LAYERS}
         for result in results:
@@ -195,35 +195,35 @@ class TestMethod:
         assert sum(result.numbers for result in results) <= affordable(kept, total)
 
     def test_factors_have_the_shape_of_their_layer(self, name: str) -> None:
-        for layer, low in pairs(compress(build_method(name), 0.5)):
+        for layer, low in pairs(compress(build_method(few_turns(name)), 0.5)):
             assert low.dense().shape == (layer.out_features, layer.in_features)
             assert low.dense().isfinite().all()
             assert low.u.dtype is low.v.dtype is torch.float64
 
     def test_more_budget_never_costs_quality_in_its_own_metric(self, name: str) -> None:
-        for _, _, prepared in decomposed(build_method(name)).values():
+        for _, _, prepared in decomposed(build_method(few_turns(name))).values():
             if prepared is not None:
                 assert (prepared.loss >= 0).all()
                 assert (prepared.loss.diff() <= 0).all()
 
     def test_more_budget_lowers_the_output_error(self, name: str) -> None:
         # What press stores at the next budget may be of another kind, fitted to other inputs.
-        alone = "press:correct=false" if name == "press" else name
+        alone = "press:correct=false" if name == "press" else few_turns(name)
         errors = [sum(errors_of(alone, kept).values()) for kept in (0.2, 0.4, 0.6, 0.8)]
         assert errors == sorted(errors, reverse=True)
 
     def test_it_is_deterministic_to_the_bit(self, name: str) -> None:
-        one = compress(build_method(name), 0.6)
+        one = compress(build_method(few_turns(name)), 0.6)
         for cached in (seen_by, decomposed, compress):
             cached.cache_clear()
-        other = compress(build_method(name), 0.6)
+        other = compress(build_method(few_turns(name)), 0.6)
         for mine, its in zip(one, other, strict=True):
             assert mine.share == its.share
             for low, again in zip(mine.members, its.members, strict=True):
                 assert torch.equal(low.dense(), again.dense())
 
     def test_it_beats_a_random_projection(self, name: str) -> None:
-        results = compress(build_method(name), 0.5)
+        results = compress(build_method(few_turns(name)), 0.5)
         rank_of = {layer: x.share.rank for x in results for layer in x.stack.members}
         for layer, low in pairs(results):
             seen, generator = seen_by(layer), torch.Generator().manual_seed(9)
@@ -236,7 +236,7 @@ class TestMethod:
     def test_its_entries_are_exactly_as_many_as_its_share_and_better_than_any(
         self, name: str
     ) -> None:
-        for result in compress(build_method(name), 0.5):
+        for result in compress(build_method(few_turns(name)), 0.5):
             if not result.share.nonzeros:
                 assert name not in PRUNING and all(low.sparse is None for low in result.members)
                 continue

@@ -1,8 +1,7 @@
-"""One pico model, one Prefect server and one cold run for all tests of the pipeline."""
+"""One pico model and one cold run, on one Prefect server, for all tests of the pipeline."""
 
-import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +11,6 @@ from flows.settings.config import RunConfig, SweepConfig
 from tests.pipeline import pico
 
 Run = Callable[..., Any]
-
-
-@pytest.fixture(scope="session")
-def server_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """The environment in which this process speaks to a private Prefect server of its own."""
-    from flows.server import runtime
-
-    with pico.environment(pico.clean_environment()):
-        runtime.prepare_environment(tmp_path_factory.mktemp("server"))
-        runtime.start_early()
-        runtime.ready()
-        values = dict(os.environ)
-    yield values
-    with pico.environment(values):
-        runtime.stop()
 
 
 @pytest.fixture(scope="session")

@@ -2,9 +2,6 @@
 
 import copy
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +20,7 @@ from compress_core.hf.checkpoint import Checkpoint
 from compress_core.hf.layout import inspect_model
 from tests.families import linear_names, tiny_model, token_batch
 from tests.pipeline.contents import sizes_of_layer, stores
+from tests.pipeline.forking import run_script
 
 Factors = dict[str, tuple[torch.Tensor, torch.Tensor]]
 
@@ -242,18 +240,10 @@ def without_package(
 def run_without_package(root: Path, request: dict[str, Any]) -> None:
     """Run `without_package.py` on a request, in a process that cannot import our package."""
     (root / "request.json").write_text(json.dumps(request))
-    script = str(Path(__file__).with_name("without_package.py"))
-    run = (
+    script = (
         "import runpy, sys; sys.modules['compress_core'] = None; "
-        f"sys.argv = ['', {str(root / 'request.json')!r}]; "
-        f"runpy.run_path({script!r}, run_name='__main__')"
+        "runpy.run_path(sys.argv.pop(1), run_name='__main__')"
     )
-    environment = {**os.environ, "HF_MODULES_CACHE": str(root / "modules"), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", run],
-        cwd=root,
-        env=environment,
-        capture_output=True,
-        text=True,
+    run_script(
+        script, Path(__file__).with_name("without_package.py"), root / "request.json", folder=root
     )
-    assert done.returncode == 0, done.stderr

@@ -12,15 +12,22 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from functools import cache
+from tempfile import NamedTemporaryFile
 from typing import Any
 
+from storage.fingerprint import read_sources
+from storage.source import parse_module
+from tasks.engine.code import PACKAGES
 from tests.pipeline import pico
 
 
 def serve() -> None:
-    """For each line (settings, stage, unit, when) forks a walk, and answers its exit code."""
+    """For each line (settings, stage, unit, when, note) forks a walk, and answers its exit code."""
     import transformers.models.llama.modeling_llama  # noqa: F401  or each walk imports it
 
+    for package in PACKAGES:  # or each walk, whose keys hang on it, parses the code
+        for name, *file in read_sources(package):
+            _ = parse_module(name, *file).hashes
     for line in sys.stdin:
         child = os.fork()
         if child == 0:
@@ -31,7 +38,7 @@ def serve() -> None:
         print(os.waitstatus_to_exitcode(status), flush=True)
 
 
-def _walk(settings: Mapping[str, Any], stage: str, unit: str, when: str) -> None:
+def _walk(settings: Mapping[str, Any], stage: str, unit: str, when: str, note: str) -> None:
     from storage.draft import Draft
 
     commit = Draft.commit
@@ -41,6 +48,8 @@ def _walk(settings: Mapping[str, Any], stage: str, unit: str, when: str) -> None
         if hit and when == "before":
             os.kill(os.getpid(), signal.SIGKILL)
         commit(self)
+        with open(note, "a", encoding="utf-8") as file:
+            file.write(json.dumps([self.stage, self.unit]) + "\n")
         if hit:
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -62,14 +71,21 @@ def _server() -> subprocess.Popen[str]:
     return process
 
 
-def halt(settings: Mapping[str, Any], stage: str, unit: str, when: str) -> None:
+def halt(settings: Mapping[str, Any], stage: str, unit: str, when: str) -> list[tuple[str, str]]:
     """Walks until the artifact of a unit is about to be committed ("before") or just was ("after").
 
     Nothing of that process has a chance to clean up.
+
+    Returns:
+        (stage, unit) of every artifact that it had committed, in order; not of scratch.
     """
     server = _server()
     assert server.stdin is not None and server.stdout is not None
-    server.stdin.write(json.dumps([dict(settings), stage, unit, when], default=str) + "\n")
-    server.stdin.flush()
-    answer = server.stdout.readline()
-    assert int(answer) == -signal.SIGKILL, f"the walk ended with {answer or 'its server'}"
+    with NamedTemporaryFile("r", encoding="utf-8") as note:
+        asked = [dict(settings), stage, unit, when, note.name]
+        server.stdin.write(json.dumps(asked, default=str) + "\n")
+        server.stdin.flush()
+        answer = server.stdout.readline()
+        assert int(answer) == -signal.SIGKILL, f"the walk ended with {answer or 'its server'}"
+        made = [json.loads(line) for line in note]
+    return [(stage, unit) for stage, unit in made if stage != "scratch"]

@@ -25,7 +25,13 @@ from tests.pipeline.conftest import Run
 from tests.pipeline.folders import load, logits_of
 from tests.pipeline.test_recover import attributes
 
-KEPT = {"svd_llm:bits=4": 0.2, "saes_svd:bits=4": 0.2, "gptq": 0.3, "caldera": 0.25, "press": 0.25}
+KEPT = {
+    "svd_llm:bits=4": 0.2,
+    "saes_svd:bits=4": 0.2,
+    "gptq": 0.3,
+    "caldera:turns=2": 0.25,
+    "press": 0.25,
+}
 
 pytestmark = pytest.mark.usefixtures("code_cache")
 
@@ -109,7 +115,7 @@ def test_rounding_costs_what_gptq_does(walks: codes.Walks) -> None:
         ("press", "blocks"),
         ("svd_llm:bits=4", "factors"),
         ("gptq", "blocks"),
-        ("caldera", "factors"),
+        ("caldera:turns=2", "factors"),
     ],
 )
 def test_a_recovery_trains_scales_and_leaves_codes(

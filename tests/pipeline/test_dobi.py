@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def walk_of(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     """Walks with one model in one home."""
     folder = tmp_path_factory.mktemp(request.param)
     config = {"llama": pico.llama, "gpt2": pico.gpt2}[request.param]
-    inputs = pico.make_inputs(folder / "inputs", config=config)
+    inputs = pico.make_inputs(folder / "inputs", config=partial(config, blocks=2))
     walks: dict[tuple[str, float], pico.Walk] = {}
 
     def get(method: str, kept: float = KEPT) -> pico.Walk:

@@ -20,6 +20,7 @@ from compress_core.forms.kinds import SLOTS
 from compress_core.forms.room import counted
 from compress_core.methods import METHODS, build_method
 from tasks.stages.arrays import get_tensor
+from tests.learning import few_turns
 from tests.pipeline import pico
 from tests.pipeline.folders import entries_of, expect_shared, shared_of
 from tests.whole import perplexity_and_kl
@@ -32,7 +33,9 @@ MODELS = {  # and how many blocks; the deep ones for what reaches over several
     "deep_gpt2": (pico.gpt2, 4),
 }
 FACTORS = [  # methods that prune and those that learn have tests of their own
-    name for name in METHODS if not build_method(name).prunes and build_method(name).learn is None
+    few_turns(name)
+    for name in METHODS
+    if not build_method(name).prunes and build_method(name).learn is None
 ]
 METHODS_OF = {
     "llama": [

@@ -5,8 +5,6 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from storage.store import Store
 from tasks.stages.materialise import publishing
 from tests.pipeline import pico
 from tests.pipeline.conftest import Run
+from tests.pipeline.forking import run_script
 
 LOAD = """
 import sys
@@ -48,16 +47,8 @@ def test_output_and_the_configuration_in_it(
     assert pico.counts(again["stages"], "computed") == {"register": 1}
     assert pico.tree(target).keys() == pico.tree(Path(cold["model_dir"])).keys()
     assert os.listdir(target.parent) == ["out"]
-    done = subprocess.run(
-        [sys.executable, "-c", LOAD, str(target)],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env=pico.clean_environment(HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "hf")),
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    assert torch.isfinite(torch.tensor(float(done.stdout)))
+    printed = run_script(LOAD, target, folder=tmp_path)
+    assert torch.isfinite(torch.tensor(float(printed)))
 
 
 @pytest.mark.parametrize("case", ["model", "above the model", "documents", "file", "config", "own"])

@@ -1,8 +1,6 @@
 """The demonstration's model: its text never mixes, and its training learns and repeats itself."""
 
 import math
-import subprocess
-import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +17,8 @@ from compress_core.hf.pretrain import PretrainSettings, pretrain
 from compress_core.hf.python_docs import LONGEST_DOCUMENT, gather_python_text
 from compress_core.hf.text import evaluation_windows, load_tokenizer
 from compress_core.hf.writing import write_on
+from tests.pipeline import pico
+from tests.pipeline.forking import run_script
 from tests.whole import perplexity_and_kl
 
 MICRO = PretrainSettings(
@@ -137,12 +137,7 @@ pretrain(gather_python_text(MICRO.max_characters, MICRO.seed)[0], Path(sys.argv[
 
 
 def test_another_process_writes_the_same_bytes(trained, tmp_path: Path) -> None:
-    subprocess.run(
-        [sys.executable, "-c", AGAIN, str(tmp_path / "again")],
-        cwd=Path(__file__).resolve().parents[2],
-        check=True,
-        timeout=120,
-    )
+    run_script(AGAIN, tmp_path / "again", folder=tmp_path, path=[pico.ROOT])
     for path in sorted(trained[0].iterdir()):
         assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes(), path.name
 

@@ -6,7 +6,6 @@ import shutil
 import signal
 import sqlite3
 import subprocess
-import sys
 import time
 from contextlib import closing
 from pathlib import Path
@@ -17,9 +16,10 @@ import pytest
 from flows.settings.config import RunConfig
 from flows.settings.reading import write_yaml
 from storage.gc import collect_garbage
-from tasks.engine.session import Session
+from tasks.engine.session import Group, Session
 from tests.pipeline import pico
 from tests.pipeline.conftest import Run
+from tests.pipeline.forking import run_script
 from tests.pipeline.halting import halt
 
 
@@ -54,10 +54,10 @@ def test_killed_at_any_moment_the_same_command_goes_on(
 
 
 def test_a_killed_command_is_repeated(
-    run: Run, cold_walk: pico.Walk, inputs: pico.Inputs, blank_home: Path, tmp_path: Path
+    run: Run, cold_walk: pico.Walk, inputs: pico.Inputs, prepared_home: Path, tmp_path: Path
 ) -> None:
     """By the clock and not by the unit: wherever `kill -9` finds it."""
-    shutil.copytree(blank_home, tmp_path / "home")
+    shutil.copytree(prepared_home, tmp_path / "home")
     settings = inputs.settings(tmp_path / "home")
     store = tmp_path / "home" / "store"
     process = pico.start([*pico.arguments("run", settings), "--json"], tmp_path)
@@ -87,10 +87,13 @@ def finish(process: subprocess.Popen[str]) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def used_home(blank_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home for several commands: the databases in it are made once."""
+def used_home(
+    cold_walk: pico.Walk, prepared_home: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A home for several commands: what they have in common is made once."""
     home = tmp_path_factory.mktemp("used") / "home"
-    shutil.copytree(blank_home, home)
+    shutil.copytree(prepared_home, home)
+    shutil.copytree(cold_walk.session.store.root, home / "store")
     return home
 
 
@@ -100,15 +103,11 @@ def test_a_training_that_would_take_days_ends_when_it_is_told_to(
 ) -> None:
     if signal.getsignal(sent) is signal.SIG_IGN:
         pytest.skip("the tests run in the background of a shell, which has Ctrl-C ignored")
-    settings = inputs.settings(used_home, method="soco:phase1=10000000", seed=int(sent))
-
-    def teachers() -> int:
-        return len(list((used_home / "store").glob("teacher/*/*/manifest.json")))
-
-    before = teachers()
+    settings = inputs.settings(used_home, method="soco:phase1=10000000")
+    shutil.rmtree(used_home / "store" / "teacher", ignore_errors=True)
     process = pico.start(pico.arguments("run", settings), tmp_path)
     deadline = time.monotonic() + 120
-    while teachers() == before:
+    while not list((used_home / "store").glob("teacher/*/*/manifest.json")):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(sent)
@@ -156,32 +155,38 @@ from flows.report.console import Reporter
 from flows.runs.opened import open_command
 from flows.settings.config import RunConfig, build_config
 from pathlib import Path
-opened = open_command(build_config(RunConfig, {}, Path(sys.argv[1])), Reporter(quiet=True))
-session, (pipeline,) = opened.session(), opened.pipelines
-found = [session.run(group) for group in pipeline.groups[: int(sys.argv[2]) + 1]]
-print(json.dumps([[outcome.state for outcome in outcomes] for outcomes in found]))
+for file, number in zip(sys.argv[1::2], map(int, sys.argv[2::2])):
+    opened = open_command(build_config(RunConfig, {}, Path(file)), Reporter(quiet=True))
+    session, (pipeline,) = opened.session(), opened.pipelines
+    found = [session.run(group) for group in pipeline.groups[: number + 1]]
+    print(json.dumps([[outcome.state for outcome in outcomes] for outcomes in found]))
 """
 
 
-@pytest.mark.parametrize("stage", ["collect", "decompose", "realise"])
 def test_a_groups_work_is_named_by_configuration_and_number(
-    stage: str, inputs: pico.Inputs, cold_walk: pico.Walk, home: Path, tmp_path: Path
+    inputs: pico.Inputs, cold_walk: pico.Walk, tmp_path: Path
 ) -> None:
     """A process that has the store and the configuration alone does it, and gives the same."""
-    settings = inputs.settings(home)
-    pipeline, store, _ = pico.build(settings)
-    number = [group.stage for group in pipeline.groups].index(stage)
-    session = Session(store)
-    for group in pipeline.groups[:number]:
-        session.run(group)
-    write_yaml(RunConfig(**settings), tmp_path / "run.yaml")
-    words = [sys.executable, "-c", WORKER, str(tmp_path / "run.yaml"), str(number)]
-    process = pico.start(words, tmp_path)
-    out, error = process.communicate(timeout=120)
-    assert process.returncode == 0, error
-    *before, own = json.loads(out)
-    assert {state for states in before for state in states} <= {"cached"}
-    assert set(own) == {"computed"}
-    for outcome in session.run(pipeline.groups[number]):
-        assert outcome.state == "cached"
-        assert outcome.key == cold_walk.keys[outcome.stage, outcome.unit]
+    words: list[object] = []
+    asked: list[tuple[Session, Group]] = []
+    for stage in ("collect", "decompose", "realise"):
+        home = tmp_path / stage / "home"
+        shutil.copytree(cold_walk.session.store.root, home / "store")
+        shutil.rmtree(home / "store" / stage)
+        settings = inputs.settings(home)
+        pipeline, store, _ = pico.build(settings)
+        number = [group.stage for group in pipeline.groups].index(stage)
+        session = Session(store)
+        for group in pipeline.groups[:number]:
+            session.run(group)
+        write_yaml(RunConfig(**settings), tmp_path / stage / "run.yaml")
+        words += [tmp_path / stage / "run.yaml", number]
+        asked.append((session, pipeline.groups[number]))
+    out = run_script(WORKER, *words, folder=tmp_path, path=[pico.ROOT])
+    for line, (session, group) in zip(out.splitlines(), asked, strict=True):
+        *before, own = json.loads(line)
+        assert {state for states in before for state in states} <= {"cached"}
+        assert set(own) == {"computed"}
+        for outcome in session.run(group):
+            assert outcome.state == "cached"
+            assert outcome.key == cold_walk.keys[outcome.stage, outcome.unit]

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ BUDGETS = {
     "sparsegpt:pattern=4:8": KEPT,
     "oats:iterations=4:low_rank=0.3:pattern=2:4": 0.695,  # 0.6932 fits
 }
-MODELS = {"llama": pico.llama, "gpt2": pico.gpt2}
+MODELS = {"llama": partial(pico.llama, blocks=2), "gpt2": partial(pico.gpt2, blocks=2)}
 CASES = [("llama", method) for method in BUDGETS]
 CASES += [("gpt2", method) for method in ("sparsegpt", "oats:iterations=4")]
 every_case = pytest.mark.parametrize(("model", "method"), CASES)

@@ -22,11 +22,11 @@ from storage.fingerprint import fingerprint_of, read_sources
 from tasks.engine.code import CLOSED, PACKAGES, fingerprint, name_of
 from tasks.engine.session import Session, Work
 from tasks.engine.units import Unit
-from tests.learning import shortened
+from tests.learning import few_turns, shortened
 from tests.pipeline import pico
 
 RUNS: dict[str, dict[str, Any]] = {
-    **{shortened(name): {} for name in METHODS},
+    **{few_turns(shortened(name)): {} for name in METHODS},
     "svd_llm:update=u": {},
     "svd_llm@hull": {},
     "svd_llm@fisher": {},

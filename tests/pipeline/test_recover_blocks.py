@@ -142,26 +142,28 @@ def test_a_model_that_stays_dense_stays_as_it_is(inputs: pico.Inputs, home: Path
     assert pico.tree(one) == pico.tree(other)
 
 
-@pytest.mark.parametrize(
-    ("stage", "unit", "when"),
-    [
-        ("scratch", "training at step 4", "before"),
-        ("scratch", "training at step 16", "after"),
-        ("recover", BLOCK[1], "before"),
-        ("recover", BLOCK[1], "after"),
-        ("recover", BLOCK[-1], "after"),
-    ],
-)
-def test_killed_at_any_moment_it_goes_on_at_its_block_with_the_same_numbers(
-    stage: str, unit: str, when: str, recovered: pico.Walk, inputs: pico.Inputs, warm_home: Path
+MOMENTS = [  # as a walk comes by; and how many blocks are recovered then
+    ("scratch", "training at step 4", "before", 0),
+    ("scratch", "training at step 16", "after", 0),
+    ("recover", BLOCK[1], "before", 1),
+    ("recover", BLOCK[1], "after", 2),
+    ("recover", BLOCK[-1], "after", pico.BLOCKS),
+]
+
+
+def test_killed_at_one_moment_after_another_it_goes_on_at_its_block_with_the_same_numbers(
+    recovered: pico.Walk, inputs: pico.Inputs, warm_home: Path
 ) -> None:
+    """Each walk but the last is killed; none trains again what one before it has trained."""
     settings = inputs.settings(warm_home, **SHORT)
-    halt(settings, stage, unit, when)
+    made: list[tuple[str, str]] = []
+    for stage, unit, when, blocks in MOMENTS:
+        made += halt(settings, stage, unit, when)
+        assert [unit for stage, unit in made if stage == "recover"] == BLOCK[:blocks]
     found = pico.walk(settings)
     assert found.digests == recovered.digests
+    assert "recover" not in found.computed
     assert pico.scratch_left(warm_home / "store") == []
-    done = BLOCK.index(unit) + (when == "after") if stage == "recover" else 0
-    assert found.computed.get("recover", set()) == set(BLOCK[done:])
 
 
 def test_a_block_hangs_on_all_before_it(

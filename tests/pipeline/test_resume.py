@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from flows.settings.config import RunConfig
 from storage.errors import StorageError
 from tasks.engine.session import Session
 from tests.pipeline import pico
+from tests.pipeline.forking import run_script
 
 LAST = pico.BLOCKS - 1
 
@@ -207,21 +206,11 @@ print(json.dumps({"why": why, "computed": sorted(computed)}))
 
 def walk_with(code: Path, settings: dict[str, Any]) -> dict[str, list[str]]:
     """Plans and walks in a process that runs the packages in ``code``."""
-    (code / "walk.py").write_text(WALK)
     if not (code / "tests").exists():
         (code / "tests").mkdir()
         shutil.copytree(pico.ROOT / "tests/pipeline", code / "tests/pipeline")
-    given = json.loads(json.dumps(settings, default=str))
-    done = subprocess.run(
-        [sys.executable, "-c", WALK, str(code), json.dumps(given)],
-        capture_output=True,
-        text=True,
-        cwd=code,
-        env=pico.clean_environment(PYTHONPATH=str(code)),
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    return dict(json.loads(done.stdout))
+    given = json.dumps(settings, default=str)
+    return dict(json.loads(run_script(WALK, code, given, folder=code, path=[code])))
 
 
 def test_words_about_code_change_no_key_and_numbers_in_it_do(

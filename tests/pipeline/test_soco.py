@@ -1,5 +1,6 @@
 """SoCo from text to folder: what is trained again and what is reused, and a run that is stopped."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,9 @@ def test_a_stopped_training_goes_on_from_its_checkpoint_to_the_same_bytes(
             raise KeyboardInterrupt
 
     settings = inputs.settings(tmp_path / "home", method=SHORT)
+    shutil.copytree(first.session.store.root, tmp_path / "home" / "store")
+    for stage in ("learn", "realise", "materialise", "evaluate"):
+        shutil.rmtree(tmp_path / "home" / "store" / stage)
     monkeypatch.setattr(StoredCheckpoints, "save", stopping)
     with pytest.raises(KeyboardInterrupt):
         pico.walk(settings)
@@ -91,8 +95,10 @@ def test_a_stopped_training_goes_on_from_its_checkpoint_to_the_same_bytes(
 
 
 def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(
-    inputs: pico.Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    inputs: pico.Inputs, tmp_path: Path, first: pico.Walk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    shutil.copytree(first.session.store.root, tmp_path / "home" / "store")
+    shutil.rmtree(tmp_path / "home" / "store" / "learn")
     divergence = Teacher.divergence
     steps = iter(range(100))
 
@@ -123,10 +129,12 @@ def test_what_cannot_be_is_refused_before_a_stage_runs(
 
 
 def test_what_is_left_of_another_training_is_not_mixed_in(
-    inputs: pico.Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    inputs: pico.Inputs, tmp_path: Path, first: pico.Walk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = inputs.settings(tmp_path / "home", method=SHORT)
+    shutil.copytree(first.session.store.root, tmp_path / "home" / "store")
     walk = pico.walk(settings)
+    assert walk.computed == {}
     key = next(key for (stage, _), key in walk.keys.items() if stage == "learn")
     walk.session.store.remove(key)
     monkeypatch.setattr(Teacher, "divergence", lambda *given: 0 * _divergence(*given))

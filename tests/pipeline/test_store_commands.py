@@ -102,20 +102,35 @@ class Later(datetime):
         return cls.fromtimestamp((datetime.now(tz) + LATER).timestamp(), tz)
 
 
-@pytest.fixture
-def used_home(
-    run: Run, inputs: pico.Inputs, home: Path, warm_home: Path, monkeypatch: pytest.MonkeyPatch
-) -> dict[str, Any]:
-    """A month later: a run registered then, one of today, and a walk that nobody knows of."""
-    old = run(inputs.settings(warm_home))
+@pytest.fixture(scope="module")
+def used(
+    run: Run,
+    inputs: pico.Inputs,
+    cold_walk: pico.Walk,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Path, dict[str, Any]]:
+    """A home with a run registered a month ago, one of today, and a walk that nobody knows of."""
+    home = tmp_path_factory.mktemp("used") / "home"
+    shutil.copytree(cold_walk.session.store.root, home / "store")
+    old = run(inputs.settings(home))
     known = set((home / "runs").glob("*.json"))
-    recent = run(inputs.settings(warm_home, method="svd", kept=0.4))
+    recent = run(inputs.settings(home, method="svd", kept=0.4))
     (file,) = set((home / "runs").glob("*.json")) - known
     today = (datetime.now(UTC) + LATER).isoformat()
     write_record(file, {**read_record(file), "created": today})
-    unknown = pico.walk(inputs.settings(warm_home, seed=9))
+    unknown = pico.walk(inputs.settings(home, seed=9))
+    return home, {"old": old, "recent": recent, "unknown": unknown}
+
+
+@pytest.fixture
+def used_home(
+    used: tuple[Path, dict[str, Any]], home: Path, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, Any]:
+    """What became of the runs in a copy of that home, at ``home``, a month later."""
+    made, found = used
+    shutil.copytree(made, home)
     monkeypatch.setattr("flows.runs.free.datetime", Later)
-    return {"old": old, "recent": recent, "unknown": unknown}
+    return found
 
 
 def freed(result: Result) -> set[str]:
@@ -123,21 +138,21 @@ def freed(result: Result) -> set[str]:
 
 
 def test_gc_frees_what_no_registered_model_and_no_recent_run_reaches(
-    used_home: dict[str, Any], inputs: pico.Inputs, warm_home: Path
+    used_home: dict[str, Any], inputs: pico.Inputs, home: Path
 ) -> None:
     needed = {s["key"] for name in ("old", "recent") for s in used_home[name]["stages"]}
     unknown = {outcome.key for outcome in used_home["unknown"].outcomes} - needed
-    before = pico.tree(warm_home / "store")
-    dry = call(warm_home, "gc", "--dry-run")
+    before = pico.tree(home / "store")
+    dry = call(home, "gc", "--dry-run")
     assert freed(dry) == {key[:12] for key in unknown}
     assert dry.stdout.splitlines()[-1].startswith("would free ")
-    assert pico.tree(warm_home / "store") == before
-    wet = call(warm_home, "gc")
+    assert pico.tree(home / "store") == before
+    wet = call(home, "gc")
     assert freed(wet) == freed(dry)
     assert wet.stdout.splitlines()[-1].startswith("freed ")
-    assert freed(call(warm_home, "gc")) == set()
+    assert freed(call(home, "gc")) == set()
     for settings in ({}, {"method": "svd", "kept": 0.4}):
-        assert pico.walk(inputs.settings(warm_home, **settings)).computed == {}
+        assert pico.walk(inputs.settings(home, **settings)).computed == {}
 
 
 def test_gc_keeps_what_a_stopped_run_has_made(
@@ -151,14 +166,14 @@ def test_gc_keeps_what_a_stopped_run_has_made(
 
 
 def test_gc_lets_go_of_runs_whose_versions_were_deleted(
-    used_home: dict[str, Any], warm_home: Path
+    used_home: dict[str, Any], home: Path
 ) -> None:
     from tasks.tracking.speaking import speaking
 
     with pico.environment(pico.clean_environment()):
-        with speaking(warm_home, "to delete") as client:
+        with speaking(home, "to delete") as client:
             client.delete_registered_model("pico")
-        found = freed(call(warm_home, "gc", "--dry-run", "--recent-days", "7"))
+        found = freed(call(home, "gc", "--dry-run", "--recent-days", "7"))
     recent = {s["key"][:12] for s in used_home["recent"]["stages"]}
     old = {s["key"][:12] for s in used_home["old"]["stages"] if s["name"] != "register"}
     assert old - recent <= found
@@ -182,9 +197,9 @@ def test_gc_frees_nothing_while_a_run_goes_on(
 
 
 def test_ls_groups_by_the_runs_that_made_artifacts_newest_first(
-    used_home: dict[str, Any], warm_home: Path
+    used_home: dict[str, Any], home: Path
 ) -> None:
-    rows = json.loads(call(warm_home, "ls", "--json").stdout)
+    rows = json.loads(call(home, "ls", "--json").stdout)
     runs = [row["run"] for row in rows]
     order = ["svd kept 0.4", "svd_llm kept 0.6", None]
     assert [run for run in dict.fromkeys(runs)] == order
@@ -193,7 +208,7 @@ def test_ls_groups_by_the_runs_that_made_artifacts_newest_first(
         assert times == sorted(times, reverse=True)
     made = {s["key"] for s in used_home["recent"]["stages"] if s["state"] == "computed"}
     assert made >= {row["key"] for row in rows if row["run"] == "svd kept 0.4"}
-    (heading, *_) = call(warm_home, "ls", "--limit", "1").stdout.splitlines()
+    (heading, *_) = call(home, "ls", "--limit", "1").stdout.splitlines()
     assert heading.startswith("pico · svd kept 0.4 · 20")
 
 
@@ -207,14 +222,14 @@ def flip(text: bytes) -> bytes:
     ids=["empty", "cut", "list", "blank", "key"],
 )
 def test_gc_frees_nothing_beside_a_damaged_record_of_a_run(
-    used_home: dict[str, Any], warm_home: Path, harm: Any
+    used_home: dict[str, Any], home: Path, harm: Any
 ) -> None:
-    file = max((warm_home / "runs").glob("*.json"))
+    file = max((home / "runs").glob("*.json"))
     file.write_bytes(harm(file.read_bytes()))
-    before = pico.tree(warm_home / "store")
+    before = pico.tree(home / "store")
     with pytest.raises(StorageError, match=rf"nothing was freed: .*{file.name} is damaged.*delete"):
-        call(warm_home, "gc")
-    assert pico.tree(warm_home / "store") == before
+        call(home, "gc")
+    assert pico.tree(home / "store") == before
 
 
 @pytest.mark.parametrize("days", ["nan", "inf", "-inf", "-5", "-0.001"])
@@ -267,9 +282,9 @@ def test_verify_says_what_does_not_belong_into_the_store(warm_home: Path, place:
 
 
 def test_gc_works_beside_a_damaged_artifact(
-    used_home: dict[str, Any], inputs: pico.Inputs, warm_home: Path
+    used_home: dict[str, Any], inputs: pico.Inputs, home: Path
 ) -> None:
-    folder = warm_home / "store/allocate"
+    folder = home / "store/allocate"
     file = next(
         f
         for s in used_home["old"]["stages"]
@@ -277,8 +292,8 @@ def test_gc_works_beside_a_damaged_artifact(
         for f in folder.glob(f"*/{s['key']}/manifest.json")
     )
     file.write_text(file.read_text()[:-9])
-    assert call(warm_home, "gc").stdout.splitlines()[-1].startswith("freed ")
-    assert pico.walk(inputs.settings(warm_home)).computed == {"allocate": {"model"}}
+    assert call(home, "gc").stdout.splitlines()[-1].startswith("freed ")
+    assert pico.walk(inputs.settings(home)).computed == {"allocate": {"model"}}
 
 
 def test_a_mistake_is_one_line_in_a_shell(tmp_path: Path) -> None:
