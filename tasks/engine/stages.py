@@ -223,8 +223,8 @@ _ROWS = (
         (
             Kind(
                 "model and text or task",
-                "perplexity, KL, lm-eval scores; of the dense model what left its last block, up to "
-                "1 GiB, which every compressed one is held against",
+                "perplexity, KL, lm-eval scores; of the dense model what left its last block, to "
+                "hold others against",
                 "model, tokens or task files",
             ),
         ),
