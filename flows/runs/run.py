@@ -26,6 +26,7 @@ from flows.runs.results import (
     stored_of,
 )
 from flows.settings.config import Settings
+from flows.settings.heap import give_back
 from flows.settings.output import check_output
 from flows.settings.reading import write_yaml
 from storage.disk import make_folder
@@ -86,6 +87,8 @@ def run_groups(groups: Sequence[Group], session: Session, reporter: Reporter) ->
                 reporter.group(len(group.units))
                 future = run_group.submit(group.stage, group.label, session, group)
                 done = cast(list[Outcome], future.result())  # what the state holds, not the state
+                if any(outcome.state == "computed" for outcome in done):
+                    give_back()
                 reporter.advance(done)
                 progress.advance(line, len(done))
                 outcomes += done

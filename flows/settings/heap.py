@@ -1,4 +1,4 @@
-"""One heap for all threads of the process.
+"""One heap for all threads of the process, and what is free in it goes back to the system.
 
 Each of a run's tasks has a thread of its own, and glibc gives threads heaps of their own, up to
 eight for every core. What one block's statistics leave free in one heap no later block can use from
@@ -20,3 +20,14 @@ def share_one_heap() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None and BY_USER not in os.environ:
         mallopt(ARENA_MAX, 1)
+
+
+def give_back() -> None:
+    """Returns free memory to the system, which glibc does by itself only at the heap's end.
+
+    What little is kept of every block lies between what was freed, so that there was more of that
+    the more blocks there were.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
