@@ -92,8 +92,6 @@ def run_groups(groups: Sequence[Group], session: Session, reporter: Reporter) ->
                 reporter.advance(done)
                 progress.advance(line, len(done))
                 outcomes += done
-                if any(outcome.state == "computed" for outcome in done):
-                    give_back()
     return outcomes
 
 
