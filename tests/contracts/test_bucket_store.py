@@ -1,6 +1,7 @@
 """What machines that share a bucket can rely on."""
 
 import shutil
+from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path
 
@@ -382,3 +383,20 @@ def test_a_shared_folder_is_a_bucket_too(tmp_path: Path) -> None:
     with one.draft(key=key, stage="weigh", unit="u", recipe={}, inputs={}) as draft:
         draft.attrs["one"] = 1
     assert open_store(tmp_path / "b", address, pytest.fail).find(key, "weigh") == draft.manifest
+
+
+def test_who_comes_second_at_the_manifest_gives_way(
+    tmp_path: Path, objects: Faulty, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = machine(tmp_path / "a", objects), machine(tmp_path / "b", objects)
+    send = objects.send
+
+    def overtaken(name: str, pieces: Iterable[bytes], size: int) -> None:
+        monkeypatch.setattr(objects, "send", send)
+        send(name, pieces, size)
+        make(first, "x", 1)
+
+    monkeypatch.setattr(objects, "send", overtaken)
+    assert make(second, "x", 2) == first.find(recipe_key(recipe("x")), "weigh")
+    assert value_of(second, "x") == value_of(machine(tmp_path / "c", objects), "x") == 1
+    assert len(objects.names("payload")) == 1
