@@ -31,9 +31,14 @@ def windows_at_once(layout: ModelLayout, length: int, free: int, device: str) ->
     cpu = device.partition(":")[0] == "cpu"
     most_bytes = CPU_BYTES if cpu else ACCELERATOR_BYTES
     most_windows = CPU_WINDOWS if cpu else ACCELERATOR_WINDOWS
+    budget = min(most_bytes, free // FREE_SHARE)
+    return max(1, min(most_windows, budget // activation_bytes(layout, length)))
+
+
+def activation_bytes(layout: ModelLayout, tokens: int) -> int:
+    """Bytes of a block's activations for so many tokens at once."""
     numbers = max(
         sum(layer.in_features + layer.out_features for layer in layout.of_block(block))
         for block in range(len(layout.blocks))
     )
-    budget = min(most_bytes, free // FREE_SHARE)
-    return max(1, min(most_windows, budget // (WIDE * numbers * length)))
+    return WIDE * numbers * tokens

@@ -7,12 +7,12 @@ those before them, so n windows average n * (L - 1) terms, every one with equal 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from compress_core.errors import NumericsError, TextError
-from compress_core.head import Halves
 
 CHUNK_ELEMENTS = 1 << 21
 """Logits widened to float64 at a time (16 MiB a copy, three copies); bounds memory, not results."""
@@ -41,25 +41,40 @@ class TextMetrics:
     tokens: int
 
 
+class Evaluated(Protocol):
+    """A causal language model; `compress_core.hf.streamed.Streamed` is one, block by block."""
+
+    def hidden(self, first: int, ids: Tensor) -> Tensor:
+        """The last hidden states (batch, length, width) of the windows from number `first` on."""
+        ...
+
+    def logits(self, rows: Tensor) -> Tensor:
+        """The logits (rows, vocabulary) of rows (rows, width) of those."""
+        ...
+
+    def pieces(self, rows: int) -> list[slice]:
+        """So many rows in parts, the logits of one of which are held at a time."""
+        ...
+
+
 @torch.inference_mode()
 def perplexity_and_kl(
-    model: nn.Module,
+    model: Evaluated,
     windows: Tensor,
     *,
-    reference: nn.Module | None = None,
+    reference: Evaluated | None = None,
     batch_size: int = 8,
     device: str | torch.device = "cpu",
     progress: Callable[[int, int], None] | None = None,
 ) -> TextMetrics:
     """Perplexity of a causal language model, and its KL divergence from a reference model.
 
-    Both models see the same batch one after the other. Held are the last hidden states of one
-    batch, and of each model one piece of its logits, at most 64 MiB in float32. Log-softmax and
-    sums are in float64, so the batch size changes rounding only.
+    Both models see the same batch one after the other. Held are, beside what a model itself holds,
+    the last hidden states of one batch, and of each model one piece of its logits, at most 64 MiB
+    in float32. Log-softmax and sums are in float64, so the batch size changes rounding only.
 
     Args:
-        model: A causal language model as :class:`compress_core.head.Halves` takes it; set to eval
-            mode.
+        model: A causal language model.
         windows: int64 token ids (n, length).
         reference: The dense model, with the same vocabulary.
         batch_size: Windows in one forward pass.
@@ -74,15 +89,10 @@ def perplexity_and_kl(
         shape = tuple(windows.shape)
         raise TextError(f"windows have shape {shape}; expected (n >= 1, length >= 2)")
     count, length = windows.shape
-    model.eval()
-    if reference is not None:
-        reference.eval()
-    halves = Halves(model)
-    dense_halves = None if reference is None else Halves(reference)
     nll = kl = 0.0
     for start in range(0, count, batch_size):
         ids = windows[start : start + batch_size].to(device)
-        batch_nll, batch_kl = _batch_sums(start, ids, halves, dense_halves)
+        batch_nll, batch_kl = _batch_sums(start, ids, model, reference)
         nll, kl = nll + batch_nll, kl + batch_kl
         if progress:
             progress(min(start + batch_size, count), count)
@@ -95,23 +105,23 @@ def perplexity_and_kl(
 
 
 def _batch_sums(
-    first: int, ids: Tensor, halves: Halves, dense: Halves | None
+    first: int, ids: Tensor, model: Evaluated, dense: Evaluated | None
 ) -> tuple[float, float]:
     """Sums of negative log likelihood and of KL divergence (0 without `dense`) over a batch.
 
     Args:
         first: Number of its first window, for messages.
         ids: Token ids (batch, length).
-        halves: The model.
+        model: The model.
         dense: The reference model.
     """
-    rows = halves.hidden(ids)[:, :-1].flatten(0, 1)
-    dense_rows = None if dense is None else dense.hidden(ids)[:, :-1].flatten(0, 1)
+    rows = model.hidden(first, ids)[:, :-1].flatten(0, 1)
+    dense_rows = None if dense is None else dense.hidden(first, ids)[:, :-1].flatten(0, 1)
     targets = ids[:, 1:].flatten()
     nll = torch.zeros((), dtype=torch.float64, device=ids.device)
     kl = torch.zeros_like(nll)
-    for piece in halves.pieces(len(rows)):
-        logits = halves.logits(rows[piece])
+    for piece in model.pieces(len(rows)):
+        logits = model.logits(rows[piece])
         dense_logits = None
         if dense is not None and dense_rows is not None:
             dense_logits = dense.logits(dense_rows[piece])

@@ -143,14 +143,11 @@ class Draft:
             if not (self._folder / FILES_FOLDER / promised).exists():
                 raise StorageError(f"{self.what}: the promised file {promised!r} was not written")
         manifest = self._seal()
-        shelf = self._layout.artifact(self.stage, self.key).parent
-        new_shelf = not shelf.is_dir()
-        disk.make_folder(shelf)
-        if new_shelf:
-            disk.sync([shelf.parent])
-        # before the rename: an entry without an artifact is harmless, the reverse would hide one
-        add_to_index(self._layout, self.stage, self.unit, self.key)
-        self._manifest = self._put_in_place(manifest)
+        self._manifest = publish(self._layout, self._folder, manifest)
+
+    def give_way(self, winner: Manifest) -> None:
+        """Take note that another artifact has the key, after the commit."""
+        self._manifest = winner
 
     def discard(self) -> None:
         """Delete the draft's folder."""
@@ -183,33 +180,55 @@ class Draft:
             created=datetime.now(UTC).isoformat(timespec="milliseconds"),
         )
         text = manifest.to_json()
-        (self._folder / MANIFEST_NAME).write_text(text)
-        # all at once, so that the file system can serve them with one commit of its journal
-        disk.sync([*paths, self._folder / MANIFEST_NAME])
-        disk.sync(sorted({self._folder, *(path.parent for path in paths)}))
+        write_manifest(self._folder, text, paths)
         return Manifest.from_json(text, self.what)
 
-    def _put_in_place(self, manifest: Manifest) -> Manifest:
-        target = self._layout.artifact(self.stage, self.key)
-        while True:
-            try:
-                os.rename(self._folder, target)
-            except OSError as error:
-                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-                    raise
-            else:
-                disk.sync([target.parent])
-                return manifest
-            try:
-                winner = read_manifest(target)
-            except FileNotFoundError:
-                # the winner is damaged, or was moved away this moment: make room and try again
-                move_out(self._layout, target)
-            except ArtifactCorruptError:
-                move_out(self._layout, target)
-            else:
-                self.discard()
-                return winner
+
+def write_manifest(folder: Path, text: str, paths: list[Path]) -> None:
+    """Write the manifest of what lies in `paths` below a draft's folder; force all to disk."""
+    (folder / MANIFEST_NAME).write_text(text)
+    # all at once, so that the file system can serve them with one commit of its journal
+    disk.sync([*paths, folder / MANIFEST_NAME])
+    disk.sync(sorted({folder, *(path.parent for path in paths)}))
+
+
+def publish(layout: Layout, folder: Path, manifest: Manifest) -> Manifest:
+    """Make a whole draft the artifact of its key, or drop it if another is there already.
+
+    Args:
+        layout: the store's.
+        folder: the draft, its manifest in it and all of it on disk.
+        manifest: what the manifest says.
+
+    Returns:
+        The manifest that is in place then.
+    """
+    target = layout.artifact(manifest.stage, manifest.key)
+    new_shelf = not target.parent.is_dir()
+    disk.make_folder(target.parent)
+    if new_shelf:
+        disk.sync([target.parent.parent])
+    # before the rename: an entry without an artifact is harmless, the reverse would hide one
+    add_to_index(layout, manifest.stage, manifest.unit, manifest.key)
+    while True:
+        try:
+            os.rename(folder, target)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise
+        else:
+            disk.sync([target.parent])
+            return manifest
+        try:
+            winner = read_manifest(target)
+        except FileNotFoundError:
+            # the winner is damaged, or was moved away this moment: make room and try again
+            move_out(layout, target)
+        except ArtifactCorruptError:
+            move_out(layout, target)
+        else:
+            disk.remove_tree(folder)
+            return winner
 
 
 def move_out(layout: Layout, folder: Path) -> None:

@@ -30,3 +30,7 @@ class StoreInUseError(StorageError):
 
 class StoreFullError(StorageError, OSError):
     """The disk filled up while an artifact was being written; nothing committed is lost."""
+
+
+class ObjectsError(StorageError):
+    """A bucket that cannot be reached, refuses, or is named wrongly; this disk loses nothing."""

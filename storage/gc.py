@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,15 +23,18 @@ class GarbageReport:
 
     Attributes:
         removed: manifests of the unreachable artifacts.
-        orphans: folders without a complete artifact: abandoned drafts, damaged manifests.
+        orphans: folders, or names in a bucket, without a complete artifact: abandoned drafts,
+            damaged manifests.
         freed_bytes: what both together give back; not what a published folder is linked to.
         kept: number of artifacts that stay.
+        there: the same of the bucket behind this disk, if there is one.
     """
 
     removed: list[Manifest]
-    orphans: list[Path]
+    orphans: Sequence[Path | str]
     freed_bytes: int
     kept: int
+    there: "GarbageReport | None" = None
 
 
 def collect_garbage(
@@ -56,7 +59,7 @@ def collect_garbage(
         except (FileNotFoundError, ArtifactCorruptError):
             if folder.is_dir():  # else removed by another process this moment
                 orphans.append(folder)
-    live = _reachable(manifests, roots)
+    live = reachable(manifests, roots)
     removed = [manifest for key, manifest in manifests.items() if key not in live]
     freed = sum(size_below(path) for path in orphans)
     for manifest in removed:
@@ -65,13 +68,14 @@ def collect_garbage(
     if not dry_run:
         for manifest in removed:
             with suppress(ArtifactMissingError):  # another process was faster
-                store.remove(manifest.key, manifest.stage)
+                store.evict(manifest.key, manifest.stage)
         for folder in orphans:
             move_out(store.layout, folder)
     return GarbageReport(removed, orphans, freed, len(manifests) - len(removed))
 
 
-def _reachable(manifests: dict[str, Manifest], roots: Iterable[str]) -> set[str]:
+def reachable(manifests: Mapping[str, Manifest], roots: Iterable[str]) -> set[str]:
+    """Return the keys that are roots or that roots were made from, of those there are."""
     live: set[str] = set()
     ahead = [key for key in roots if key in manifests]
     while ahead:

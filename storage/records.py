@@ -31,9 +31,8 @@ def write_record(path: Path, fields: Mapping[str, Any], indent: int | None = Non
     Raises:
         StorageError: it cannot be written.
     """
-    whole = {**fields, CHECKSUM: _checksum(fields)}
     make_folder(path.parent)
-    replace_file(path, json.dumps(whole, ensure_ascii=False, indent=indent).encode())
+    replace_file(path, seal(fields, indent))
 
 
 def read_record(path: Path, unsealed: bool = False) -> dict[str, Any]:
@@ -48,11 +47,28 @@ def read_record(path: Path, unsealed: bool = False) -> dict[str, Any]:
         NoRecordError: it is no whole record, or was changed since it was written.
     """
     try:
-        fields = json.loads(path.read_bytes())
+        text = path.read_bytes()
     except FileNotFoundError:
         raise
     except OSError as error:
         raise NoRecordError(f"it cannot be read: {error.strerror}") from error
+    return unseal(text, unsealed)
+
+
+def seal(fields: Mapping[str, Any], indent: int | None = None) -> bytes:
+    """Return a record's bytes; arguments as of `write_record`."""
+    whole = {**fields, CHECKSUM: _checksum(fields)}
+    return json.dumps(whole, ensure_ascii=False, indent=indent).encode()
+
+
+def unseal(text: bytes, unsealed: bool = False) -> dict[str, Any]:
+    """Return what `seal` was given; arguments as of `read_record`.
+
+    Raises:
+        NoRecordError: it is no whole record, or was changed since it was written.
+    """
+    try:
+        fields = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise NoRecordError(f"it is not JSON: {error}") from error
     if not isinstance(fields, dict):

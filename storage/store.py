@@ -6,11 +6,9 @@ group) and `files/`. It appears by one rename and never changes afterwards.
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from string import hexdigits
 from typing import Any
 
 from storage import disk, verify
@@ -19,32 +17,14 @@ from storage.draft import Draft, Inputs, move_out
 from storage.errors import ArtifactCorruptError, ArtifactMissingError, StorageError
 from storage.index import drop_from_index, keys_in_index, rebuild_index
 from storage.layout import INDEX, Layout, check_key, check_stage
+from storage.lookup import Lookup
 from storage.manifest import MANIFEST_NAME, Manifest, read_manifest
 from storage.root import FORMAT_NAME, prepare_root
 
-SHORTEST_PREFIX = 4
-DIGITS = frozenset(hexdigits.lower())
-
 _LOG = logging.getLogger(__name__)
-_TRUST = verify.Trust()  # of this process, whatever Store object asks
 
 
-@dataclass(frozen=True)
-class MissingArtifact:
-    """An input that the store no longer has.
-
-    Attributes:
-        key: its key.
-        digest: digest of the content that was used.
-        role: what it was to the artifact made from it.
-    """
-
-    key: str
-    digest: str
-    role: str
-
-
-class Store:
+class Store(Lookup):
     """A store on a local disk.
 
     Args:
@@ -58,6 +38,8 @@ class Store:
         StorageError: `root` is a file, or its format file is damaged.
     """
 
+    REMEDY = "will be computed again"
+
     def __init__(self, root: Path, on_problem: Callable[[str], None] = _LOG.warning) -> None:
         self.root = Path(root).absolute()
         self._layout = Layout(self.root)
@@ -70,6 +52,28 @@ class Store:
     def layout(self) -> Layout:
         """The paths of this store."""
         return self._layout
+
+    @property
+    def where(self) -> str:
+        """What people call the place."""
+        return str(self.root)
+
+    def begin(self) -> None:
+        """Refuse what a run could not keep its results in; this disk was asked already."""
+
+    def note_run(self, name: str, created: str, keys: Iterable[str], registry: str) -> None:
+        """Tell whoever else frees from this store what a run used; nobody does without its records.
+
+        Args:
+            name: of the run's record.
+            created: when it ended, ISO 8601 with a zone.
+            keys: of the artifacts that it used.
+            registry: where its model was registered.
+        """
+
+    def stages(self) -> list[str]:
+        """Names of the stages that it has artifacts of, sorted."""
+        return self._layout.stages()
 
     @contextmanager
     def draft(
@@ -120,7 +124,7 @@ class Store:
         manifest, seen = None, None
         try:
             manifest = self._read(folder)
-            if _TRUST.holds(folder, manifest):
+            if verify.TRUST.holds(folder, manifest):
                 return manifest
             seen = verify.signature(folder, manifest)
             problems = verify.deep_problems(folder, manifest)
@@ -129,7 +133,7 @@ class Store:
         except ArtifactCorruptError as error:
             problems = [str(error)]
         if manifest is not None and seen is not None and not problems:
-            _TRUST.grant(folder, manifest, seen)
+            verify.TRUST.grant(folder, manifest, seen)
             return manifest
         if self._is_still(folder, identity):  # else removed or replaced this moment
             self._put_aside(folder, manifest, problems)
@@ -186,7 +190,7 @@ class Store:
             problems = [str(error)]
         return problems if self._is_still(folder, identity) else []
 
-    def strays(self) -> Iterator[Path]:
+    def strays(self) -> Iterator[Path | str]:
         """Yield what lies in the store's folders and is neither an artifact nor its own."""
         own = {self.root / FORMAT_NAME}
         return (path for path in self._layout.strays() if path not in own)
@@ -217,55 +221,16 @@ class Store:
 
     def rebuild_index(self) -> None:
         """Make the index behind `candidates` anew from the artifacts themselves."""
-        entries = [(found.stage, found.unit, found.key) for found in self.manifests()]
+        # of this disk alone, wherever else a subclass looks
+        entries = [(found.stage, found.unit, found.key) for found in Store.manifests(self)]
         rebuild_index(self._layout, entries)
 
-    def resolve(self, prefix: str) -> Manifest:
-        """Return the one artifact whose key starts with `prefix` (4 digits or more).
-
-        Raises:
-            ArtifactMissingError: none, or several; the message lists them.
-        """
-        prefix = prefix.strip().lower()
-        if not DIGITS.issuperset(prefix):
-            raise ArtifactMissingError(f"{prefix!r} is no key: keys are made of 0-9 and a-f")
-        if len(prefix) < SHORTEST_PREFIX:
-            raise ArtifactMissingError(
-                f"key {prefix!r} is too short: give {SHORTEST_PREFIX} digits or more"
-            )
-        found = list(self._layout.artifacts(prefix=prefix))
-        if not found:
-            raise ArtifactMissingError(
-                f"no key starts with {prefix!r} in {self.root}; `eigenpress store ls` lists them"
-            )
-        if len(found) > 1:
-            listed = ", ".join(f"{stage} {key[: len(prefix) + 8]}" for stage, key, _ in found[:8])
-            raise ArtifactMissingError(f"{len(found)} keys start with {prefix!r}: {listed}")
-        stage, key, _ = found[0]
-        return self.open(key, stage).manifest
-
-    def lineage(self, key: str) -> list[Manifest | MissingArtifact]:
-        """Return an artifact and all it was made from, nearest first, each once.
-
-        Raises:
-            ArtifactMissingError: there is no artifact under `key` itself.
-        """
-        found: list[Manifest | MissingArtifact] = [self.open(key).manifest]
-        seen = {key}
-        for node in found:  # grows while it is walked: breadth first
-            if isinstance(node, MissingArtifact):
-                continue
-            for role, source in node.inputs.items():
-                above = source["key"]
-                if above is None or above in seen:
-                    continue
-                seen.add(above)
-                known = self.peek(above)
-                found.append(known or MissingArtifact(above, str(source["digest"]), role))
-        return found
-
     def remove(self, key: str, stage: str | None = None) -> None:
-        """Delete an artifact.
+        """Delete an artifact; arguments and errors as of `evict`."""
+        self.evict(key, stage)
+
+    def evict(self, key: str, stage: str | None = None) -> None:
+        """Delete an artifact from this disk.
 
         Args:
             key: the key.
@@ -283,6 +248,14 @@ class Store:
         except (FileNotFoundError, ArtifactCorruptError):
             pass  # its index entry cannot be known; a stale one is skipped by readers
         move_out(self._layout, folder)
+
+    def _beginning(self, prefix: str) -> list[tuple[str, str]]:
+        """Stage and key of all whose keys start so, sorted."""
+        return [(stage, key) for stage, key, _ in self._layout.artifacts(prefix=prefix)]
+
+    def _known(self, key: str, stage: str | None = None) -> Manifest:
+        """Return a manifest; raises as `open`."""
+        return self.open(key, stage).manifest
 
     def _folder(self, key: str, stage: str | None) -> Path | None:
         """Return the folder of an artifact that is there, whole or not."""
@@ -311,7 +284,5 @@ class Store:
         """Report a damaged artifact and take it away."""
         stage, unit = folder.parent.parent.name, manifest.unit if manifest else "of unknown unit"
         more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
-        self._on_problem(
-            f"{stage} {unit} ({folder.name[:12]}): {problems[0]}{more}; will be computed again"
-        )
+        self._on_problem(f"{stage} {unit} ({folder.name[:12]}): {problems[0]}{more}; {self.REMEDY}")
         move_out(self._layout, folder)

@@ -10,6 +10,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from tests import s3_server
 from tests.code_cache import code_cache_at
 from tests.pipeline import pico
 
@@ -98,3 +99,10 @@ def code_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keeps transformers from copying modelling files into the user's own cache."""
     with code_cache_at(tmp_path_factory.mktemp("modules")):
         yield
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[s3_server.Server]:
+    """A server that speaks S3, on loopback."""
+    with s3_server.serving() as server:
+        yield server

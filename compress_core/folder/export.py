@@ -32,7 +32,7 @@ def to_dense(folder: Path, target: Path, max_shard_bytes: int = SHARD_BYTES) -> 
     Args:
         folder: A compressed model's folder.
         target: The folder to make; it must not exist, or be empty.
-        max_shard_bytes: Upper limit of one weight file, and so of the memory held, in bytes.
+        max_shard_bytes: Upper limit of one weight file, in bytes.
 
     Raises:
         ModelError: `folder` is not a compressed model, is damaged or of a newer format, a layer

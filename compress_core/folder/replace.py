@@ -1,22 +1,22 @@
 """A model folder again with other values in some of its tensors; nothing else about it changes."""
 
 import shutil
+import struct
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from compress_core.errors import ModelError
 from compress_core.folder.shards import new_folder
-from compress_core.hf.checkpoint import tensor_headers, weight_files
+from compress_core.folder.spool import raw_bytes
+from compress_core.hf.checkpoint import DTYPES, tensor_headers, weight_files
 
 
 def write_replaced(
     source: Path, target: Path, keys: Collection[str], read: Callable[[str], Tensor]
 ) -> None:
-    """Copies a model folder with some tensors replaced, one weight file in memory at a time.
+    """Copies a model folder with some tensors replaced, one of them in memory at a time.
 
     Args:
         source: The folder; it is only read.
@@ -28,34 +28,20 @@ def write_replaced(
         ModelError: A key is not in the folder, a tensor does not fit, or ``target`` is in use.
     """
     files = weight_files(source)
-    known = {key for file in files for key in tensor_headers(file)}
-    if unknown := sorted(set(keys) - known):
+    headers = {file.name: tensor_headers(file) for file in files}
+    if unknown := sorted(set(keys).difference(*headers.values())):
         raise ModelError(f"{source} has no tensor {unknown[0]} to replace")
     with new_folder(target) as folder:
-        names = {file.name for file in files}
-        shutil.copytree(
-            source,
-            folder,
-            dirs_exist_ok=True,
-            ignore=lambda where, found: names.intersection(found),
-        )
-        for file in files:
-            _write_file(file, folder / file.name, keys, read)
-
-
-def _write_file(
-    source: Path, target: Path, keys: Collection[str], read: Callable[[str], Tensor]
-) -> None:
-    tensors = {}
-    with safe_open(source, framework="pt") as stored:
-        metadata = stored.metadata()
-        for key in stored.keys():  # noqa: SIM118  it is no mapping
-            old = stored.get_tensor(key)
-            new = read(key) if key in keys else old
-            if (new.shape, new.dtype) != (old.shape, old.dtype):
-                raise ModelError(
-                    f"{key} is {tuple(old.shape)} {old.dtype}; {tuple(new.shape)} {new.dtype} "
-                    "cannot take its place"
-                )
-            tensors[key] = new.contiguous()
-    save_file(tensors, target, metadata=metadata)
+        shutil.copytree(source, folder, copy_function=shutil.copyfile, dirs_exist_ok=True)
+        for name, tensors in headers.items():
+            with (folder / name).open("rb+") as file:
+                (length,) = struct.unpack("<Q", file.read(8))
+                for key in tensors.keys() & set(keys):
+                    new, old = read(key), tensors[key]
+                    if [list(new.shape), new.dtype] != [old["shape"], DTYPES[old["dtype"]]]:
+                        raise ModelError(
+                            f"{key} is {tuple(old['shape'])} {old['dtype']}; {tuple(new.shape)} "
+                            f"{new.dtype} cannot take its place"
+                        )
+                    file.seek(8 + length + old["data_offsets"][0])
+                    file.write(raw_bytes(new))

@@ -1,7 +1,7 @@
 """Write tensors into safetensors files of bounded size, in a folder that appears when complete.
 
-No more than one file's tensors are held in memory, and a folder under its final name is whole: a
-process that dies leaves a hidden `.partial` folder behind, never half a model.
+No more than one tensor is held in memory, and a folder under its final name is whole: a process
+that dies leaves a hidden `.partial` folder behind, never half a model.
 """
 
 import json
@@ -13,40 +13,40 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from compress_core.errors import ModelError
+from compress_core.folder.spool import Spool
 from compress_core.hf.checkpoint import INDEX_FILE, SINGLE_FILE
 
 SHARD_BYTES = 5_000_000_000
 
 
 class ShardWriter:
-    """Collects tensors and writes them out whenever a shard is full."""
+    """Writes tensors as they come, and begins a new shard whenever one is full."""
 
     def __init__(self, folder: Path, max_shard_bytes: int) -> None:
         """Write into `folder`, with at most `max_shard_bytes` a file (a tensor is never cut)."""
         self._folder = folder
         self._max = max_shard_bytes
-        self._held: dict[str, Tensor] = {}
-        self._held_bytes = 0
+        self._spool: Spool | None = None
         self._shards: list[list[str]] = []
         self._nbytes = 0
         self._parameters = 0
 
     def add(self, key: str, tensor: Tensor) -> None:
         """Take one tensor to be stored under `key`."""
-        if self._held and self._held_bytes + tensor.nbytes > self._max:
-            self._flush()
-        self._held[key] = _own_memory(tensor)
-        self._held_bytes += tensor.nbytes
+        if self._spool is not None and self._spool.nbytes + tensor.nbytes > self._max:
+            self._flush(self._spool)
+        if self._spool is None:
+            self._spool = Spool(self._part(len(self._shards)))
+        self._spool.add(key, tensor)
         self._nbytes += tensor.nbytes
         self._parameters += tensor.numel()
 
     def close(self) -> tuple[str, ...]:
         """Write what is left, give the files their final names, and return these."""
-        self._flush()
+        self._flush(self._spool or Spool(self._part(len(self._shards))))
         total = len(self._shards)
         if total == 1:
             self._part(0).rename(self._folder / SINGLE_FILE)
@@ -65,11 +65,10 @@ class ShardWriter:
     def _part(self, i: int) -> Path:
         return self._folder / f"part-{i:05d}.safetensors"
 
-    def _flush(self) -> None:
-        save_file(self._held, self._part(len(self._shards)), metadata={"format": "pt"})
-        self._shards.append(list(self._held))
-        self._held = {}
-        self._held_bytes = 0
+    def _flush(self, spool: Spool) -> None:
+        spool.close()
+        self._shards.append(spool.keys)
+        self._spool = None
 
 
 @contextmanager
@@ -94,9 +93,3 @@ def new_folder(target: Path) -> Iterator[Path]:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write an object as transformers does, keys sorted, so that equal ones are equal files."""
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _own_memory(tensor: Tensor) -> Tensor:
-    # A slice of a larger tensor would keep all of it in memory until the shard is written.
-    tensor = tensor.detach().cpu().contiguous()
-    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()

@@ -1,4 +1,4 @@
-"""A dense model and a compressed folder of it side by side, a block of one or the other at a time.
+"""A compressed folder, block by block: beside the dense model that it was made of, or by itself.
 
 What is outside the blocks is the same in both, and so is what a block is called with beside its
 hidden states; the block itself is loaded from either folder.
@@ -8,19 +8,23 @@ import inspect
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from compress_core.folder.swap import SHARED, plain_entries
+from compress_core.errors import ModelError
+from compress_core.folder.swap import SHARED, check_layers, check_version, plain_entries
 from compress_core.forms.kinds import SLOTS
 from compress_core.forms.linear import CompressedLinear, is_compressed
-from compress_core.hf.binding import unwrapped
+from compress_core.hf.binding import Binding, bind, unwrapped
 from compress_core.hf.checkpoint import Checkpoint
 from compress_core.hf.inside import read_json
-from compress_core.hf.stream import BlockStream, _drop_parameters
+from compress_core.hf.layout import inspect_model
+from compress_core.hf.states import Room
+from compress_core.hf.stream import BlockStream, drop_parameters
 from compress_core.types import LayerRef, ModelLayout
 
 
@@ -34,6 +38,7 @@ class FolderStream(BlockStream):
         device: Where blocks run.
         trust_remote_code: Passed to transformers.
         dtype: In which blocks run and hidden states are kept; None is the model's own.
+        room: Where hidden states are kept.
 
     Attributes:
         compressed: The tensors of the folder.
@@ -49,8 +54,9 @@ class FolderStream(BlockStream):
         device: torch.device | str = "cpu",
         trust_remote_code: bool = False,
         dtype: str | None = None,
+        room: Room | None = None,
     ) -> None:
-        super().__init__(checkpoint, layout, device, trust_remote_code, dtype)
+        super().__init__(checkpoint, layout, device, trust_remote_code, dtype, room)
         settings = read_json(folder / "config.json").get("quantization_config")
         self.compressed = Checkpoint(folder, compressed=settings is not None)
         self.entries = {} if settings is None else plain_entries(settings["modules"])
@@ -98,7 +104,7 @@ class FolderStream(BlockStream):
         finally:
             for inside, linear in dense.items():
                 module.set_submodule(inside, linear)
-            _drop_parameters(module)
+            drop_parameters(module)
 
     def differentiable(self, block: int, batch: Tensor) -> Tensor:
         """As :meth:`forward`, with gradients to the parameters that want some."""
@@ -144,7 +150,69 @@ class FolderStream(BlockStream):
             place._buffers[leaf] = buffer.to(self.device)
         for part in module.modules():
             if is_compressed(part):
-                part.settle()
+                try:
+                    part.settle()
+                except ValueError as error:
+                    raise ModelError(
+                        f"{self.compressed.folder}: {path}, {error}: it is damaged, get it again"
+                    ) from error
+
+
+class CompressedStream(FolderStream):
+    """A compressed folder by itself, all of it read from its own files.
+
+    Args:
+        folder: A model folder that was written here.
+        layout: Of the dense model that it was made of; None looks for it in the folder.
+        device: Where blocks run.
+        dtype: In which blocks run and hidden states are kept; None is the model's own.
+        room: Where hidden states are kept.
+
+    Raises:
+        ModelError: The folder is incomplete, contradicts itself, or is of a newer format.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        layout: ModelLayout | None = None,
+        device: torch.device | str = "cpu",
+        dtype: str | None = None,
+        room: Room | None = None,
+    ) -> None:
+        settings = read_json(folder / "config.json").get("quantization_config")
+        checkpoint = Checkpoint(folder, compressed=settings is not None)
+        if layout is None:
+            own = inspect_model(checkpoint, binding=_bound)
+        else:
+            keys = {name: unwrapped(key, layout.wrappers) for name, key in layout.stored.items()}
+            own = replace(layout, stored=keys, wrappers=())
+        super().__init__(checkpoint, own, folder, device, False, dtype, room)
+        try:
+            check_version(settings["format_version"] if settings else 1)
+            sizes = {layer.name: (layer.out_features, layer.in_features) for layer in own.layers}
+            if unknown := sorted(self.entries.keys() - sizes.keys()):
+                raise ValueError(f"{own.architecture} has no layer {unknown[0]!r} to compress")
+            check_layers(self.entries, {name: sizes[name] for name in self.entries})
+        except ValueError as error:
+            raise ModelError(f"{folder}: {error}") from error
+
+    @contextmanager
+    def loaded(self, block: int) -> Iterator[nn.Module]:
+        """A block as the folder has it."""
+        with self.loaded_compressed(block) as module:
+            yield module
+
+
+def _bound(model: Any, checkpoint: Checkpoint) -> Binding:
+    """Which of a compressed folder's tensors go where the dense model has some of that name."""
+    binding = bind(model, checkpoint.names)
+    if binding.missing:
+        raise ModelError(
+            f"{checkpoint.folder} has no tensor {binding.missing[0]!r}: it is incomplete, get it "
+            "again"
+        )
+    return binding
 
 
 def _is_shared(part: str) -> bool:

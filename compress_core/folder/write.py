@@ -86,7 +86,7 @@ def write_folder(
         layers: The compressed layers, in any order; taken one at a time. With none of them the
             folder is a plain dense model.
         layout: What transformers makes of the dense model.
-        max_shard_bytes: Upper limit of one weight file, and so of the memory held, in bytes.
+        max_shard_bytes: Upper limit of one weight file, in bytes.
 
     Raises:
         ModelError: A class is not one of transformers' own, a layer does not fit the checkpoint,

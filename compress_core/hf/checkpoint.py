@@ -28,7 +28,7 @@ MERGE = (
     "docs/model-format.md shows"
 )
 
-_DTYPES = {
+DTYPES = {  # safetensors' names
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
@@ -137,6 +137,8 @@ class Checkpoint:
         self.files = weight_files(self.folder, self.config)
         self._handles = [_open(file) for file in self.files]
         self._handle_of = {name: handle for handle in self._handles for name in handle.keys()}  # noqa: SIM118
+        pairs = zip(self.files, self._handles, strict=True)
+        self._file_of = {name: file for file, handle in pairs for name in handle.keys()}  # noqa: SIM118
         self.names = sorted(self._handle_of)
 
     def shape(self, key: str) -> tuple[int, ...]:
@@ -153,20 +155,24 @@ class Checkpoint:
         Raises:
             ModelError: PyTorch has none that matches.
         """
-        if self.dtype(key) not in _DTYPES:
+        if self.dtype(key) not in DTYPES:
             raise ModelError(f"{self.folder}: {key} is stored as {self.dtype(key)}: not supported")
-        return _DTYPES[self.dtype(key)]
+        return DTYPES[self.dtype(key)]
 
     def read(self, key: str) -> Tensor:
-        """The tensor stored under `key`, on the CPU, in the stored dtype and shape."""
+        """The tensor stored under `key`, on the CPU, in the stored dtype and shape.
+
+        It has its own mapping of the file, so what was read of it leaves the memory with it.
+        """
         self._require(key)
-        return cast(Tensor, self._handle_of[key].get_tensor(key))
+        with _open(self._file_of[key]) as file:
+            return cast(Tensor, file.get_tensor(key))
 
     @property
     def first_dtype(self) -> torch.dtype:
         """What transformers computes in where config.json states no dtype."""
         for key in self._handles[0].keys():  # noqa: SIM118  in the order of the first file
-            dtype = _DTYPES.get(self.dtype(key))
+            dtype = DTYPES.get(self.dtype(key))
             if dtype is not None and dtype.is_floating_point and dtype.itemsize > 1:
                 return dtype
         return torch.float32

@@ -6,7 +6,7 @@ tensor share a tap.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from transformers.initialization import no_init_weights
 from transformers.pytorch_utils import Conv1D
 
 from compress_core.errors import ModelError
+from compress_core.hf.binding import Binding
 from compress_core.hf.blocks import find_blocks
 from compress_core.hf.checkpoint import Checkpoint
 from compress_core.hf.model_code import first_line
@@ -64,8 +65,17 @@ def model_dtype(checkpoint: Checkpoint, config: PretrainedConfig) -> torch.dtype
     return checkpoint.first_dtype
 
 
-def inspect_model(checkpoint: Checkpoint, trust_remote_code: bool = False) -> ModelLayout:
+def inspect_model(
+    checkpoint: Checkpoint,
+    trust_remote_code: bool = False,
+    binding: Callable[[Any, Checkpoint], Binding] = bind_whole,
+) -> ModelLayout:
     """Finds blocks, layers and taps without reading a weight.
+
+    Args:
+        checkpoint: The model's folder.
+        trust_remote_code: Passed to transformers.
+        binding: Says of the model, without weights, what each tensor is loaded from.
 
     Raises:
         ModelError: The model is a mixture of experts, has no list of decoder blocks, or shares one
@@ -85,7 +95,7 @@ def inspect_model(checkpoint: Checkpoint, trust_remote_code: bool = False) -> Mo
             _refuse_experts(config)
         blocks = find_blocks(model, lambda: run_fake(model))
         observed = observe(model, blocks)
-    binding = bind_whole(model, checkpoint)
+    bound = binding(model, checkpoint)
     layers = _layers(model, blocks, observed)
     base = model.base_model
     prefix = model.base_model_prefix if base is not model else ""
@@ -105,9 +115,9 @@ def inspect_model(checkpoint: Checkpoint, trust_remote_code: bool = False) -> Mo
         block_buffers=buffers_inside,
         outer_buffers=buffers_outside,
         output_lengths=tuple(observed.output_lengths.get(path, 0) for path in blocks),
-        stored=binding.stored,
-        unused=tuple(sorted(set(checkpoint.names) - set(binding.stored.values()))),
-        wrappers=binding.wrappers,
+        stored=bound.stored,
+        unused=tuple(sorted(set(checkpoint.names) - set(bound.stored.values()))),
+        wrappers=bound.wrappers,
     )
 
 

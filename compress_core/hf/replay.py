@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from compress_core.head import forward_of
 from compress_core.hf.observe import tensors_in
-from compress_core.hf.stream import _Stub, _with_hidden
+from compress_core.hf.stub import Stub, with_hidden
 
 _Around = tuple[tuple[Any, ...], tuple[Any, ...]] | None
 
@@ -258,7 +258,7 @@ class BlockState:
     after: Tensor | None = None  # what the next block receives
 
 
-class Skip(_Stub):
+class Skip(Stub):
     """In place of a block that need not run: hands its input on.
 
     Attributes:
@@ -277,7 +277,7 @@ class Skip(_Stub):
         return self.output(hidden)
 
 
-class Enter(_Stub):
+class Enter(Stub):
     """In place of a block that runs: gives it other hidden states, or notes what it does.
 
     Attributes:
@@ -296,7 +296,7 @@ class Enter(_Stub):
         if hidden is None:
             hidden = args[0] if args else kwargs["hidden_states"]
         # A copy, because nothing keeps a block from changing its input in place.
-        args, kwargs = _with_hidden((args, kwargs), hidden.clone())
+        args, kwargs = with_hidden((args, kwargs), hidden.clone())
         if self.watched is None:
             return self.block[0](*args, **kwargs)
         output, memo = record_block(self.block[0], self.watched, args, kwargs)

@@ -14,67 +14,20 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from compress_core.errors import ModelError, NumericsError
+from compress_core.head import forward_of
 from compress_core.hf.checkpoint import Checkpoint
 from compress_core.hf.layout import load_config
 from compress_core.hf.model_code import model_code
 from compress_core.hf.observe import tensors_in
+from compress_core.hf.states import Room
+from compress_core.hf.stub import Call, Stub, with_hidden
 from compress_core.stats import InputAccumulator, InputStats
 from compress_core.types import ModelLayout
 
 Progress = Callable[[int, int], None]  # samples done, samples in all
-Call = tuple[tuple[Any, ...], dict[str, Any]]  # what a block is called with
 
 
-class _Stub(nn.Module):
-    """Stands in for a block: notes what it was called with and returns its input.
-
-    Args:
-        block: What it stands in for; a model may ask its blocks for more than their output.
-        order: Told of every call, by all stubs of a model.
-        output_length: Of the tuple that the block returns; 0 for hidden states by themselves.
-    """
-
-    def __init__(self, block: nn.Module, order: list["_Stub"], output_length: int) -> None:
-        super().__init__()
-        self.block = (block,)  # in a tuple, or it would be a submodule
-        self.order = order
-        self.output_length = output_length
-        self.call: Call = ((), {})
-        self.received: Tensor | None = None
-        self.passed: Tensor | None = None
-        self.version = 0
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        self.order.append(self)
-        self.received = args[0] if args else kwargs["hidden_states"]
-        self.call = _with_hidden((args, kwargs), None)
-        self.passed = self.received.view_as(self.received)  # a new object: the chain can be checked
-        self.version = self.passed._version
-        return self.output(self.passed)
-
-    def output(self, hidden: Tensor) -> Any:
-        """Hidden states as the block would return them, with nothing beside them."""
-        length = self.output_length
-        return (hidden, *[None] * (length - 1)) if length else hidden
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(self.block[0], name)
-
-    def hands_on_to(self, other: "_Stub") -> bool:
-        """Whether what this one returned is what the other one received, untouched."""
-        passed = self.passed
-        return passed is not None and passed is other.received and passed._version == self.version
-
-
-def _with_hidden(call: Call, hidden: Tensor | None) -> Call:
-    args, kwargs = call
-    return ((hidden, *args[1:]), kwargs) if args else ((), kwargs | {"hidden_states": hidden})
-
-
-def _drop_parameters(module: nn.Module) -> None:
+def drop_parameters(module: nn.Module) -> None:
     """Frees the weights but keeps the buffers, which no file may hold."""
     for part in module.modules():
         for leaf, parameter in part._parameters.items():
@@ -91,6 +44,7 @@ class BlockStream:
         device: Where blocks run.
         trust_remote_code: Passed to transformers.
         dtype: In which blocks run and hidden states are kept; None is the model's own.
+        room: Where hidden states are kept.
     """
 
     def __init__(
@@ -100,10 +54,12 @@ class BlockStream:
         device: torch.device | str = "cpu",
         trust_remote_code: bool = False,
         dtype: str | None = None,
+        room: Room | None = None,
     ) -> None:
         self.checkpoint = checkpoint
         self.layout = layout
         self.device = torch.device(device)
+        self.room = room or Room()
         self.dtype = getattr(torch, dtype or layout.dtype)
         with init_empty_weights(include_buffers=False):
             self.model = AutoModelForCausalLM.from_config(
@@ -112,9 +68,9 @@ class BlockStream:
                 trust_remote_code=trust_remote_code,
             ).eval()
         self._blocks = [self.model.get_submodule(path) for path in layout.blocks]
-        self._order: list[_Stub] = []
+        self._order: list[Stub] = []
         self._stubs = [
-            _Stub(block, self._order, length)
+            Stub(block, self._order, length)
             for block, length in zip(self._blocks, layout.output_lengths, strict=True)
         ]
         container = self.model.get_submodule(layout.blocks[0].rpartition(".")[0])
@@ -122,7 +78,7 @@ class BlockStream:
         for index, stub in enumerate(self._stubs):
             container[index] = stub
         self._load(self.model.base_model, layout.outer_parameters)
-        self._calls: dict[int, list[Call]] = {}  # rows of a batch -> call of each block
+        self._calls: dict[torch.Size, list[Call]] = {}  # of a batch -> call of each block
 
     @torch.no_grad()
     def embed(self, tokens: Tensor, batch_size: int) -> Tensor:
@@ -133,13 +89,18 @@ class BlockStream:
             batch_size: Samples per forward.
 
         Returns:
-            (samples, length, hidden) on the CPU, in the stream's dtype.
+            (samples, length, hidden) on the CPU, in the stream's dtype, where the room has place.
 
         Raises:
             ModelError: The model does more between its blocks than hand hidden states on, or fails.
         """
         self.prepare(tokens, batch_size)
-        return torch.cat([self._outer(batch)[0].cpu() for batch in tokens.split(batch_size)])
+        batches = tokens.split(batch_size)
+        first, _ = self._outer(batches[0])
+        states = self.room.empty((*tokens.shape, first.shape[-1]), self.dtype)
+        for place, batch in zip(states.split(batch_size), batches, strict=True):
+            place.copy_(self._outer(batch)[0])
+        return states
 
     @torch.no_grad()
     def prepare(self, tokens: Tensor, batch_size: int) -> None:
@@ -150,13 +111,13 @@ class BlockStream:
         """
         batches = tokens.split(batch_size)
         for batch in (batches[0], batches[-1]):
-            if len(batch) in self._calls:
+            if batch.shape in self._calls:
                 continue
             _, calls = self._outer(batch)
             _, others = self._outer(batch.roll(1, dims=1))
             for call, other in zip(calls, others, strict=True):
                 self._refuse_token_inputs(call, other)
-            self._calls[len(batch)] = calls
+            self._calls[batch.shape] = calls
 
     @torch.no_grad()
     def run_block(
@@ -207,7 +168,7 @@ class BlockStream:
         try:
             yield module
         finally:
-            _drop_parameters(module)
+            drop_parameters(module)
 
     @torch.no_grad()
     def forward(self, block: int, batch: Tensor) -> Tensor:
@@ -216,10 +177,38 @@ class BlockStream:
         Raises:
             ModelError: The block itself raises something.
         """
-        args, kwargs = _with_hidden(self._calls[len(batch)][block], batch.to(self.device))
+        args, kwargs = with_hidden(self._calls[batch.shape[:2]][block], batch.to(self.device))
         with model_code(f"{self.layout.architecture} fails in {self.layout.blocks[block]}"):
             output = self._blocks[block](*args, **kwargs)
         return output[0] if self.layout.output_lengths[block] else output
+
+    @contextmanager
+    def behind(self, hidden: Tensor) -> Iterator[Any]:
+        """The model, whose base model makes its output of what left the last block.
+
+        Args:
+            hidden: (samples, length, hidden) of the tokens that the base model is then given.
+        """
+        first = self._stubs[0]
+        with forward_of(first, lambda *_, **__: first.output(hidden.to(self.device))):
+            yield self.model
+        self._forget()
+
+    def load_head(self) -> None:
+        """Puts what the model's class has behind its base model on the device."""
+        layout, model = self.layout, self.model
+        blocks = tuple(f"{path}." for path in layout.blocks)
+        base = {*layout.outer_parameters, *layout.outer_buffers}
+        names = [n for n in layout.stored if n not in base and not n.startswith(blocks)]
+        held = {layout.stored[name]: model.get_parameter(name) for name in layout.outer_parameters}
+        for name in names:
+            owner, _, leaf = name.rpartition(".")
+            module, key = model.get_submodule(owner), layout.stored[name]
+            if leaf in module._buffers:
+                buffer = module.get_buffer(leaf)
+                module._buffers[leaf] = self.checkpoint.read(key).to(self.device, buffer.dtype)
+            else:  # a tied head is the embedding
+                module._parameters[leaf] = held[key] if key in held else self._parameter(key)
 
     @contextmanager
     def _measure(
@@ -278,9 +267,13 @@ class BlockStream:
                 )
         hidden = self._stubs[0].received
         assert hidden is not None
-        for stub in self._stubs:
-            stub.received = stub.passed = None  # one batch of hidden states per block is too much
+        self._forget()
         return hidden, [stub.call for stub in self._stubs]
+
+    def _forget(self) -> None:
+        """Lets go of hidden states: one batch of them per block is too much."""
+        for stub in self._stubs:
+            stub.received = stub.passed = None
 
     def _refuse_token_inputs(self, call: Call, other: Call) -> None:
         pairs = zip(tensors_in(call), tensors_in(other), strict=True)
@@ -294,10 +287,9 @@ class BlockStream:
         """Puts the named parameters and the module's buffers on the device."""
         root = self.model if not path else module
         for name in names:
-            tensor = self.checkpoint.read(self.layout.stored[name])
             owner, _, leaf = name[len(path) + 1 if path else 0 :].rpartition(".")
-            value = nn.Parameter(tensor.to(self.device, self.dtype), requires_grad=False)
-            root.get_submodule(owner)._parameters[leaf] = value
+            parameter = self._parameter(self.layout.stored[name])
+            root.get_submodule(owner)._parameters[leaf] = parameter
         place = path or ("" if module is self.model else self.layout.base_prefix)
         for name, buffer in list(module.named_buffers()):
             key = self.layout.stored.get(f"{place}.{name}".lstrip("."))
@@ -305,3 +297,7 @@ class BlockStream:
                 buffer = self.checkpoint.read(key).to(buffer.dtype)
             owner, _, leaf = name.rpartition(".")
             module.get_submodule(owner)._buffers[leaf] = buffer.to(self.device)
+
+    def _parameter(self, key: str) -> nn.Parameter:
+        tensor = self.checkpoint.read(key).to(self.device, self.dtype)
+        return nn.Parameter(tensor, requires_grad=False)

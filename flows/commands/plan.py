@@ -90,13 +90,16 @@ def _print(planned: list[Planned], expected: Estimate, notes: list[str]) -> None
         f"about {duration(expected.seconds)}, if the machine does nothing else "
         f"(the model runs in {expected.computes_in})",
     )
+    allowed = expected.allowed_memory
     for what in expected.not_counted:
         entry(console, "", f"not counted: {what}")
     entry(
         console,
         "memory",
-        f"{expected.memory / 1e6:,.0f} MB at most beyond the libraries, "
-        f"{expected.free_memory / 1e6:,.0f} MB free",
+        f"{expected.memory / 1e6:,.0f} MB at most beyond the libraries"
+        + (f" ({expected.largest.stage}), " if expected.largest else ", ")
+        + f"{expected.free_memory / 1e6:,.0f} MB free"
+        + ("" if allowed is None else f", {allowed / 1e6:,.0f} MB allowed in all"),
     )
     entry(
         console,

@@ -8,16 +8,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from compress_core.errors import ConfigError
-from flows.commands.look import App, Home, Json
-from flows.settings.home import check_places, default_home, use_home
+from flows.commands.look import App, Home, Json, said
+from flows.settings.belonging import MACHINE
+from flows.settings.fields import Fields
+from flows.settings.home import check_places, default_home, default_store, use_home
 from storage.errors import ArtifactMissingError
 
 if TYPE_CHECKING:
+    from storage.gc import GarbageReport
+    from storage.lookup import MissingArtifact
     from storage.manifest import Manifest
-    from storage.store import MissingArtifact, Store
+    from storage.store import Store
 
 store_app = App(name="store", help="Look into the store of artifacts.", no_args_is_help=True)
 
+Address = Annotated[
+    str | None,
+    said(Fields.model_fields["store"].description or "", "s3://BUCKET/PREFIX", MACHINE, "--store"),
+]
 Key = Annotated[str, typer.Argument(help="a key, or the beginning of one", metavar="KEY")]
 
 
@@ -28,11 +36,12 @@ def _home(home: Path | None) -> Path:
     return where
 
 
-def _open(home: Path | None, problems: list[str] | None = None) -> "Store":
-    from storage.store import Store
+def _open(home: Path | None, address: str | None, problems: list[str] | None = None) -> "Store":
+    from flows.runs.stores import FOLDER, open_store
 
-    root = _home(home) / "store"
-    if not root.is_dir():
+    root = _home(home) / FOLDER
+    address = address or default_store()
+    if address is None and not root.is_dir():
         raise ConfigError(f"there is no store at {root}; choose a data directory with --home")
 
     def tell(line: str) -> None:
@@ -40,7 +49,7 @@ def _open(home: Path | None, problems: list[str] | None = None) -> "Store":
         if problems is not None:
             problems.append(line)
 
-    return Store(root, on_problem=tell)
+    return open_store(root.parent, address, tell)
 
 
 def _known_stage(store: "Store", stage: str) -> str:
@@ -51,12 +60,22 @@ def _known_stage(store: "Store", stage: str) -> str:
     """
     from tasks.engine.stages import STAGES
 
-    known = sorted({*STAGES, *store.layout.stages()})
+    known = sorted({*STAGES, *store.stages()})
     if stage not in known:
         near = difflib.get_close_matches(stage, known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"stages: {', '.join(known)}"
         raise ConfigError(f"there is no stage {stage!r}; {hint}")
     return stage
+
+
+def _fields(report: "GarbageReport") -> dict[str, Any]:
+    """What was freed at one place, in JSON."""
+    return {
+        "freed_bytes": report.freed_bytes,
+        "removed": [_names(manifest) for manifest in report.removed],
+        "leftovers": len(report.orphans),
+        "kept": report.kept,
+    }
 
 
 def _print(value: Any) -> None:
@@ -76,6 +95,7 @@ def list_artifacts(
     ] = 40,
     everything: Annotated[bool, typer.Option("--all", help="show every one")] = False,
     home: Home = None,
+    address: Address = None,
     as_json: Json = False,
 ) -> None:
     """List artifacts under the runs that made them, newest first.
@@ -85,7 +105,7 @@ def list_artifacts(
     from flows.commands.store_list import as_rows, group_artifacts, print_groups
     from flows.runs.records import read_run_records
 
-    store = _open(home)
+    store = _open(home, address)
     if stage is not None:
         _known_stage(store, stage)
     records = read_run_records(_home(home), lambda error: typer.echo(str(error), err=True))
@@ -97,18 +117,22 @@ def list_artifacts(
 
 
 @store_app.command("show")
-def show_artifact(key: Key, home: Home = None, as_json: Json = False) -> None:
+def show_artifact(
+    key: Key, home: Home = None, address: Address = None, as_json: Json = False
+) -> None:
     """Print an artifact's manifest as JSON, with --json or without."""
-    typer.echo(_open(home).resolve(key).to_json())
+    typer.echo(_open(home, address).resolve(key).to_json())
 
 
 @store_app.command("why")
-def explain_artifact(key: Key, home: Home = None, as_json: Json = False) -> None:
+def explain_artifact(
+    key: Key, home: Home = None, address: Address = None, as_json: Json = False
+) -> None:
     """Show what an artifact was made from, and how it differs from the one made before it."""
     from flows.runs.forecast import say
     from storage.keys import differences
 
-    store = _open(home)
+    store = _open(home, address)
     manifest = store.resolve(key)
     earlier = [
         other
@@ -164,13 +188,13 @@ def _print_lineage(manifest: "Manifest", lineage: "list[Manifest | MissingArtifa
 
 
 @store_app.command("verify")
-def verify_artifacts(home: Home = None, as_json: Json = False) -> None:
+def verify_artifacts(home: Home = None, address: Address = None, as_json: Json = False) -> None:
     """Check every byte of every artifact; exit code 1 if any is damaged.
 
     What lies in the store and should not is a problem, too.
     """
     unreadable: list[str] = []  # the store itself adds those whose manifest cannot be read
-    store = _open(home, unreadable)
+    store = _open(home, address, unreadable)
     problems: list[dict[str, str | None]] = []
     checked = 0
     for manifest in store.manifests():
@@ -201,28 +225,29 @@ def free_artifacts(
         float, typer.Option(help="runs newer than this keep what they made", metavar="N")
     ] = 14.0,
     home: Home = None,
+    address: Address = None,
     as_json: Json = False,
 ) -> None:
     """Free what no registered model and no recent run reaches."""
     from flows.server import runtime
 
     where = _home(home)
-    store = _open(home)
+    store = _open(home, address)
     runtime.prepare_environment(where)
     from flows.runs.free import free_store, told
 
     report = free_store(where, store, recent_days, dry_run=dry_run)
+    there = report.there
     if as_json:
         _print(
             {
                 "dry_run": dry_run,
-                "freed_bytes": report.freed_bytes,
-                "removed": [_names(manifest) for manifest in report.removed],
-                "leftovers": len(report.orphans),
-                "kept": report.kept,
+                **_fields(report),
+                **({"bucket": _fields(there)} if there else {}),
             }
         )
         return
-    for manifest in report.removed:
+    removed = {one.key: one for one in [*report.removed, *(there.removed if there else ())]}
+    for manifest in removed.values():
         typer.echo(f"{manifest.key[:12]}  {manifest.stage} · {manifest.unit}")
     typer.echo(told(report, dry_run=dry_run))

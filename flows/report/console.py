@@ -14,8 +14,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
-from flows.report.lines import duration, entry, make_console, say
+from flows.report.lines import duration, entry, make_console, say, size
 from flows.report.tables import entries_part, sweep_tables
+from tasks.engine.peak_memory import PeakMemory
 from tasks.engine.units import Outcome
 
 EVERY = 25.0  # seconds between lines while something computes: at most 30, with some to spare
@@ -81,15 +82,21 @@ class Reporter:
 
     @contextmanager
     def stage(self, name: str, units: int) -> Iterator[None]:
-        """A stage of so many units: how far it is while it goes on, then its state and seconds.
+        """A stage of so many units: how far it is while it goes on, then what it took.
 
         The last line is for a stage that ended well.
         """
         self._begin(name, units)
-        with self._bar() if self._bars else self._lines():
-            yield
+        peak = PeakMemory()
+        try:
+            with self._bar() if self._bars else self._lines():
+                yield
+        finally:
+            peak.stop()
         seconds = perf_counter() - self._started
-        self.say(f"{name:<12} {_count(self._outcomes):<28} {seconds:8.1f} s")
+        gpu = f", GPU {size(peak.accelerator)}" if peak.accelerator else ""
+        memory = f"peak {size(peak.ram)}{gpu}"
+        self.say(f"{name:<12} {_count(self._outcomes):<28} {seconds:8.1f} s  {memory}")
 
     @contextmanager
     def working(self, name: str) -> Iterator[None]:

@@ -46,3 +46,11 @@ def duration(seconds: float) -> str:
         return f"{minutes} min" + (f" {rest} s" if rest and minutes < 10 else "")
     hours, rest = divmod(whole // 60, 60)
     return f"{hours} h" + (f" {rest} min" if rest else "")
+
+
+def size(nbytes: float) -> str:
+    """Memory in three digits: "812 MB", "1.23 GB", "12.3 GB"."""
+    if nbytes < 999.5e6:
+        return f"{nbytes / 1e6:.0f} MB"
+    giga = nbytes / 1e9
+    return f"{giga:.{2 if giga < 10 else 1 if giga < 100 else 0}f} GB"

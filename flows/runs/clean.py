@@ -12,17 +12,21 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 from pydantic import Field
 
-from flows.runs.free import RECENT_DAYS, free_store, told
+from flows.runs.free import as_fields, free_store, told
+from flows.runs.records import RECENT_DAYS
+from flows.runs.stores import open_store
 from flows.server.pool import end_dead_runs
-from flows.settings.home import check_places, default_home, use_home
-from storage.store import Store
+from flows.settings.home import check_places, default_home, default_store, use_home
 
 Days = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 @flow(name="eigenpress clean", persist_result=False)
 def clean_flow(
-    home: Path | None = None, recent_days: Days = RECENT_DAYS, dry_run: bool = False
+    home: Path | None = None,
+    recent_days: Days = RECENT_DAYS,
+    dry_run: bool = False,
+    store: str | None = None,
 ) -> State[dict[str, Any]]:
     """Frees what nothing needs in the store, and ends runs that no process runs any more.
 
@@ -32,6 +36,7 @@ def clean_flow(
         home: Data directory; else EIGENPRESS_HOME or ~/.eigenpress.
         recent_days: Runs newer than this keep what they made.
         dry_run: Only say what would go.
+        store: Address of the bucket that is freed, too; else EIGENPRESS_STORE.
 
     Returns:
         Bytes freed, artifacts removed and kept, and the runs that were ended.
@@ -44,16 +49,13 @@ def clean_flow(
         with get_client(sync_client=True) as client:
             ended = end_dead_runs(client)
     message = f"there is no store in {where}"
-    freed = {"freed_bytes": 0, "removed": 0, "kept": 0}
-    if (where / "store").is_dir():
-        store = Store(where / "store", on_problem=logger.warning)
-        report = free_store(where, store, recent_days, dry_run=dry_run)
+    freed: dict[str, Any] = {"freed_bytes": 0, "removed": 0, "kept": 0}
+    address = store or default_store()
+    if address or (where / "store").is_dir():
+        opened = open_store(where, address, logger.warning)
+        report = free_store(where, opened, recent_days, dry_run=dry_run)
         message = told(report, dry_run=dry_run)
-        freed = {
-            "freed_bytes": report.freed_bytes,
-            "removed": len(report.removed),
-            "kept": report.kept,
-        }
+        freed = as_fields(report)
     for line in [*ended, message]:
         logger.info(line)
     return Completed(message=message, data={**freed, "ended": ended, "dry_run": dry_run})

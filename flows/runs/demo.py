@@ -9,13 +9,13 @@ from compress_core.hf.writing import write_on
 from flows.report.console import Reporter
 from flows.runs.execute import execute_in_flow
 from flows.runs.opened import open_command
-from flows.runs.records import save_run_record
+from flows.runs.records import save_run_record, tell_others
 from flows.runs.results import as_stage
 from flows.runs.run import in_flow, run_groups
+from flows.runs.stores import open_store
 from flows.settings.config import SweepConfig
-from flows.settings.home import open_home
+from flows.settings.home import default_store, open_home
 from storage.occupancy import in_use
-from storage.store import Store
 from tasks.engine.session import Session
 from tasks.stages.pretrain import publish_trained, train_group
 
@@ -39,14 +39,17 @@ def run_demo(home: Path, settings: PretrainSettings, reporter: Reporter) -> list
         The results of the sweep.
     """
     open_home(home)
-    session = Session(Store(home / "store", on_problem=reporter.say), listener=reporter.inside)
+    store = open_store(home, default_store(), reporter.say)
+    store.begin()
+    session = Session(store, listener=reporter.inside)
     group = train_group(settings)
     with in_use(session.store.root):
         outcomes = in_flow(
             "eigenpress demo", "train", None, lambda: run_groups([group], session, reporter)
         )
         stages = [as_stage(outcome) for outcome in outcomes]
-        save_run_record(home, None, {"stages": stages})  # so that `store gc` keeps what it trained
+        record = save_run_record(home, None, {"stages": stages})  # `store gc` keeps what it trained
+        tell_others(record, store, reporter.note)
     folder = home / "demo"
     publish_trained(session.artifact(group.units[0]), folder)
     sweep = SweepConfig(

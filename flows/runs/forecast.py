@@ -13,7 +13,7 @@ import torch
 
 from flows.runs.machine import Machine, known_machine
 from flows.runs.pipeline import Pipeline
-from flows.runs.workspace import Workspace
+from flows.runs.workspace import LIBRARIES, Workspace
 from storage.artifact import Artifact
 from storage.keys import ABSENT, Difference, differences, recipe_key
 from storage.manifest import Manifest
@@ -25,7 +25,6 @@ from tasks.engine.units import Unit, View
 KINDS = "settings sources inputs code"  # parts of a recipe, in the order they are told
 MOST_WORDS = 4
 UNIT_SECONDS = 0.02  # of a unit's key, its artifact and its place in the flow
-LIBRARIES = 800_000_000  # bytes that they hold once a run has loaded them
 
 
 @dataclass(frozen=True)
@@ -165,28 +164,32 @@ class Estimate:
         seconds: In all, the start of the command aside.
         stages: Stage to its part of them.
         memory: Peak bytes on the device, the libraries aside.
+        largest: What takes them.
         disk: Bytes that are added to the data directory: to the store, and copies of the models.
         models: Bytes of each compressed model's folder, ascending.
         free_memory: Bytes that the device still has.
         free_disk: Bytes that the data directory's disk still has.
         computes_in: Dtype of the models' products.
         not_counted: What may run too and has no estimate.
+        allowed_memory: Bytes that --memory allows; None without it.
     """
 
     seconds: float
     stages: dict[str, float]
     memory: int
+    largest: Planned | None
     disk: int
     models: list[int]
     free_memory: int
     free_disk: int
     computes_in: str
     not_counted: list[str]
+    allowed_memory: int | None = None
 
     @property
     def shortages(self) -> list[str]:
         """What will not fit, a sentence each."""
-        found = []
+        found = [] if self.refusal is None else [self.refusal]
         for what, needed, free in (
             ("memory", self.memory + LIBRARIES, self.free_memory),
             ("disk", self.disk, self.free_disk),
@@ -196,6 +199,42 @@ class Estimate:
                     f"{what} will not do: {needed / 1e6:,.0f} MB needed, {free / 1e6:,.0f} MB free"
                 )
         return found
+
+    @property
+    def refusal(self) -> str | None:
+        """Why a run is refused: what needs more than --memory allows, and what would help."""
+        return refusal(self.largest, self.memory, self.allowed_memory)
+
+
+def refusal(largest: Planned | None, needed: int, allowed: int | None) -> str | None:
+    """Why a run is refused, if it is.
+
+    Args:
+        largest: What takes the most memory.
+        needed: Its bytes, the libraries aside.
+        allowed: Bytes that --memory allows, if any.
+    """
+    if allowed is None or largest is None or needed + LIBRARIES <= allowed:
+        return None
+    if largest.cost.whole:
+        why = (
+            "it holds the whole model, which cannot go block by block: give more, or leave out "
+            "what asks for it (an allocator or training that needs gradients, --tasks)"
+        )
+    else:
+        why = "give more, or a smaller --batch-size, --length or --samples"
+    return (
+        f"--memory {allowed / 1e6:,.0f} MB will not do: {largest.stage}, {largest.unit} needs "
+        f"about {(needed + LIBRARIES) / 1e6:,.0f} MB, {LIBRARIES / 1e6:,.0f} of them for "
+        f"libraries; {why}"
+    )
+
+
+def largest_of(planned: Sequence[Planned], computes_in: str) -> tuple[Planned | None, int]:
+    """What takes the most memory of all that may run, and its bytes."""
+    todo = [unit for unit in planned if unit.state != "cached"]
+    largest = max(todo, key=lambda unit: memory(unit.cost, computes_in), default=None)
+    return largest, 0 if largest is None else memory(largest.cost, computes_in)
 
 
 def estimate(planned: Sequence[Planned], workspace: Workspace) -> Estimate:
@@ -210,17 +249,19 @@ def estimate(planned: Sequence[Planned], workspace: Workspace) -> Estimate:
         for unit in todo:
             took = seconds(unit.cost, machine, computes_in)
             stages[unit.stage] = stages.get(unit.stage, 0.0) + took
-    hidden = _hidden_bytes(workspace) if any(u.stage == "collect" for u in todo) else 0
+    largest, most = largest_of(planned, computes_in)
     return Estimate(
         seconds=sum(stages.values()),
         stages=stages,
-        memory=max((memory(unit.cost, computes_in) for unit in todo), default=0) + hidden,
+        memory=most,
+        largest=largest,
         disk=sum(unit.cost.disk * (2 if unit.published else 1) for unit in todo),
         models=sorted({unit.cost.disk for unit in planned if unit.stage == "materialise"}),
         free_memory=free_memory(device),
         free_disk=shutil.disk_usage(home).free,
         computes_in=computes_in,
         not_counted=_not_counted(todo),
+        allowed_memory=workspace.settings.memory,
     )
 
 
@@ -246,10 +287,3 @@ def _not_counted(todo: Sequence[Planned]) -> list[str]:
     return [
         unit.unit for unit in todo if unit.stage == "evaluate" and not unit.cost.products.get(MODEL)
     ]
-
-
-def _hidden_bytes(workspace: Workspace) -> int:
-    """Bytes of the hidden states of all calibration windows, of which one set is held."""
-    layers = workspace.model.layout.layers
-    width = min(layer.in_features for layer in layers)
-    return 4 * workspace.settings.samples * workspace.length * width

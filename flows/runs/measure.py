@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from compress_core.errors import ConfigError
-from compress_core.evaluate import perplexity_and_kl
 from compress_core.hf.lm_eval_tasks import run_tasks
 from compress_core.hf.loading import load_model
 from flows.runs.pipeline import Evaluation, evaluation_groups
@@ -23,7 +22,7 @@ from flows.settings.output import CONFIG_FILE
 from tasks.engine.session import Session
 from tasks.promotion.metrics import SPEED, Measurements
 from tasks.stages.arrays import get_tensor
-from tasks.stages.evaluate import scores_of
+from tasks.stages.evaluate import scores_of, text_metrics
 from tasks.tracking.client import Version
 from tasks.tracking.limits import fit_name
 from tasks.tracking.versions import check_files, model_folder, run_metrics
@@ -92,33 +91,28 @@ def _measure(
 ) -> dict[str, float]:
     """The metrics of one folder, named as a run's are."""
     dense, device = workspace.model, workspace.model.device
-    model = load_model(
-        folder,
-        device,
-        trust_remote_code=config.trust_remote_code,
-        dtype=dense.compute_dtype,
-    )
+    model = None
     specs = {spec.name: spec for spec in workspace.tasks}
     asking = {n: getattr(config, n) for n in ("num_fewshot", "apply_chat_template")}
     found: dict[str, float] = {}
-    reference = None
     for evaluation in evaluations:
         label = evaluation.label
         if evaluation.kind == "text":
-            reference = dense.load() if reference is None else reference
             tokens = session.artifact(evaluation.unit.inputs["evaluation tokens"])
-            metrics = perplexity_and_kl(
-                model,
-                get_tensor(tokens, "tokens"),
-                reference=reference,
-                batch_size=workspace.batch_size,
-                device=device,
-            )
+            windows = get_tensor(tokens, "tokens")
+            metrics, _ = text_metrics(dense, folder, windows, workspace.batch_size)
             scores = {"perplexity": metrics.perplexity, "nll": metrics.nll, "kl": metrics.kl or 0.0}
             for name in ("perplexity", "kl"):  # the first text's have no label
                 found.setdefault(f"{OF_MODEL}{name}", scores[name])
         else:
             logging.getLogger("lm_eval").setLevel(logging.ERROR)  # warns of a loaded model
+            if model is None:
+                model = load_model(
+                    folder,
+                    device,
+                    trust_remote_code=config.trust_remote_code,
+                    dtype=dense.compute_dtype,
+                )
             results = run_tasks(
                 model,
                 dense.tokenizer,

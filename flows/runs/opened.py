@@ -9,7 +9,9 @@ from pathlib import Path
 from compress_core.errors import ConfigError
 from compress_core.versions import library_versions
 from flows.report.console import Reporter
+from flows.report.lines import size
 from flows.runs.budget import MOST, at_kept, resolve_budget
+from flows.runs.forecast import Planner, largest_of, memory, refusal
 from flows.runs.pipeline import Pipeline, build_pipeline
 from flows.runs.records import new_name
 from flows.runs.results import registered_name
@@ -51,19 +53,35 @@ class Opened:
         return isinstance(settings, RunConfig) and settings.target_perplexity is not None
 
     def prepare(self) -> None:
-        """Refuses what only texts and tracking can show, and tells what people should know.
+        """Refuses what only texts, tracking and the store can show; tells what people should know.
 
         Raises:
+            ConfigError: A stage that will run needs more than --memory.
+            ObjectsError: The bucket of the store cannot be written.
             TextError: A text cannot be read or is too short for one window.
             TrackingError: Runs cannot be tracked.
         """
+        self.workspace.store.begin()
         calibrated = any(p.job.method.needs_calibration for p in self.pipelines)
         with self.reporter.working("reading"):
             read_texts(self.workspace, calibrated or self.settings.recovery is not None)
+        self._check_memory()
         model = self.workspace.model.name
         names = dict.fromkeys(registered_name(p.config, model) for p in self.pipelines)
         check_tracking(self.settings.home.expanduser(), names)
+        self.workspace.notes += whole_notes(self.pipelines, self.workspace)
         self.workspace.notes.begin(self.reporter.note)
+
+    def _check_memory(self) -> None:
+        """Refuses a run whose stages do not fit --memory, as far as they are not cached."""
+        workspace, allowed = self.workspace, self.settings.memory
+        if allowed is None:
+            return
+        planner = Planner(workspace.store, self.settings.refresh)
+        planned = [unit for pipeline in self.pipelines for unit in planner.plan(pipeline)]
+        largest, needed = largest_of(planned, workspace.model.compute_dtype)
+        if reason := refusal(largest, needed, allowed):
+            raise ConfigError(reason)
 
     def session(self) -> Session:
         """A run's session against the workspace's store."""
@@ -101,6 +119,21 @@ def open_command(settings: Settings, reporter: Reporter) -> Opened:
     _check_refreshed(settings, pipelines)
     sweep = new_name() if isinstance(settings, SweepConfig) else ""
     return Opened(settings, workspace, reporter, pipelines, sweep)
+
+
+def whole_notes(pipelines: list[Pipeline], workspace: Workspace) -> list[str]:
+    """What trains the whole model at once and so cannot go block by block, and what it needs."""
+    needed: dict[str, int] = {}
+    for pipeline in pipelines:
+        for unit in (unit for group in pipeline.groups for unit in group.units):
+            if unit.cost.whole and unit.stage in ("learn", "recover"):
+                most = memory(unit.cost, workspace.model.compute_dtype)
+                needed[unit.stage] = max(most, needed.get(unit.stage, 0))
+    return [
+        f"{stage} trains the whole model, which cannot go block by block: it needs about "
+        f"{size(most)} beyond the libraries"
+        for stage, most in needed.items()
+    ]
 
 
 def _check_refreshed(settings: Settings, pipelines: list[Pipeline]) -> None:

@@ -254,18 +254,21 @@ def evaluation_groups(
         folders: What people call a compressed model, to the unit that holds its folder.
     """
     groups, evaluations = [], []
+    measured: dict[str, Unit] = {}  # of the dense model, which comes first
     for which, compressed in {"dense": None, **folders}.items():
         for label, text in texts.items():
             group = text_group(
                 workspace.models,
                 text.units[0],
                 compressed,
+                measured.get(label),
                 which=which,
                 batch_size=workspace.batch_size,
                 label=label,
                 expected_tokens=config.eval_windows * workspace.length,
             )
             groups.append(group)
+            measured.setdefault(label, group.units[0])
             evaluations.append(Evaluation(which, "text", label, group.units[0]))
         for spec in workspace.tasks:
             group = task_group(

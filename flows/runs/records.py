@@ -14,9 +14,12 @@ from compress_core.secrets import hide_all
 from flows.settings.home import RUNS
 from storage.errors import StorageError
 from storage.records import NoRecordError, read_record, write_record
+from storage.store import Store
 from tasks.tracking.speaking import registry_of
 
 FORMAT = 2
+RECENT_DAYS = 14.0
+"""What runs of this many days used stays, if nothing else is asked for."""
 UNSAID = {FORM: PLAIN, METRIC: INPUTS, BITS: FULL}
 """What format 1 has where nothing was said of these, whatever the method then did."""
 
@@ -51,6 +54,24 @@ def save_run_record(
     }
     write_record(file, record, indent=1)
     return file
+
+
+def tell_others(file: Path, store: Store, note: Callable[[str], None]) -> None:
+    """Tells whoever shares the store what a run used, so that their garbage collection keeps it.
+
+    Args:
+        file: The run's record.
+        store: The store that it used.
+        note: Told where that did not go: the run itself is done.
+    """
+    record = RunRecord(_fields(file), file.stem)
+    try:
+        store.note_run(file.stem, record.created.isoformat(), record.keys, record.registry or "")
+    except StorageError as error:
+        note(
+            f"other machines were not told what this run used, so that a `store gc` of theirs may "
+            f"free what is not of the last {RECENT_DAYS:g} days: {error}"
+        )
 
 
 class RunRecord:

@@ -16,7 +16,7 @@ from flows.runs.artifacts import Progress, show_run
 from flows.runs.card import card_of
 from flows.runs.opened import Opened
 from flows.runs.pipeline import Pipeline
-from flows.runs.records import save_run_record
+from flows.runs.records import save_run_record, tell_others
 from flows.runs.results import (
     as_stage,
     collect_result,
@@ -26,6 +26,7 @@ from flows.runs.results import (
     stored_of,
 )
 from flows.settings.config import Settings
+from flows.settings.heap import give_back
 from flows.settings.output import check_output
 from flows.settings.reading import write_yaml
 from storage.disk import make_folder
@@ -68,7 +69,7 @@ def run_pipeline(opened: Opened, pipeline: Pipeline) -> dict[str, Any]:
     started = perf_counter()
     session = opened.session()
     outcomes = run_groups(pipeline.groups, session, opened.reporter)
-    opened.workspace.models.drop("compressed")
+    opened.workspace.models.drop()
     return finish(opened, pipeline, session, outcomes, started)
 
 
@@ -89,6 +90,8 @@ def run_groups(groups: Sequence[Group], session: Session, reporter: Reporter) ->
                 reporter.advance(done)
                 progress.advance(line, len(done))
                 outcomes += done
+                if any(outcome.state == "computed" for outcome in done):
+                    give_back()
     return outcomes
 
 
@@ -162,6 +165,7 @@ def finish(
     result["run_id"] = registered.pop("run_id")
     result["registered"] = registered
     result["seconds"] = round(perf_counter() - started, 3)
-    save_run_record(config.home, config, result, opened.sweep)
+    record = save_run_record(config.home, config, result, opened.sweep)
+    tell_others(record, workspace.store, reporter.note)
     show_run(config.home.expanduser(), result, reporter.note)
     return result

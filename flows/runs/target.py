@@ -90,7 +90,7 @@ class _Search:
     def _measure(self, pipeline: Pipeline, which: str) -> float:
         """Perplexity of the dense or the compressed model on the first text."""
         text = next(e for e in pipeline.evaluations if (e.kind, e.model) == ("text", which))
-        needed = {text.unit, text.unit.inputs["evaluation tokens"]}
+        needed = {text.unit, *text.unit.inputs.values()}
         groups = [
             group
             for group in pipeline.groups
@@ -98,5 +98,5 @@ class _Search:
         ]
         session = self.opened.session()
         run_groups(groups, session, self.opened.reporter)
-        self.opened.workspace.models.drop("compressed")
+        self.opened.workspace.models.drop()
         return float(session.artifact(text.unit).attrs["perplexity"])

@@ -10,9 +10,11 @@ from compress_core.errors import ConfigError
 from compress_core.hf.binding import unwrapped
 from compress_core.hf.checkpoint import resolve_model
 from compress_core.hf.lm_eval_tasks import TaskSpec, find_tasks
+from compress_core.hf.states import Room
 from compress_core.hf.text import clip_length
 from compress_core.method import Method
 from compress_core.methods import build_method
+from flows.runs.stores import open_store
 from flows.settings.checks import check_windows, choose_device
 from flows.settings.config import RunConfig, Settings
 from flows.settings.home import DIGESTS, open_home
@@ -23,7 +25,14 @@ from tasks.engine.free_memory import free_memory
 from tasks.engine.session import Group, Session
 from tasks.engine.units import Outcome
 from tasks.engine.whole_models import Models
+from tasks.stages.scratch import SCRATCH
 from tasks.stages.tokenise import NOTES, TEXT, Text, calibration_group, evaluation_group
+
+LIBRARIES = 800_000_000
+"""Bytes that they hold once a run has loaded them."""
+STATES_SHARE = 4
+"""Hidden states of one model are in memory where they take at most one in so many free bytes, and
+on an accelerator where that is so of half as many."""
 
 
 class Notes(list[str]):
@@ -99,13 +108,30 @@ class Workspace:
         asked = self.settings.batch_size
         if asked != "auto":
             return asked
-        device = self.model.device
-        return windows_at_once(self.model.layout, self.length, free_memory(device), device)
+        free, device = allowed_memory(self.settings, self.model.device), self.model.device
+        return windows_at_once(self.model.layout, self.length, free, device)
 
     @cached_property
     def texts(self) -> tuple[Group | None, dict[str, Group]]:
         """The calibration group, if there is calibration text, and label to evaluation group."""
         return text_groups(self)
+
+
+def allowed_memory(settings: Settings, device: str) -> int:
+    """Bytes of a device's memory that a command may still take, when the libraries are loaded."""
+    free = free_memory(device)
+    if settings.memory is None or device != choose_device(settings.device):
+        return free  # --memory is of the device where the model runs
+    return min(free, max(0, settings.memory - LIBRARIES))
+
+
+def _room(settings: Settings, device: str) -> Room:
+    """Where hidden states go."""
+    return Room(
+        allowed_memory(settings, "cpu") // STATES_SHARE,
+        settings.home.expanduser().absolute(),
+        allowed_memory(settings, device) // (2 * STATES_SHARE) if device != "cpu" else 0,
+    )
 
 
 def open_workspace(settings: Settings) -> Workspace:
@@ -117,13 +143,22 @@ def open_workspace(settings: Settings) -> Workspace:
     home = settings.home.expanduser()
     open_home(home)
     notes = Notes()
-    store = Store(home / "store", on_problem=notes.add)
+    # what only lasts as long as a run, its states and checkpoints, stays on this disk
+    store = open_store(home, settings.store, notes.add, {SCRATCH})
     digests = DigestCache(home / DIGESTS)
     device = choose_device(settings.device)
     folder = resolve_model(settings.model)
     local = Path(settings.model).expanduser().is_dir()
     name = None if local else settings.model.rstrip("/").rpartition("/")[2]  # not a cache's folder
-    model = DenseModel(folder, digests, device, settings.trust_remote_code, name, settings.compute)
+    model = DenseModel(
+        folder,
+        digests,
+        device,
+        settings.trust_remote_code,
+        name,
+        settings.compute,
+        _room(settings, device),
+    )
     length = clip_length(settings.length, model.config)
     if length < settings.length:
         notes.append(

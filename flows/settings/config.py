@@ -27,6 +27,8 @@ from flows.settings.belonging import BUDGET, METHOD, METHOD_WORD, OUTPUT, Belong
 from flows.settings.fields import MOST, MOST_BYTES, Fields
 from flows.settings.reading import file_and_flags, one_line
 from flows.settings.words import check_value
+from storage.errors import StorageError
+from storage.objects import parse_address
 
 if TYPE_CHECKING:
     from compress_core.recover.settings import Recovery
@@ -99,6 +101,16 @@ class Settings(Fields):
         if name is not None and ("/" in name or ":" in name):
             raise ConfigError(f"name {name!r} cannot be registered: it holds '/' or ':'")
         return name
+
+    @field_validator("store")
+    @classmethod
+    def _check_store(cls, address: str | None) -> str | None:
+        try:
+            if address is not None:
+                parse_address(address)
+        except StorageError as error:
+            raise ConfigError(f"store: {error}") from None
+        return address
 
     @model_validator(mode="after")
     def _check_twice(self) -> Self:

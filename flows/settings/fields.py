@@ -6,7 +6,7 @@ A new setting is one field here (or in ``config``, of one kind of command alone)
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, FiniteFloat
 
 from compress_core.compute import Compute
 from compress_core.forms.names import FactorForm
@@ -21,7 +21,7 @@ from flows.settings.belonging import (
     TRAINING,
     Belongs,
 )
-from flows.settings.home import default_home
+from flows.settings.home import default_home, default_store
 from tasks.engine.stages import REFRESHABLE
 
 Recover = Literal["lora", "factors", "blocks", "blocks+factors"]
@@ -165,9 +165,21 @@ class Fields(BaseModel):
     batch_size: Annotated[Literal["auto"] | int, Belongs(MACHINE, word="auto|N")] = Field(
         "auto", description="windows per forward; auto is what free memory allows"
     )
+    memory: Annotated[ByteSize | None, Belongs(MACHINE, word="SIZE")] = Field(
+        None,
+        ge=1,
+        le=MOST_BYTES,
+        description="memory of the device that may be taken in all, like 12GB: what does not fit "
+        "goes in smaller batches, by way of the disk, or is refused; else what is free",
+    )
     home: Annotated[Path, Belongs(MACHINE, word="DIR")] = Field(
         default_factory=default_home,
         description="data directory; else EIGENPRESS_HOME or ~/.eigenpress",
+    )
+    store: Annotated[str | None, Belongs(MACHINE, word="s3://BUCKET/PREFIX")] = Field(
+        default_factory=default_store,
+        description="bucket that artifacts are shared in, with the data directory's store in front "
+        "of it; else EIGENPRESS_STORE, or none",
     )
     name: Annotated[str | None, Belongs(OUTPUT, word="NAME")] = Field(
         None, description="name in the model registry"

@@ -1,8 +1,12 @@
-"""One heap for all threads of the process.
+"""One heap for all threads of the process, which gives back what it has free.
 
 Each of a run's tasks has a thread of its own, and glibc gives threads heaps of their own, up to
 eight for every core. What one block's statistics leave free in one heap no later block can use from
 another, so that memory grew with the number of blocks while live tensors did not.
+
+Nor does glibc return to the system what is free below the top of a heap, and the larger the pieces
+that are freed, the more it keeps in the heap: behind the gradients of SmolLM2's layers 1.6 of the
+2.3 GB that a run held were free.
 """
 
 import ctypes
@@ -20,3 +24,10 @@ def share_one_heap() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None and BY_USER not in os.environ:
         mallopt(ARENA_MAX, 1)
+
+
+def give_back() -> None:
+    """Returns to the system what the heap has free; nothing where there is no glibc."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

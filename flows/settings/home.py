@@ -17,6 +17,11 @@ def default_home() -> Path:
     return Path(os.environ.get("EIGENPRESS_HOME") or "~/.eigenpress").expanduser()
 
 
+def default_store() -> str | None:
+    """Address of the bucket that artifacts are shared in: EIGENPRESS_STORE, else none."""
+    return os.environ.get("EIGENPRESS_STORE") or None
+
+
 _opened: Path | None = None
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from compress_core.batch import activation_bytes
 from tasks.engine.dense_model import DenseModel
 
 MODEL = "model"  # stands for the dtype that the model computes in
@@ -23,6 +24,7 @@ class Cost:
         held: Weights that are in memory at once, in the dtype that the model computes in.
         memory: Peak bytes of everything else.
         disk: Bytes stored.
+        whole: Whether those are of a whole model, which cannot go block by block.
     """
 
     products: Mapping[str, float] = field(default_factory=dict)
@@ -31,6 +33,7 @@ class Cost:
     held: int = 0
     memory: int = 0
     disk: int = 0
+    whole: bool = False
 
 
 def add(*products: Mapping[str, float]) -> dict[str, float]:
@@ -58,8 +61,13 @@ def block_operations(model: DenseModel, block: int, tokens: int, length: int) ->
 def forward_operations(model: DenseModel, tokens: int, length: int) -> float:
     """The whole model's forward: all blocks, and the head."""
     blocks = range(len(model.layout.blocks))
-    head = 2.0 * tokens * _outer(model)[0] * _width(model)
-    return head + sum(block_operations(model, block, tokens, length) for block in blocks)
+    inside = sum(block_operations(model, block, tokens, length) for block in blocks)
+    return head_operations(model, tokens) + inside
+
+
+def head_operations(model: DenseModel, tokens: int) -> float:
+    """The head alone."""
+    return 2.0 * tokens * _outer(model)[0] * _width(model)
 
 
 def logits(model: DenseModel, tokens: int) -> float:
@@ -67,10 +75,35 @@ def logits(model: DenseModel, tokens: int) -> float:
     return float(tokens * _outer(model)[0])
 
 
+def streamed_numbers(model: DenseModel) -> int:
+    """Numbers that are in memory as it is evaluated block by block: the largest block, and the rest
+    of the model.
+    """
+    blocks = [block_numbers(model, block) for block in range(len(model.layout.blocks))]
+    return model.parameters - sum(blocks) + max(blocks)
+
+
 def hidden_bytes(model: DenseModel, tokens: int) -> int:
-    """Hidden states of so many tokens between two blocks."""
+    """Hidden states of so many tokens between two blocks, of those that are in the memory of the
+    device: an accelerator is handed them batch by batch, where they do not easily fit.
+    """
+    if model.device.partition(":")[0] != "cpu":
+        return 0
     dtype: torch.dtype = getattr(torch, model.compute_dtype)
-    return tokens * _width(model) * dtype.itemsize
+    return model.room.held(tokens * _width(model) * dtype.itemsize)
+
+
+def streamed_bytes(model: DenseModel, tokens: int, models: int, at_once: int) -> int:
+    """What is in memory beside weights as models run block by block, side by side.
+
+    Args:
+        model: The dense model.
+        tokens: Of all windows.
+        models: How many models.
+        at_once: Tokens of a batch.
+    """
+    batch = activation_bytes(model.layout, min(tokens, at_once))
+    return models * hidden_bytes(model, tokens) + batch
 
 
 def _width(model: DenseModel) -> int:

@@ -13,6 +13,7 @@ from compress_core.hf.checkpoint import Checkpoint
 from compress_core.hf.companions import companion_files, tokenizer_files
 from compress_core.hf.layout import inspect_model, load_config
 from compress_core.hf.loading import load_model
+from compress_core.hf.states import Room
 from compress_core.hf.stream import BlockStream
 from compress_core.hf.text import load_tokenizer
 from compress_core.types import ModelLayout
@@ -35,6 +36,7 @@ class DenseModel:
         trust_remote_code: Passed to transformers.
         name: What people call it; else the folder's name.
         compute: In which dtype it runs, one of `compress_core.compute.COMPUTE`.
+        room: Where hidden states between its blocks are kept.
 
     Attributes:
         compute_dtype: The dtype that comes to, which is part of the keys of all that runs it.
@@ -51,11 +53,13 @@ class DenseModel:
         trust_remote_code: bool = False,
         name: str | None = None,
         compute: str = "model",
+        room: Room | None = None,
     ) -> None:
         self.folder = folder
         self.name = name or folder.resolve().name
         self.device = device
         self.trust_remote_code = trust_remote_code
+        self.room = room or Room()
         self.checkpoint = Checkpoint(folder)
         self.layout: ModelLayout = inspect_model(self.checkpoint, trust_remote_code)
         self.compute_dtype = compute_dtype(compute, self.layout.dtype, device)
@@ -74,13 +78,18 @@ class DenseModel:
 
     @cached_property
     def stream(self) -> BlockStream:
-        """The model, runnable block by block."""
+        """The model, runnable block by block; held until it is taken out of ``__dict__``."""
+        return self.new_stream()
+
+    def new_stream(self) -> BlockStream:
+        """The same, held by who asks."""
         return BlockStream(
             self.checkpoint,
             self.layout,
             self.device,
             self.trust_remote_code,
             self.compute_dtype,
+            self.room,
         )
 
     def load(self) -> Any:

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from threading import Event
 from time import perf_counter, process_time
 from typing import Any
@@ -117,6 +117,10 @@ class Session:
         self.manifests: dict[Unit, Manifest] = {}
         self.refreshed = set() if refreshed is None else refreshed
 
+    def done(self, unit: Unit, manifest: Manifest) -> None:
+        """A unit has its artifact, whose recipe stays on disk: thousands of them are no trifle."""
+        self.manifests[unit] = replace(manifest, recipe={})
+
     def artifact(self, unit: Unit) -> Artifact:
         """The artifact of a unit that is done."""
         return self.store.open(self.manifests[unit].key, unit.stage)
@@ -153,7 +157,7 @@ class Session:
             if manifest is None:
                 work.add(unit, key, recipe)
                 continue
-            self.manifests[unit] = manifest
+            self.done(unit, manifest)
             seconds = perf_counter() - started
             spent = manifest.info.get(CPU_SECONDS)
             cached = Outcome(unit.stage, unit.name, key, "cached", seconds, spent)
@@ -278,4 +282,4 @@ class _Commit(AbstractContextManager[Draft]):
         self.draft.__exit__(*error)
         if error[0] is None:
             self.work.drafting = None
-            self.work.session.manifests[self.unit] = self.opened.manifest
+            self.work.session.done(self.unit, self.opened.manifest)

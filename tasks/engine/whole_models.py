@@ -1,4 +1,4 @@
-"""Whole models, loaded where a stage has to have one, and held while others may need them too.
+"""A whole model, loaded where a stage has to have one, and held while others may need it too.
 
 A stage that asks for one names ``LOADING`` in its code.
 """
@@ -18,7 +18,7 @@ LOADING = (load_model, unwrapped, EigenpressConfig, EigenpressQuantizer)
 
 
 class Models:
-    """The whole models that evaluation needs, loaded when they are needed.
+    """Whole models, one at a time.
 
     Args:
         dense: The dense model.
@@ -26,17 +26,15 @@ class Models:
 
     def __init__(self, dense: DenseModel) -> None:
         self.dense = dense
-        self._loaded: dict[str, Any] = {}
+        self._held: tuple[Path, Any] | None = None
 
     def get(self, work: Work, compressed: Unit | None) -> Any:
-        """The dense model, or the one of a ``materialise`` unit; at most one of each is held."""
-        slot = "compressed" if compressed else "dense"
+        """The dense model, or the one of a ``materialise`` unit."""
         folder = work.artifact(compressed).file(FOLDER) if compressed else self.dense.folder
-        held = self._loaded.get(slot)
-        if held is None or held[0] != folder:
-            self._loaded.pop(slot, None)
-            self._loaded[slot] = (folder, self._load(folder) if compressed else self.dense.load())
-        return self._loaded[slot][1]
+        if self._held is None or self._held[0] != folder:
+            self.drop()
+            self._held = folder, self._load(folder) if compressed else self.dense.load()
+        return self._held[1]
 
     def _load(self, folder: Path) -> Any:
         return load_model(
@@ -46,7 +44,6 @@ class Models:
             dtype=self.dense.compute_dtype,
         )
 
-    def drop(self, slot: str | None = None) -> None:
-        """Frees one model, "dense" or "compressed", or both."""
-        for held in [slot] if slot else list(self._loaded):
-            self._loaded.pop(held, None)
+    def drop(self) -> None:
+        """Frees it."""
+        self._held = None

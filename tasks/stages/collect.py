@@ -15,7 +15,15 @@ from compress_core.hf.stream import BlockStream
 from compress_core.stats import CosineAccumulator
 from storage.keys import recipe_key
 from tasks.engine.code import fingerprint
-from tasks.engine.cost import MODEL, Cost, add, block_numbers, block_operations, outer_numbers
+from tasks.engine.cost import (
+    MODEL,
+    Cost,
+    add,
+    block_numbers,
+    block_operations,
+    outer_numbers,
+    streamed_bytes,
+)
 from tasks.engine.dense_model import DenseModel
 from tasks.engine.job import Job
 from tasks.engine.session import Group, Session, Work
@@ -94,7 +102,8 @@ def _cost(job: Job, block: int, features: int = 0) -> Cost:
     return Cost(
         products=add({MODEL: forward}, {job.products: 2.0 * tokens * features**2}),
         held=block_numbers(job.model, block) + outer_numbers(job.model),
-        memory=2 * sums,  # of all taps: the Grams, and one batch's products or the finished ones
+        # Of all taps: the Grams, and one batch's products or the finished ones.
+        memory=2 * sums + streamed_bytes(job.model, tokens, 1, job.batch_size * job.length),
         disk=4 * features * (features + 1),
     )
 

@@ -32,6 +32,7 @@ def fisher_group(job: Job, models: Models, calibration: Unit) -> Group:
             cost=Cost(
                 products={MODEL: operations},
                 held=2 * model.parameters,
+                whole=True,
                 disk=8 * layer.in_features,
             ),
         )

@@ -120,6 +120,7 @@ def _cost(job: Job, windows: int, layers: Sequence[LayerRef]) -> Mapping[str, Co
             products=add({MODEL: operations}, {job.products: 2.0 * tokens * layer.out_features**2}),
             logits=logits(model, tokens) / len(layers),
             held=model.parameters,
+            whole=True,
             memory=memory,
             disk=2 * layer.out_features * (layer.out_features + 1),
         )

@@ -89,6 +89,7 @@ def _unit(
         cost=Cost(
             products={MODEL: learner.steps * per_step / (len(decomposed) + 1)},
             held=4 * model.parameters,
+            whole=True,
             memory=ITEM_BYTES * layers + min(HELD_BYTES, 8 * layers) if entries else 0,
             disk=1000,
         ),

@@ -74,6 +74,7 @@ def _unit(
             products={MODEL: depth * forward_operations(model, tokens, job.length)},
             logits=logits(model, tokens),
             held=3 * model.parameters,
+            whole=True,
             disk=100,
         ),
     )
@@ -115,7 +116,7 @@ class _Probe:
         """Frees the model."""
         if self._open is not None:
             self._open = None
-            self.models.drop("dense")
+            self.models.drop()
 
     def _opened(self, work: Work) -> KlProbe:
         if self._open is None:

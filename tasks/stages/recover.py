@@ -77,6 +77,7 @@ def _unit(
         cost=Cost(
             products={MODEL: recovery.all_steps * per_step},
             held=6 * model.parameters,
+            whole=True,
             disk=int(job.share * model.nbytes),
         ),
     )

@@ -24,8 +24,8 @@ from tasks.engine.cost import (
     Cost,
     block_numbers,
     block_operations,
-    hidden_bytes,
     outer_numbers,
+    streamed_bytes,
 )
 from tasks.engine.dense_model import FOLDER
 from tasks.engine.job import Job
@@ -114,7 +114,9 @@ class _Blocks:
             cost=Cost(
                 products={MODEL: recovery.all_steps * step + carried},
                 held=6 * numbers + outer_numbers(model),
-                memory=2 * hidden_bytes(model, job.samples * job.length),
+                memory=streamed_bytes(
+                    model, job.samples * job.length, 2, recovery.batch * job.length
+                ),
                 disk=int(job.share * model.nbytes * numbers / model.parameters),
             ),
         )
@@ -158,6 +160,7 @@ class _Blocks:
                 model.device,
                 model.trust_remote_code,
                 model.compute_dtype,
+                model.room,
             )
         self._stream.prepare(self._tokens(work), self.job.batch_size)
         return self._stream
@@ -168,7 +171,7 @@ class _Blocks:
             return self._held[1:]
         size = self.job.batch_size
         dense = stream.embed(self._tokens(work), size)
-        hidden = dense.clone()
+        hidden = stream.room.copy(dense)
         for earlier, unit in enumerate(self.units[:block]):
             stream.run_block(earlier, dense, size)
             with stream.loaded_compressed(earlier, _tensors(work.artifact(unit))):

@@ -16,7 +16,15 @@ from compress_core.hf.prefix import PairAccumulator, PrefixStream
 from compress_core.hf.stream import BlockStream
 from compress_core.stats import PrefixAccumulator, StackOfBatch, buckets_of
 from compress_core.types import LayerRef
-from tasks.engine.cost import MODEL, Cost, add, block_numbers, block_operations, outer_numbers
+from tasks.engine.cost import (
+    MODEL,
+    Cost,
+    add,
+    block_numbers,
+    block_operations,
+    outer_numbers,
+    streamed_bytes,
+)
 from tasks.engine.job import Job
 from tasks.engine.session import Group, Session, Work
 from tasks.engine.units import Unit
@@ -112,7 +120,8 @@ class _Prefix:
             cost=Cost(  # both models' blocks, the Gram and the cross products
                 products=add({MODEL: 2 * forward}, {job.products: 4.0 * tokens * features**2}),
                 held=2 * (block_numbers(job.model, block) + outer_numbers(job.model)),
-                memory=16 * features**2,
+                memory=16 * features**2
+                + streamed_bytes(job.model, tokens, 2, job.batch_size * job.length),
                 disk=12 * features**2,
             ),
         )
@@ -129,7 +138,13 @@ class _Prefix:
             code=[BlockStream],
             sources=sources,
             inputs=inputs,
-            cost=Cost(products={MODEL: 2 * forward}),
+            cost=Cost(
+                products={MODEL: 2 * forward},
+                held=2 * (block_numbers(self.job.model, block) + outer_numbers(self.job.model)),
+                memory=streamed_bytes(
+                    self.job.model, tokens, 2, self.job.batch_size * self.job.length
+                ),
+            ),
         )
         self.advanced.append(unit)
         return unit
@@ -223,7 +238,7 @@ class _Prefix:
         pair = self._pair(work)
         if states is None:
             embedded = self.job.model.stream.embed(self._tokens(work), self.job.batch_size)
-            states = [embedded, embedded.clone()]
+            states = [embedded, self.job.model.room.copy(embedded)]
         for position in range(start, block):
             pair.advance(position, states[0], states[1], self._weights(work, position))
         if keys:

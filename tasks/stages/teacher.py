@@ -29,6 +29,7 @@ def teacher_group(job: Job, models: Models, calibration: Unit) -> Group:
             products={MODEL: forward_operations(model, count, job.length)},
             logits=logits(model, count),
             held=model.parameters,
+            whole=True,
             disk=8 * TOP * count,
         ),
     )

@@ -18,9 +18,9 @@ SETTINGS = (
     "--model --of --allocate --option --calibration --calibration-field --samples --length --seed "
     "--bos --products --eval-text --eval-field --eval-windows --tasks --task-path --task-limit "
     "--num-fewshot --apply-chat-template --skip-bad-rows "
-    "--device --compute --batch-size --home --name --refresh --trust-remote-code --config --json "
-    "--help --recover --recover-steps --recover-text --recover-held-back --recover-seed "
-    "--learn-seed --link --rank-multiple --factors --metric --bits"
+    "--device --compute --batch-size --memory --home --store --name --refresh --trust-remote-code "
+    "--config --json --help --recover --recover-steps --recover-text --recover-held-back "
+    "--recover-seed --learn-seed --link --rank-multiple --factors --metric --bits"
 )
 TARGETS = "--target-bytes --target-perplexity"
 FLAGS = {
@@ -41,11 +41,11 @@ FLAGS = {
     "--help",
     "rollback": "--why --dry-run --home --json --help",
     "history": "--home --json --help",
-    "store ls": "--stage --limit --all --home --json --help",
-    "store show": "--home --json --help",
-    "store why": "--home --json --help",
-    "store verify": "--home --json --help",
-    "store gc": "--dry-run --recent-days --home --json --help",
+    "store ls": "--stage --limit --all --home --store --json --help",
+    "store show": "--home --store --json --help",
+    "store why": "--home --store --json --help",
+    "store verify": "--home --store --json --help",
+    "store gc": "--dry-run --recent-days --home --store --json --help",
 }
 
 Call = Callable[..., tuple[int, str, str]]

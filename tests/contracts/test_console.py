@@ -14,7 +14,7 @@ from flows.commands.methods import list_methods
 from flows.report import console as console_module
 from flows.report import lines as lines_module
 from flows.report.console import EVERY, NEXT, Reporter
-from flows.report.lines import duration
+from flows.report.lines import duration, size
 from flows.report.tables import Column, aligned, fitted_tables, number, wrap_name
 from flows.runs.forecast import Estimate, Planned
 from flows.settings.config import DEFAULT_METHOD, RunConfig, build_config
@@ -187,6 +187,7 @@ def estimated(**changes: Any) -> Estimate:
             seconds=130.0,
             stages={"collect": 130.0},
             memory=1_100_000_000,
+            largest=Planned("collect", "a", "run", "", None, Cost(memory=1_100_000_000)),
             disk=1_620_000_000,
             models=[400_000_000, 450_000_000],
             free_memory=22_000_000_000,
@@ -252,6 +253,27 @@ def test_lines_come_while_one_unit_computes(stderr: bool, stream: str, printed: 
         text = printed("12 of 30, block 12  3/7; ", stream)
     assert "decompose    12 of 30" in text
     assert "12 computed" in printed("12 computed", stream)
+
+
+def test_a_stages_line_has_the_memory_that_it_took(capsys: pytest.CaptureFixture[str]) -> None:
+    reporter, peaks = Reporter(), []
+    for megabytes in (300, 0):
+        with reporter.stage("decompose", 1):
+            taken = bytearray(b"x") * (megabytes * 1_000_000)
+            time.sleep(0.5)
+            del taken  # before the stage ends
+        told = capsys.readouterr().out.split(" s  peak ")[1].strip()
+        number, unit = told.split()
+        peaks.append(float(number) * {"MB": 1, "GB": 1000}[unit])
+    assert 250 < peaks[0] - peaks[1] < 350  # of the second stage, not of the process
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "text"),
+    [(812.4e6, "812 MB"), (999.6e6, "1.00 GB"), (12.34e9, "12.3 GB"), (140e9, "140 GB")],
+)
+def test_sizes_have_three_digits(nbytes: float, text: str) -> None:
+    assert size(nbytes) == text
 
 
 def test_a_line_comes_at_least_every_thirty_seconds() -> None:

@@ -13,7 +13,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from compress_core import head
 from compress_core.errors import ModelError, NumericsError
-from compress_core.evaluate import perplexity_and_kl
 from compress_core.gradients import token_loss
 from compress_core.head import Halves
 from compress_core.hf.checkpoint import Checkpoint
@@ -26,6 +25,7 @@ from compress_core.learn.worth import mean_loss
 from compress_core.recover.loss import Objective
 from tests.contracts.more_families import MORE, any_model
 from tests.families import FAMILIES, VOCABULARY, token_batch
+from tests.whole import perplexity_and_kl
 
 SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,

@@ -12,9 +12,10 @@ from hypothesis.extra import numpy as hnp
 from storage.errors import ArtifactMissingError, StorageError
 from storage.gc import collect_garbage
 from storage.keys import recipe_key
+from storage.lookup import MissingArtifact
 from storage.manifest import Manifest
 from storage.records import read_record
-from storage.store import MissingArtifact, Store
+from storage.store import Store
 
 DTYPES = ["bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"]
 DTYPES += ["float16", "float32", "float64", "complex64", "complex128"]

@@ -13,11 +13,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from compress_core.errors import CompressError
-from compress_core.evaluate import perplexity_and_kl
 from storage.errors import StorageError
 from tasks.stages.arrays import get_tensor
 from tests.damage import nonsense
 from tests.pipeline import pico
+from tests.whole import perplexity_and_kl
 
 TRIES, SEED = 100, 11
 PREFIXES = {r"^(?:module|_orig_mod)\.": ""}  # which are understood, and a note says so

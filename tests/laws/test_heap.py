@@ -45,3 +45,33 @@ def test_threads_share_one_heap_unless_the_user_says_otherwise(tmp_path: Path) -
     assert heaps(tmp_path, "as it comes") > 1
     assert heaps(tmp_path, "shared") == 1
     assert heaps(tmp_path, "shared", MALLOC_ARENA_MAX="3") > 1
+
+
+HOLD = """
+import sys, torch
+from flows.settings.heap import give_back, share_one_heap
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+share_one_heap()
+for _ in range(3):  # what is freed raises the size from which memory is asked of the system
+    torch.zeros(24 << 20, dtype=torch.uint8)
+before = resident()
+held = [torch.zeros(2 << 20, dtype=torch.uint8) for _ in range(100)]
+last = torch.zeros(1 << 10, dtype=torch.uint8)  # above all of it
+del held
+freed = resident()
+give_back()
+print(before, freed, resident())
+"""
+
+
+@pytest.mark.skipif(
+    not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="needs glibc, which keeps what is freed"
+)
+def test_what_is_free_goes_back_to_the_system() -> None:
+    words = [sys.executable, "-c", HOLD]
+    said = subprocess.run(words, check=True, cwd=ROOT, capture_output=True, text=True).stdout
+    before, freed, after = map(int, said.split())
+    assert freed - before > 150 << 20, "the heap keeps it"
+    assert after - before < 20 << 20

@@ -276,7 +276,7 @@ def scratch_left(store: Path) -> list[Path]:
     return [path for path in (store / "scratch").glob("*/*") if path.is_dir()]
 
 
-SERVER_WORDS = ("PREFECT_", "MLFLOW_", "NO_PROXY", "no_proxy")
+SERVER_WORDS = ("PREFECT_", "MLFLOW_", "AWS_", "EIGENPRESS_STORE", "NO_PROXY", "no_proxy")
 
 
 def clean_environment(**more: str) -> dict[str, str]:

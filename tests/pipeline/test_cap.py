@@ -11,11 +11,11 @@ from transformers import AutoModelForCausalLM
 
 import compress_core.hf  # noqa: F401  registers the format
 from compress_core.errors import BudgetError, ConfigError
-from compress_core.evaluate import perplexity_and_kl
 from tasks.stages.arrays import get_tensor
 from tasks.stages.learn import CURVES
 from tasks.stages.teacher import StoredCheckpoints
 from tests.pipeline import pico
+from tests.whole import perplexity_and_kl
 
 pytestmark = pytest.mark.usefixtures("code_cache")
 

@@ -61,10 +61,17 @@ def test_an_evaluation_counts_the_head_and_both_models(inputs: pico.Inputs, home
     once = pico.BLOCKS * block(EVALUATED) + 2.0 * EVALUATED * VOCABULARY * WIDTH
     (dense, compressed) = (cost for (stage, _), cost in found.items() if stage == "evaluate")
     assert (dense.products, dense.logits) == ({MODEL: once}, EVALUATED * VOCABULARY)
-    assert compressed.products == {MODEL: 2 * once}
+    head = 2.0 * EVALUATED * VOCABULARY * WIDTH  # what left the dense model's blocks is kept
+    assert compressed.products == {MODEL: once + head}
     assert compressed.logits == 2 * EVALUATED * VOCABULARY
-    numbers = pico.BLOCKS * (WEIGHTS + NORMS) + VOCABULARY * WIDTH + WIDTH
+    numbers = WEIGHTS + NORMS + VOCABULARY * WIDTH + WIDTH  # a block, and what is outside
     assert (dense.held, compressed.held) == (numbers, 2 * numbers)
+    assert (dense.disk, compressed.disk) == (4 * EVALUATED * WIDTH, 0)
+    read = 4 * WIDTH + 2 * WIDTH + INNER  # by q, k, v and o; gate and up; down
+    given = 2 * WIDTH + 2 * HEADS + 2 * INNER + WIDTH
+    batch = 4 * EVALUATED * (read + given)  # all windows at once
+    states = [4 * models * EVALUATED * WIDTH for models in (1, 2)]
+    assert [dense.memory, compressed.memory] == [batch + held for held in states]
 
 
 def test_a_sequential_method_runs_both_models(inputs: pico.Inputs, home: Path) -> None:

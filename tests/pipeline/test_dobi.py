@@ -14,7 +14,6 @@ from transformers import AutoModelForCausalLM
 
 import compress_core.hf  # noqa: F401  registers the format
 from compress_core.errors import ConfigError
-from compress_core.evaluate import perplexity_and_kl
 from compress_core.folder.write import count_parameters
 from compress_core.forms.names import EIGHT_BITS
 from compress_core.layer.stored import stored_weight
@@ -25,6 +24,7 @@ from flows.settings.config import RunConfig
 from tasks.stages.arrays import Stored, get_tensor
 from tests.pipeline import pico
 from tests.pipeline.conftest import Run
+from tests.whole import perplexity_and_kl
 
 KEPT = 0.6
 OPTIONS = "steps=4:batch=2:beta=1.0"

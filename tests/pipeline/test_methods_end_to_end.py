@@ -16,7 +16,6 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import compress_core.hf  # noqa: F401  registers the format
-from compress_core.evaluate import perplexity_and_kl
 from compress_core.forms.kinds import SLOTS
 from compress_core.forms.room import counted
 from compress_core.methods import METHODS, build_method
@@ -24,6 +23,7 @@ from tasks.stages.arrays import get_tensor
 from tests.learning import few_turns
 from tests.pipeline import pico
 from tests.pipeline.folders import entries_of, expect_shared, shared_of
+from tests.whole import perplexity_and_kl
 
 KEPT = 0.5
 MODELS = {  # and how many blocks; the deep ones for what reaches over several

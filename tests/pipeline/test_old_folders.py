@@ -14,13 +14,17 @@ import torch
 from safetensors.torch import load_file
 
 import compress_core.hf  # noqa: F401  registers the format
+from compress_core import evaluate
 from compress_core.errors import ModelError
 from compress_core.folder.export import to_dense
 from compress_core.folder.memory import bytes_in_memory, expected_bytes
+from compress_core.folder.stream import CompressedStream
 from compress_core.forms.linear import is_compressed
 from compress_core.hf.checkpoint import Checkpoint
 from compress_core.hf.speed import products_per_token
+from compress_core.hf.streamed import Streamed
 from compress_core.recover.parts import stored_tensors
+from tests import whole
 from tests.pipeline.folders import (
     both_ways,
     entries_of,
@@ -60,6 +64,14 @@ def _logits(case: str, model: Any) -> tuple[torch.Tensor, torch.Tensor]:
 def _expect_same(found: torch.Tensor, known: torch.Tensor) -> None:
     """Tensors are the same to the bit; a product of them is only so on processors of one kind."""
     torch.testing.assert_close(found, known, rtol=1e-5, atol=1e-5)
+
+
+@by_case
+def test_it_runs_block_by_block(case: str, folders: dict[str, Path]) -> None:
+    tokens = load_file(OLD / case / "logits.safetensors")["tokens"]
+    streamed = Streamed(CompressedStream(folders[case]), tokens, len(tokens))
+    found = evaluate.perplexity_and_kl(streamed, tokens)
+    assert found == whole.perplexity_and_kl(load(folders[case]), tokens)
 
 
 @by_case

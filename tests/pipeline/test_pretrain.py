@@ -11,7 +11,6 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from compress_core.errors import ConfigError, NumericsError, TextError
-from compress_core.evaluate import perplexity_and_kl
 from compress_core.hf import pretrain as module
 from compress_core.hf import python_docs
 from compress_core.hf.pretrain import PretrainSettings, pretrain
@@ -20,6 +19,7 @@ from compress_core.hf.text import evaluation_windows, load_tokenizer
 from compress_core.hf.writing import write_on
 from tests.pipeline import pico
 from tests.pipeline.forking import run_script
+from tests.whole import perplexity_and_kl
 
 MICRO = PretrainSettings(
     max_characters=200_000,

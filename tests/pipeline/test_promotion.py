@@ -104,10 +104,10 @@ def _windows_of(folder: Path, windows: int) -> float:
     """Perplexity of a folder on the first windows of its own evaluation text."""
     import yaml
 
-    from compress_core.evaluate import perplexity_and_kl
     from compress_core.hf.documents import read_documents
     from compress_core.hf.loading import load_model
     from compress_core.hf.text import evaluation_windows, load_tokenizer
+    from tests.whole import perplexity_and_kl
 
     config = yaml.safe_load((folder / "eigenpress.yaml").read_text())
     tokenizer = load_tokenizer(folder)

@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import compress_core.hf  # noqa: F401  registers the format
-from compress_core.evaluate import perplexity_and_kl
 from compress_core.layer.stored import stored_weight, tensors_of
 from compress_core.sparse import unpack
 from compress_core.types import affordable
@@ -23,6 +22,7 @@ from tests.pipeline import pico
 from tests.pipeline.conftest import Run
 from tests.pipeline.halting import halt
 from tests.pipeline.test_sequential_resume import check_resumed, done_in
+from tests.whole import perplexity_and_kl
 
 KEPT = 0.5
 BUDGETS = {
