@@ -87,11 +87,11 @@ def run_groups(groups: Sequence[Group], session: Session, reporter: Reporter) ->
                 reporter.group(len(group.units))
                 future = run_group.submit(group.stage, group.label, session, group)
                 done = cast(list[Outcome], future.result())  # what the state holds, not the state
+                if any(outcome.state == "computed" for outcome in done):
+                    give_back()
                 reporter.advance(done)
                 progress.advance(line, len(done))
                 outcomes += done
-                if any(outcome.state == "computed" for outcome in done):
-                    give_back()
     return outcomes
 
 

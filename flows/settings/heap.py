@@ -4,8 +4,8 @@ Each of a run's tasks has a thread of its own, and glibc gives threads heaps of 
 eight for every core. What one block's statistics leave free in one heap no later block can use from
 another, so that memory grew with the number of blocks while live tensors did not.
 
-Nor does glibc return to the system what is free below the top of a heap, and the larger the pieces
-that are freed, the more it keeps in the heap: behind the gradients of SmolLM2's layers 1.6 of the
+Nor does glibc return to the system what is free below the top of a heap, where what little is kept
+of every block lies between what was freed: behind the gradients of SmolLM2's layers 1.6 of the
 2.3 GB that a run held were free.
 """
 

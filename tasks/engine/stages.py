@@ -223,7 +223,8 @@ _ROWS = (
         (
             Kind(
                 "model and text or task",
-                "perplexity, KL, lm-eval scores",
+                "perplexity, KL, lm-eval scores; of the dense model what left its last block, to "
+                "hold others against",
                 "model, tokens or task files",
             ),
         ),
