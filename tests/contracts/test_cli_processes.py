@@ -34,11 +34,11 @@ STAGES = (
 
 @pytest.mark.slow
 def test_a_full_disk_loses_nothing_and_a_terminal_is_left_clean(
-    inputs: pico.Inputs, small_disk: Path, tmp_path: Path, blank_home: Path
+    inputs: pico.Inputs, small_disk: Path, tmp_path: Path, prepared_home: Path
 ) -> None:
     """Two facts of one pair of commands: a command of its own costs twenty seconds."""
     home = tmp_path / "home"
-    shutil.copytree(blank_home, home)
+    shutil.copytree(prepared_home, home)
     (small_disk / "store").mkdir()
     (home / "store").symlink_to(small_disk / "store")
     filler = small_disk / "filler"

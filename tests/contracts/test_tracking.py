@@ -15,23 +15,12 @@ from tasks.tracking import limits
 from tasks.tracking.speaking import speaking
 
 
-@pytest.fixture(scope="module")
-def fresh_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data directory with an empty database, whose tables take five seconds to make."""
-    home = tmp_path_factory.mktemp("fresh")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        with speaking(home, "to make its tables"):
-            pass
-    return home
-
-
 @pytest.fixture
-def home(fresh_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def home(blank_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     target = tmp_path / "home"
     target.mkdir()
-    shutil.copyfile(fresh_home / "mlflow.db", target / "mlflow.db")
+    shutil.copyfile(blank_home / "mlflow.db", target / "mlflow.db")
     return target
 
 
@@ -188,8 +177,8 @@ def test_an_unknown_version_is_one_clear_line(home: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_nothing_on_stdout_and_no_name_looked_up(fresh_home: Path, tmp_path: Path) -> None:
-    shutil.copyfile(fresh_home / "mlflow.db", tmp_path / "mlflow.db")
+def test_nothing_on_stdout_and_no_name_looked_up(blank_home: Path, tmp_path: Path) -> None:
+    shutil.copyfile(blank_home / "mlflow.db", tmp_path / "mlflow.db")
     script = """
 import sys
 from pathlib import Path

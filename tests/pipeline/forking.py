@@ -64,10 +64,11 @@ def _become(
 
 @cache
 def _server() -> subprocess.Popen[str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    from tests.pipeline.pico import clean_environment  # not where this file is the interpreter's
+
     process = subprocess.Popen(
         [sys.executable, "-I", __file__],
-        env=kept | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        env=clean_environment(HF_HUB_OFFLINE="1"),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -319,13 +319,13 @@ def start(words: list[str], folder: Path, **more: str) -> subprocess.Popen[str]:
     )
 
 
-def wait_for(what: Callable[[], Any], seconds: float = 300) -> Any:
+def wait_for(what: Callable[[], Any], seconds: float = 300, every: float = 0.5) -> Any:
     """The first answer that is something; fails after a time that a very busy machine may need."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if found := what():
             return found
-        time.sleep(0.5)
+        time.sleep(every)
     raise AssertionError(f"nothing came of {what}")
 
 

@@ -3,6 +3,7 @@
 import http.server
 import json
 import os
+import shutil
 import signal
 import subprocess
 import threading
@@ -78,7 +79,8 @@ def hook() -> Iterator[tuple[str, list[Any]]]:
 
 
 @pytest.fixture(scope="module")
-def up(cold_home: Path, hook: tuple[str, list[Any]]) -> Iterator[Up]:
+def up(cold_home: Path, prepared_home: Path, hook: tuple[str, list[Any]]) -> Iterator[Up]:
+    shutil.copytree(prepared_home / "prefect", cold_home / "prefect", dirs_exist_ok=True)
     words = pico.arguments("up", {"prefect_port": 0, "mlflow_port": 0, "home": cold_home})
     process = pico.start([*words, "--json"], cold_home, PREFECT_LOGGING_SERVER_LEVEL="ERROR")
     try:
@@ -123,7 +125,7 @@ def test_a_schedule_fires_and_a_run_that_finds_nothing_changed_says_so(
         def ended() -> Any:
             return [run for run in client.read_flow_runs() if run.state and run.state.is_final()]
 
-        first = pico.wait_for(ended)[0]
+        first = pico.wait_for(ended, every=2)[0]
         client.pause_deployment(made["id"])
         deployment = client.read_deployment(made["id"])
     # a limit at the server is a lease, and Prefect ends a run that loses it

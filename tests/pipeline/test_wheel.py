@@ -44,8 +44,9 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_compression_runs_from_the_wheel_in_another_folder(
-    installed: Path, inputs: pico.Inputs, tmp_path: Path
+    installed: Path, inputs: pico.Inputs, prepared_home: Path, tmp_path: Path
 ) -> None:
+    shutil.copytree(prepared_home, tmp_path / "home")
     environment = pico.clean_environment(HF_HUB_OFFLINE="1")
     environment.pop("PYTHONPATH", None)
     where = "import flows, tasks, storage, compress_core as c; print(c.__path__, flows.__path__)"
