@@ -33,10 +33,12 @@ Scope = dict[str, Target | None]
 
 def references(module: Module, name: str) -> list[Reference]:
     """List the references of one definition of a module, each once, in order of appearance."""
-    walker = _Walker(module)
-    for statement in module.definitions[name]:
-        walker.visit(statement)
-    return list(walker.found)
+    if name not in module.referred:
+        walker = _Walker(module)
+        for statement in module.definitions[name]:
+            walker.visit(statement)
+        module.referred[name] = list(walker.found)
+    return module.referred[name]
 
 
 class _Walker(ast.NodeVisitor):

@@ -40,6 +40,7 @@ class Module:
         stars: modules of which everything is imported.
         registrations: (chain of the registry, name of the definition that joins it) for each
             `@registry.register`; a chain is a name and the attributes taken from it.
+        referred: top-level name -> what `references` found in it, once it has looked.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Module:
     imports: dict[str, Target] = field(default_factory=dict)
     stars: list[str] = field(default_factory=list)
     registrations: list[tuple[tuple[str, ...], str]] = field(default_factory=list)
+    referred: dict[str, list[tuple[tuple[str, ...], Target | None]]] = field(default_factory=dict)
 
     @functools.cached_property
     def hashes(self) -> dict[str, str]:
