@@ -36,9 +36,9 @@ lint: $(STAMP) ## ruff, mypy, import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# A process per core, so one thread each.
+# A thread each, and one process more than there are cores: tests wait for servers and for the disk.
 test: lint ## lint, then every test but the benchmarks
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $$($(BIN)/python -c 'import os; print(1 + os.cpu_count())') --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 bench: $(STAMP) ## what is measured: tests/benchmarks
 	$(BIN)/python -m pytest tests/benchmarks $(PYTEST_ARGS)

@@ -102,17 +102,15 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         {"method": "basis_sharing:group=3", "bits": 4},
         "method 'basis_sharing' shares in-factors among layers: leave out bits=4",
     ),
-    "codes and columns": (
-        {"method": "duo_svd", "bits": 4},
-        "method 'duo_svd' trades in numbers of 16 bits: leave out bits=4",
+    "bits of each layer and columns": (
+        {"method": "duo_svd", "allocate": "prices"},
+        "method 'duo_svd' trades ranks for columns at one price of numbers: leave out the "
+        "allocator 'prices'",
     ),
-    "codes and entries": (
-        {"method": "wanda", "bits": 3},
-        "method 'wanda' counts entries in numbers of 16 bits: leave out bits=3",
-    ),
-    "codes and learned shares": (
-        {"method": "soco", "bits": 8},
-        "method 'soco' learns at the price of 16 bits per number: leave out bits=8",
+    "codes and too little for places": (
+        {"method": "cap", "bits": 4, "kept": 0.05, "samples": 16},
+        "kept=0.05 leaves nothing beside what is in no codes (places of entries, biases), which "
+        "may take 0.0",
     ),
     "codes of no width": (
         {"method": "svd_llm", "bits": 7},

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from compress_core.errors import ModelError
-from tests import simulated_device
 from tests.pipeline import pico
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -54,6 +53,8 @@ MISTAKES: dict[str, tuple[str, str, str, str]] = {
 
 def main(folder: Path) -> None:
     """Runs all of it below a folder."""
+    from tests import simulated_device  # here alone: whoever imports it has the device from then on
+
     inputs = pico.make_inputs(folder / "inputs", config=partial(pico.llama, blocks=2))
 
     def walk(way: str, **more: Any) -> pico.Walk:
