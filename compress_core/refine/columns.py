@@ -66,7 +66,7 @@ class PreserveColumns:
         search: "golden" as in the paper, which takes the error to have one minimum in Δ; "grid"
             tries Δ all over its range first.
         form: In which the factors will be stored, a key of ``FORMS``: what a rank frees.
-        bits: Of every number that will be stored, which says it, too.
+        bits: Of every number that will be stored, which counts there, too; ``FULL`` for no codes.
         group: Codes of fewer bits than 16 that share a scale.
         accept: Least relative gain in error for which columns are kept at all.
     """
