@@ -140,7 +140,12 @@ def as_said(kept: float, priced: Sequence[LayerRef]) -> float:
 def least_kept(numbers: int, priced: Sequence[LayerRef]) -> float:
     """The least ``kept`` of four digits, as people say it, that holds some numbers; 1 at most."""
     whole = sum(layer.in_full.dense_cost for layer in priced)
-    return min(1.0, math.ceil(numbers / whole * 1e4 - 1e-6) / 1e4)
+    return min(1.0, upwards(numbers / whole))
+
+
+def upwards(share: float) -> float:
+    """A share in four digits that is no less than it, but for rounding."""
+    return math.ceil(share * 1e4 - 1e-6) / 1e4
 
 
 def price_of(layer: LayerRef, share: Share) -> int:

@@ -3,12 +3,11 @@
 It is part of the methods that correct a rounded weight, and no word of ``--allocate``.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from compress_core.allocate.base import Evidence, Probe, budget_of
+from compress_core.allocate.base import Evidence, Probe, budget_of, upwards
 from compress_core.errors import BudgetError, ConfigError
 from compress_core.forms.names import FULL, WIDTHS
 from compress_core.types import LayerRef, Share, affordable
@@ -54,7 +53,7 @@ class Corrections:
         needed = self._base(layers) / sum(layer.dense_cost for layer in layers)
         raise BudgetError(
             f"kept={kept:g} does not hold every number in {self.bits} bits, which take "
-            f"{math.ceil(needed * 1e4 - 1e-6) / 1e4:.4f} of 16 bits each: ask for more, for fewer "
+            f"{upwards(needed):.4f} of 16 bits each: ask for more, for fewer "
             "bits or for larger groups of codes"
         )
 

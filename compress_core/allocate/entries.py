@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from compress_core.allocate.base import Evidence, Probe, as_said, budget_of, price_of
+from compress_core.allocate.base import Evidence, Probe, as_said, budget_of, price_of, upwards
 from compress_core.errors import BudgetError, ConfigError
 from compress_core.forms.names import FULL
 from compress_core.prune.select import UNSTRUCTURED, Pattern, read_pattern
@@ -116,7 +116,7 @@ class Entries:
         whole = sum(layer.in_full.dense_cost for layer in layers)
         least, said = cost / whole, as_said(kept, layers)
         if not least - 1e-9 <= said <= least + SLACK or cost > budget_of(layers, kept):
-            fits = math.ceil(least * 1e4 - 1e-6) / 1e4
+            fits = upwards(least)
             beside = " with its factors" if any(share.rank for share in shares.values()) else ""
             if fits > 1:
                 raise BudgetError(
@@ -136,7 +136,7 @@ class Entries:
         raise BudgetError(
             f"kept={as_said(kept, layers):g} leaves layer {layer.name} ({layer.out_features}x"
             f"{layer.in_features}) without a single entry{beside}; this model needs kept of at "
-            f"least {math.ceil(as_said(min(1.0, least), layers) * 1e4 - 1e-6) / 1e4:g}"
+            f"least {upwards(as_said(min(1.0, least), layers)):g}"
         )
 
     def _least(self, layer: LayerRef) -> float:

@@ -111,6 +111,13 @@ class Given:
         """In float64, where it is computed."""
         return tensor.to(self.device, torch.float64)
 
+    def widened(self, low: LowRank) -> LowRank:
+        """Factors and entries in float64, where it is computed; what else there is as it was."""
+        sparse = low.sparse and Sparse(
+            low.sparse.mask.to(self.device), self.wide(low.sparse.values)
+        )
+        return replace(low, u=self.wide(low.u), v=self.wide(low.v), sparse=sparse)
+
     def moments(self) -> Moments:
         """Second moments of what was measured."""
         return Moments(
@@ -150,7 +157,7 @@ def realise_share(
     cut = cut_layer(decomposer, given, share)
     if fitter is None:
         return _finite(given.layer, cut)
-    return _fitted(fitter, given, LowRank(given.wide(cut.u), given.wide(cut.v)))
+    return _fitted(fitter, given, given.widened(cut))
 
 
 def code_share(
@@ -164,10 +171,8 @@ def code_share(
     moments = given.moments()
     moment = moments.dense if moments.prefix is None else moments.prefix
     assert share.bits is not None
-    sparse = low.sparse and Sparse(low.sparse.mask.to(given.device), given.wide(low.sparse.values))
-    low = replace(low, u=given.wide(low.u), v=given.wide(low.v), sparse=sparse)
     try:
-        return code_by_turns(low, moment, coding.at(share.bits), form, dtype)
+        return code_by_turns(given.widened(low), moment, coding.at(share.bits), form, dtype)
     except CompressError as error:
         raise type(error)(f"layer {given.layer.name}: {error}") from error
 
@@ -199,11 +204,7 @@ def realise_chosen(fitter: Fitter | None, given: Given, chosen: Chosen) -> LowRa
         return None
     if fitter is None:
         return _finite(given.layer, factors)
-    sparse = factors.sparse and Sparse(
-        factors.sparse.mask.to(given.device), given.wide(factors.sparse.values)
-    )
-    start = LowRank(given.wide(factors.u), given.wide(factors.v), None, None, sparse)
-    return _fitted(fitter, given, start)
+    return _fitted(fitter, given, given.widened(factors))
 
 
 def _fitted(fitter: Fitter, given: Given, start: LowRank | Share) -> LowRank:

@@ -5,10 +5,9 @@ be short, entries have places, biases stay in 16 bits. So it is given no more th
 whatever it chooses, at the dearest number of all.
 """
 
-import math
 from collections.abc import Sequence
 
-from compress_core.allocate.base import budget_of
+from compress_core.allocate.base import budget_of, least_kept
 from compress_core.errors import BudgetError
 from compress_core.sparse import index_bytes
 from compress_core.types import LayerRef
@@ -39,10 +38,9 @@ def share_of_numbers(
     whole = sum(layer.dense_cost for layer in full)
     share = (budget_of(full, kept) - beside) / dearest / whole
     if share <= 0:
-        least = min(1.0, math.ceil(beside / whole * 1e4) / 1e4)
         raise BudgetError(
             f"kept={kept:g} leaves nothing beside what is in no codes (places of entries, biases), "
-            f"which may take {least:g}: ask for more"
+            f"which may take {least_kept(beside, layers):g}: ask for more"
         )
     return min(1.0, share)
 
