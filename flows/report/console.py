@@ -66,6 +66,7 @@ class Reporter:
         self._outcomes: list[Outcome] = []
         self._of_group = 1  # units of the group in hand
         self._inside = ("", 0.0)  # what it is about, and the share of it that is done
+        self._elsewhere = 0  # bytes that another process took at most
         self._started = perf_counter()
 
     def say(self, line: str) -> None:
@@ -96,6 +97,8 @@ class Reporter:
         seconds = perf_counter() - self._started
         gpu = f", GPU {size(peak.accelerator)}" if peak.accelerator else ""
         memory = f"peak {size(peak.ram)}{gpu}"
+        if self._elsewhere:
+            memory = f"peak {size(self._elsewhere)} a worker"
         self.say(f"{name:<12} {_count(self._outcomes):<28} {seconds:8.1f} s  {memory}")
 
     @contextmanager
@@ -162,6 +165,10 @@ class Reporter:
         if self._progress is not None:
             within = len(self._outcomes) + self._of_group * share
             self._progress.update(self._task, completed=round(within, 2), inside=about)
+
+    def elsewhere(self, memory: int) -> None:
+        """Another process has computed, and took so many bytes at most."""
+        self._elsewhere = max(self._elsewhere, memory)
 
     def advance(self, outcomes: Sequence[Outcome]) -> None:
         """A group of the stage is done."""

@@ -8,6 +8,7 @@ from compress_core.hf.pretrain import PretrainSettings
 from compress_core.hf.writing import write_on
 from flows.report.console import Reporter
 from flows.runs.execute import execute_in_flow
+from flows.runs.hands import Here
 from flows.runs.opened import open_command
 from flows.runs.records import save_run_record, tell_others
 from flows.runs.results import as_stage
@@ -45,7 +46,10 @@ def run_demo(home: Path, settings: PretrainSettings, reporter: Reporter) -> list
     group = train_group(settings)
     with in_use(session.store.root):
         outcomes = in_flow(
-            "eigenpress demo", "train", None, lambda: run_groups([group], session, reporter)
+            "eigenpress demo",
+            "train",
+            None,
+            lambda: run_groups([group], session, reporter, Here(session)),
         )
         stages = [as_stage(outcome) for outcome in outcomes]
         record = save_run_record(home, None, {"stages": stages})  # `store gc` keeps what it trained

@@ -4,9 +4,11 @@ The flows of deployments open the command themselves; the command line has done 
 Prefect reads the annotations of flows at run time, so they are not postponed here.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
@@ -16,14 +18,31 @@ from flows.runs.opened import Opened, open_command
 from flows.runs.run import in_flow, run_in_flow, run_pipeline
 from flows.runs.sweep import run_sweep
 from flows.runs.target import run_search
+from flows.server.workers import Workers
+from flows.settings.checks import most_workers
 from flows.settings.config import RunConfig, Settings, SweepConfig
+from flows.settings.fields import HERE
 from storage.occupancy import in_use
 
 
 def execute_in_flow(opened: Opened) -> Any:
     """Runs a prepared command as a flow run of its own; a result, or of a sweep a list of them."""
-    with in_use(opened.workspace.store.root):
+    with _working(opened):
         return _flow_of(opened)
+
+
+@contextmanager
+def _working(opened: Opened) -> Iterator[None]:
+    """For the time of a command: nothing is freed, and others compute where that was asked for."""
+    settings = opened.settings
+    with in_use(opened.workspace.store.root), ExitStack() as stack:
+        if settings.runner != HERE:
+            home = settings.home.expanduser()
+            count = settings.workers or most_workers(opened.workspace.model.device)
+            threads = max(1, torch.get_num_threads() // count)
+            workers = Workers(settings.runner, count, settings.cluster, threads, home)
+            opened.workers = stack.enter_context(workers)
+        yield
 
 
 def _flow_of(opened: Opened) -> Any:
@@ -52,7 +71,7 @@ def _deployed(config: Settings, register_unchanged: bool) -> State[Any]:
     opened = open_command(config, Reporter(stderr=True))
     opened.register_unchanged = register_unchanged
     opened.prepare()
-    with in_use(opened.workspace.store.root):
+    with _working(opened):
         result = _run(opened)
     message = outcome_of(result if isinstance(result, list) else [result])
     get_run_logger().info(message)

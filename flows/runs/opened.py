@@ -3,24 +3,30 @@
 `run`, `sweep`, `plan`, the demonstration and deployments all come through here.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
+from pydantic import ByteSize
+
 from compress_core.errors import ConfigError
-from compress_core.versions import library_versions
 from flows.report.console import Reporter
 from flows.report.lines import size
 from flows.runs.budget import MOST, at_kept, resolve_budget
 from flows.runs.forecast import Planner, largest_of, memory, refusal
+from flows.runs.hands import Elsewhere, Hands, Here
 from flows.runs.pipeline import Pipeline, build_pipeline
 from flows.runs.records import new_name
 from flows.runs.results import registered_name
-from flows.runs.workspace import Workspace, open_workspace, read_texts
-from flows.settings.checks import check_methods
+from flows.runs.workspace import LIBRARIES, Workspace, open_workspace, read_texts
+from flows.server.workers import Workers
+from flows.settings.checks import check_methods, check_runner
 from flows.settings.config import RunConfig, Settings, SweepConfig
 from flows.settings.heap import share_one_heap
 from flows.settings.idle import idle_notes
-from tasks.engine.session import Session
+from tasks.engine.free_memory import free_memory
+from tasks.engine.session import Group, Session
 from tasks.tracking.check import check_tracking
 
 
@@ -36,6 +42,7 @@ class Opened:
         sweep: What a sweep is called, so that its runs can be found together; "" of one run.
         page: Where the page of a sweep will be; None where none is written.
         register_unchanged: Whether a model that is registered already becomes another version.
+        workers: Other processes that compute; None where this one does.
     """
 
     settings: Settings
@@ -45,6 +52,7 @@ class Opened:
     sweep: str = ""
     page: Path | None = None
     register_unchanged: bool = True
+    workers: Workers | None = None
 
     @property
     def searched(self) -> bool:
@@ -85,17 +93,27 @@ class Opened:
 
     def session(self) -> Session:
         """A run's session against the workspace's store."""
-        workspace = self.workspace
-        return Session(
-            workspace.store,
-            refresh=self.settings.refresh,
-            listener=self.reporter.inside,
-            info={"device": workspace.model.device, "versions": library_versions()},
-            refreshed=workspace.refreshed,
-            earlier=workspace.earlier,
-            release=workspace.models.drop,
-            confirm=workspace.confirm,
+        return self.workspace.session(self.settings.refresh, self.reporter.inside)
+
+    def hands(self, pipeline: Pipeline, groups: Sequence[Group], session: Session) -> Hands:
+        """Who computes groups of one of the command's runs."""
+        if self.workers is None:
+            return Here(session)
+        return Elsewhere(
+            pipeline, groups, session, self.workers, self._sent, self.workspace.notes, self.reporter
         )
+
+    @cached_property
+    def _sent(self) -> Settings:
+        """The command's settings for one of several processes, which divide the memory."""
+        assert self.workers is not None
+        settings, sharing = self.settings, self.workers.sharing
+        if sharing > 1 and self.workspace.model.device == "cpu":
+            memory = settings.memory or free_memory("cpu") + LIBRARIES
+            settings = settings.model_copy(update={"memory": ByteSize(memory // sharing)})
+        batch = replace(self.workspace, settings=settings).batch_size
+        device = self.workspace.model.device
+        return settings.model_copy(update={"batch_size": batch, "device": device, "refresh": []})
 
 
 def open_command(settings: Settings, reporter: Reporter) -> Opened:
@@ -105,6 +123,7 @@ def open_command(settings: Settings, reporter: Reporter) -> Opened:
         CompressError, StorageError: Something the user asked for cannot be had.
     """
     share_one_heap()
+    check_runner(settings)
     runs = settings.runs()
     kepts = [run.kept for run in runs if run.kept is not None]
     methods = check_methods(settings, list(dict.fromkeys(run.method for run in runs)), kepts)

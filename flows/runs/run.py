@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from itertools import groupby
 from pathlib import Path
 from time import perf_counter
@@ -14,6 +15,7 @@ from compress_core.secrets import hide, hide_all
 from flows.report.console import Reporter
 from flows.runs.artifacts import Progress, show_run
 from flows.runs.card import card_of
+from flows.runs.hands import Hands
 from flows.runs.opened import Opened
 from flows.runs.pipeline import Pipeline
 from flows.runs.records import save_run_record, tell_others
@@ -26,11 +28,9 @@ from flows.runs.results import (
     stored_of,
 )
 from flows.settings.config import Settings
-from flows.settings.heap import give_back
 from flows.settings.output import check_output
 from flows.settings.reading import write_yaml
 from storage.disk import make_folder
-from tasks.engine.prefect_task import run_group
 from tasks.engine.session import Group, Session, placed
 from tasks.engine.units import Outcome
 from tasks.stages.materialise import publishing
@@ -39,15 +39,25 @@ from tasks.tracking.package import write_package
 from tasks.tracking.register import register, same_version
 from tasks.tracking.speaking import TrackingError
 
+_WORK: ContextVar[Callable[[], Any]] = ContextVar("work")
+
 
 def in_flow(name: str, run_name: str, config: Settings | None, work: Callable[[], Any]) -> Any:
-    """What ``work`` returns, done as one Prefect flow run that shows ``config``."""
+    """What ``work`` returns, done as one Prefect flow run that shows ``config``.
 
-    @flow(name=name, flow_run_name=hide(run_name), persist_result=False, validate_parameters=False)
-    def shown(config: dict[str, Any] | None) -> Any:
-        return work()
+    A task that is sent to another process takes its flow along, so the flow does not hold the work.
+    """
+    options: dict[str, Any] = {"persist_result": False, "validate_parameters": False}
+    shown = flow(name=name, flow_run_name=hide(run_name), **options)(_work)
+    token = _WORK.set(work)
+    try:
+        return shown(None if config is None else hide_all(config.model_dump(mode="json")))
+    finally:
+        _WORK.reset(token)
 
-    return shown(None if config is None else hide_all(config.model_dump(mode="json")))
+
+def _work(config: dict[str, Any] | None) -> Any:
+    return _WORK.get()()
 
 
 def run_in_flow(opened: Opened, pipeline: Pipeline) -> dict[str, Any]:
@@ -68,13 +78,23 @@ def run_pipeline(opened: Opened, pipeline: Pipeline) -> dict[str, Any]:
     """
     started = perf_counter()
     session = opened.session()
-    outcomes = run_groups(pipeline.groups, session, opened.reporter)
+    hands = opened.hands(pipeline, pipeline.groups, session)
+    outcomes = run_groups(pipeline.groups, session, opened.reporter, hands)
     opened.workspace.models.drop()
     return finish(opened, pipeline, session, outcomes, started)
 
 
-def run_groups(groups: Sequence[Group], session: Session, reporter: Reporter) -> list[Outcome]:
-    """Runs groups in order, each as one Prefect task; a line per stage for the user."""
+def run_groups(
+    groups: Sequence[Group], session: Session, reporter: Reporter, hands: Hands
+) -> list[Outcome]:
+    """Runs groups, and says a line per stage to the user.
+
+    Args:
+        groups: In order.
+        session: The run.
+        reporter: Who tells people.
+        hands: Who computes.
+    """
     outcomes: list[Outcome] = []
     progress = Progress(sum(len(group.units) for group in groups), reporter.note)
     for line, members in groupby(groups, key=lambda group: group.line):
@@ -85,10 +105,7 @@ def run_groups(groups: Sequence[Group], session: Session, reporter: Reporter) ->
         ):
             for group in of_line:
                 reporter.group(len(group.units))
-                future = run_group.submit(group.stage, group.label, session, group)
-                done = cast(list[Outcome], future.result())  # what the state holds, not the state
-                if any(outcome.state == "computed" for outcome in done):
-                    give_back()
+                done = hands.outcomes(group)
                 reporter.advance(done)
                 progress.advance(line, len(done))
                 outcomes += done

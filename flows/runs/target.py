@@ -97,6 +97,7 @@ class _Search:
             if needed & set(group.units) or (which == "compressed" and group.stage != "evaluate")
         ]
         session = self.opened.session()
-        run_groups(groups, session, self.opened.reporter)
+        hands = self.opened.hands(pipeline, groups, session)
+        run_groups(groups, session, self.opened.reporter, hands)
         self.opened.workspace.models.drop()
         return float(session.artifact(text.unit).attrs["perplexity"])

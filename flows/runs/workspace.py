@@ -14,6 +14,7 @@ from compress_core.hf.states import Room
 from compress_core.hf.text import clip_length
 from compress_core.method import Method
 from compress_core.methods import build_method
+from compress_core.versions import library_versions
 from flows.runs.stores import open_store
 from flows.settings.checks import check_windows, choose_device
 from flows.settings.config import RunConfig, Settings
@@ -22,7 +23,7 @@ from storage.digests import DigestCache
 from storage.store import Store
 from tasks.engine.dense_model import DenseModel
 from tasks.engine.free_memory import free_memory
-from tasks.engine.session import Group, Session
+from tasks.engine.session import Group, Listener, Session
 from tasks.engine.units import Outcome
 from tasks.engine.whole_models import Models
 from tasks.stages.scratch import SCRATCH
@@ -110,6 +111,26 @@ class Workspace:
             return asked
         free, device = allowed_memory(self.settings, self.model.device), self.model.device
         return windows_at_once(self.model.layout, self.length, free, device)
+
+    def session(
+        self, refresh: Sequence[str] = (), listener: Listener = lambda label, done, total: None
+    ) -> Session:
+        """A run's session against the store.
+
+        Args:
+            refresh: Stages that are computed again even when they are cached.
+            listener: Told of progress inside a group.
+        """
+        return Session(
+            self.store,
+            refresh=refresh,
+            listener=listener,
+            info={"device": self.model.device, "versions": library_versions()},
+            refreshed=self.refreshed,
+            earlier=self.earlier,
+            release=self.models.drop,
+            confirm=self.confirm,
+        )
 
     @cached_property
     def texts(self) -> tuple[Group | None, dict[str, Group]]:

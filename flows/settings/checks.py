@@ -1,5 +1,7 @@
 """What settings alone show to be impossible: methods, budgets, missing text, a device."""
 
+import importlib.util
+import os
 from collections.abc import Mapping
 from itertools import combinations
 
@@ -11,7 +13,9 @@ from compress_core.method import Method
 from compress_core.methods import build_method
 from compress_core.types import Budget
 from flows.settings.config import RunConfig, Settings
+from flows.settings.fields import HERE
 from flows.settings.idle import check_idle
+from flows.settings.threads import affinity
 
 TOKEN_BYTES = 16  # of a token of a window while windows are made: in a list and in a tensor
 
@@ -35,6 +39,44 @@ def choose_device(wanted: str) -> str:
     if kind == "cpu" and index:
         raise ConfigError(f"--device {wanted}: the processor is one device; use cpu")
     return wanted
+
+
+EXTRAS = {"dask": "prefect_dask", "ray": "prefect_ray"}
+"""What a runner needs, by the extra of that name."""
+
+
+def check_runner(settings: Settings) -> None:
+    """Refuses a runner whose library is not there, and a cluster that this server cannot serve.
+
+    Raises:
+        ConfigError: Either.
+    """
+    needed = EXTRAS.get(settings.runner)
+    if needed is not None and importlib.util.find_spec(needed) is None:
+        raise ConfigError(
+            f"--runner {settings.runner} needs {needed.replace('_', '-')}: "
+            f"pip install 'eigenpress[{settings.runner}]'"
+        )
+    device = choose_device(settings.device)
+    gpus = device != "cpu" and settings.runner != HERE and settings.cluster is None
+    if gpus and (settings.workers or 1) > most_workers(device):
+        raise ConfigError(
+            f"--workers {settings.workers}: a process has a GPU to itself, and --device "
+            f"{settings.device} has {most_workers(device)} here"
+        )
+    if settings.cluster is not None and not os.environ.get("PREFECT_API_URL"):
+        raise ConfigError(
+            f"--cluster {settings.cluster}: its processes report to Prefect's server, and that of "
+            "a single command is reached from this machine alone; run `eigenpress up` or set "
+            "PREFECT_API_URL"
+        )
+
+
+def most_workers(device: str) -> int:
+    """How many processes a device keeps busy: one per GPU, or per core of a CPU."""
+    if device.partition(":")[0] == "cuda":
+        return 1 if ":" in device else torch.cuda.device_count()
+    return affinity()
 
 
 def check_windows(samples: int, length: int, free: int) -> None:

@@ -26,6 +26,8 @@ from tasks.engine.stages import REFRESHABLE
 
 Recover = Literal["lora", "factors", "blocks", "blocks+factors"]
 BLOCKS = "blocks"  # the step of it that trains block by block
+Runner = Literal["here", "processes", "dask", "ray"]
+HERE: Runner = "here"  # this process, that is
 Option = bool | int | float | str
 if TYPE_CHECKING:
     Stage = str
@@ -171,6 +173,18 @@ class Fields(BaseModel):
         le=MOST_BYTES,
         description="memory of the device that may be taken in all, like 12GB: what does not fit "
         "goes in smaller batches, by way of the disk, or is refused; else what is free",
+    )
+    runner: Annotated[Runner, Belongs(MACHINE)] = Field(
+        HERE,
+        description="who computes: this process, or several at once: of this machine, of Dask or "
+        "of Ray",
+    )
+    workers: Annotated[int | None, Belongs(MACHINE, "other processes")] = Field(
+        None, ge=1, le=1000, description="how many processes; else one per core"
+    )
+    cluster: Annotated[str | None, Belongs(MACHINE, "a cluster", word="ADDRESS")] = Field(
+        None,
+        description="Dask's scheduler or Ray's head that runs already; else one is started here",
     )
     home: Annotated[Path, Belongs(MACHINE, word="DIR")] = Field(
         default_factory=default_home,

@@ -15,7 +15,7 @@ from compress_core.methods import Variant, build_method, option_defaults, parse_
 from compress_core.options import read_option
 from flows.settings.belonging import belonging
 from flows.settings.config import FLAGS, Settings
-from flows.settings.fields import BLOCKS, Recover
+from flows.settings.fields import BLOCKS, HERE, Recover
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,14 @@ READERS = {
     "learning": Reader(
         lambda use: any(method.learn for method in use.methods.values()),
         "is of methods that train on the whole model; {first} does not",
+    ),
+    "other processes": Reader(
+        lambda use: use.settings.runner != HERE,
+        "without --runner: say whose processes, processes, dask or ray",
+    ),
+    "a cluster": Reader(
+        lambda use: use.settings.runner in ("dask", "ray"),
+        "is of --runner dask or ray: say which",
     ),
     "kept": Reader(
         lambda use: getattr(use.settings, "kept", None) is not None,

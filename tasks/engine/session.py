@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from threading import Event
 from time import perf_counter, process_time
@@ -12,15 +12,19 @@ from uuid import uuid4
 from compress_core.errors import NumericsError
 from storage.artifact import Artifact
 from storage.draft import Draft
-from storage.errors import ArtifactMissingError
+from storage.errors import ArtifactMissingError, LeaseHeldError
 from storage.keys import recipe_key
 from storage.manifest import Manifest
 from storage.store import Store
 from tasks.engine.stages import STAGES
 from tasks.engine.units import Outcome, Unit
 
-CPU_SECONDS = "cpu_seconds"
-"""Of an artifact's circumstances: what all threads of the process spent on it."""
+SECONDS, CPU_SECONDS = "seconds", "cpu_seconds"
+"""Of an artifact's circumstances: how long it took, and what all threads of the process spent."""
+SESSION = "session"  # which one made it, of all that work with a store
+ONCE = "once"  # in the recipe of what cannot be made again
+FIRST_PAUSE, LONGEST_PAUSE = 0.05, 2.0
+"""Seconds between looks whether another flow has finished what it has in hand."""
 
 
 @contextmanager
@@ -51,6 +55,8 @@ class Group:
         compute: Computes and commits the units of ``work.missing``; its code is part of theirs.
         after: Called when all units are there, cached or not, with the recipe of the last one.
         line: What people are shown it under, where that is not its stage's own line.
+        strand: Names what hands something on in memory from group to group, so that all of them
+            belong in one process, in order; "" for a group that needs nothing but its inputs.
     """
 
     def __init__(
@@ -61,7 +67,9 @@ class Group:
         compute: Callable[["Work"], None],
         after: Callable[["Session", Mapping[str, Any]], None] | None = None,
         line: str | None = None,
+        strand: str = "",
     ) -> None:
+        self.strand = strand
         self.line = line or STAGES[stage].line or stage
         self.stage = stage
         self.label = label
@@ -91,6 +99,7 @@ class Session:
             reports them as its own, once.
 
     Attributes:
+        name: Its own, drawn at random; a process that computes for it has the same.
         stopping: Set when the command was told to stop: groups run in threads, where Ctrl-C does
             not reach them.
     """
@@ -113,6 +122,7 @@ class Session:
         self.earlier = {} if earlier is None else earlier
         self.release = release
         self.confirm = confirm
+        self.name = uuid4().hex
         self.stopping = Event()
         self.manifests: dict[Unit, Manifest] = {}
         self.refreshed = set() if refreshed is None else refreshed
@@ -144,16 +154,27 @@ class Session:
             return self._run(group, work)
 
     def _run(self, group: Group, work: "Work") -> list[Outcome]:
-        outcomes = {}
-        for unit in group.units:
+        self.find(work)
+        if work.missing:
+            with self._claimed(work):
+                self._compute(group, work)
+            for unit in work.missing:
+                spent = self.manifests[unit].info[CPU_SECONDS]
+                work.outcomes[unit] = Outcome(
+                    unit.stage, unit.name, work.keys[unit], "computed", work.seconds[unit], spent
+                )
+        if group.after is not None:
+            group.after(self, self.recipe(group.units[-1]))
+        return [work.outcomes[unit] for unit in group.units]
+
+    def find(self, work: "Work") -> None:
+        """Looks for every unit that was not found yet; what is not there is put on the list."""
+        work.missing.clear()
+        for unit in work.group.units:
+            if unit in work.outcomes:
+                continue
             started = perf_counter()
-            recipe = self.recipe(unit)
-            key = recipe_key(recipe)
-            if unit.stage in self.refresh and key not in self.refreshed:
-                self.refreshed.add(key)
-                with suppress(ArtifactMissingError):  # nothing to refresh: computed anyway
-                    self.store.remove(key)
-            manifest = self.store.find(key, unit.stage)
+            key, recipe, manifest = self._look_up(unit)
             if manifest is None:
                 work.add(unit, key, recipe)
                 continue
@@ -161,23 +182,105 @@ class Session:
             seconds = perf_counter() - started
             spent = manifest.info.get(CPU_SECONDS)
             cached = Outcome(unit.stage, unit.name, key, "cached", seconds, spent)
-            outcomes[unit] = self.earlier.pop(key, cached)
-        if work.missing:
-            if STAGES[group.stage].alone:
-                self.release()
-            try:
-                group.compute(work)
-            except NumericsError as error:
-                raise NumericsError(f"stage {group.stage}, {group.label}: {error}") from error
-            for unit in work.missing:
-                seconds = work.seconds[unit]
-                spent = self.manifests[unit].info[CPU_SECONDS]
-                outcomes[unit] = Outcome(
-                    unit.stage, unit.name, work.keys[unit], "computed", seconds, spent
+            work.outcomes[unit] = self.earlier.pop(key, cached)
+
+    def _look_up(self, unit: Unit) -> tuple[str, dict[str, Any], Manifest | None]:
+        """Key, recipe and what the store has of it; ``refresh`` takes that away, once."""
+        recipe = self.recipe(unit)
+        key = recipe_key(recipe)
+        if unit.stage in self.refresh and key not in self.refreshed:
+            self.refreshed.add(key)
+            with suppress(ArtifactMissingError):  # nothing to refresh: computed anyway
+                self.store.remove(key)
+        return key, recipe, self.store.find(key, unit.stage)
+
+    def absent(self, group: Group) -> bool:
+        """Whether any unit of a group, whose inputs are done, is still to be computed."""
+        return any(self._look_up(unit)[2] is None for unit in group.units)
+
+    def standing(self, group: Group) -> list[Outcome] | None:
+        """What became of a group that other processes make, once all of it is there."""
+        found = {}
+        for unit in group.units:
+            manifest = self.store.peek(recipe_key(self.recipe(unit)), unit.stage)
+            if manifest is None:
+                return None
+            found[unit] = manifest
+        for unit, manifest in found.items():
+            self.done(unit, manifest)
+        return [
+            Outcome(
+                unit.stage,
+                unit.name,
+                manifest.key,
+                "computed" if manifest.info.get(SESSION) == self.name else "cached",
+                manifest.info[SECONDS],
+                manifest.info.get(CPU_SECONDS),
+            )
+            for unit, manifest in found.items()
+        ]
+
+    def settle(self, group: Group, outcomes: Sequence[Outcome]) -> None:
+        """Takes over what another process says that it made of a group.
+
+        Raises:
+            ArtifactMissingError: It is not in this store, or not what was asked for.
+        """
+        self.store.look_again(group.stage, [outcome.key for outcome in outcomes])
+        for unit, outcome in zip(group.units, outcomes, strict=True):
+            manifest = self.store.find(outcome.key, unit.stage)
+            if manifest is None:
+                raise ArtifactMissingError(
+                    f"stage {unit.stage}, {group.label}: another process computed {unit.name}, and "
+                    f"it is not in {self.store.where}: all need one --home on a shared disk, or "
+                    "one --store"
                 )
-        if group.after is not None:
-            group.after(self, recipe)
-        return [outcomes[unit] for unit in group.units]
+            if not self._is_of(unit, manifest):
+                raise ArtifactMissingError(
+                    f"stage {unit.stage}, {group.label}: another process computed {unit.name} of "
+                    "other inputs or with other code: all need the same model, texts and versions"
+                )
+            self.done(unit, manifest)
+
+    def _is_of(self, unit: Unit, manifest: Manifest) -> bool:
+        """Whether an artifact is what this run means by a unit."""
+        recipe = dict(manifest.recipe)
+        recipe.pop(ONCE, None)
+        return recipe_key(recipe) == recipe_key(self.recipe(unit))
+
+    @contextmanager
+    def _claimed(self, work: "Work") -> Iterator[None]:
+        """Nobody else computes meanwhile what is missing; waits while another flow does so.
+
+        Raises:
+            Interrupted: The command was told to stop.
+        """
+        pause = FIRST_PAUSE
+        with ExitStack() as held:
+            while work.missing:
+                claimed = [work.keys[unit] for unit in work.missing]
+                try:
+                    held.enter_context(self.store.claim(work.group.stage, claimed))
+                except LeaseHeldError as error:
+                    work.progress(0, len(claimed), f"waits for {error.who}")
+                    self.stopping.wait(pause)
+                    pause = min(2 * pause, LONGEST_PAUSE)
+                    self.find(work)
+                else:
+                    self.find(work)  # before the claim somebody may have been faster
+                    break
+            yield
+
+    def _compute(self, group: Group, work: "Work") -> None:
+        """Computes what is missing."""
+        if not work.missing:
+            return
+        if STAGES[group.stage].alone:
+            self.release()
+        try:
+            group.compute(work)
+        except NumericsError as error:
+            raise NumericsError(f"stage {group.stage}, {group.label}: {error}") from error
 
 
 @dataclass
@@ -185,11 +288,13 @@ class Work:
     """What a group's ``compute`` is given: the units to do and the means to do them.
 
     Attributes:
+        outcomes: What became of units that were found, and of all once they are computed.
         drafting: The unit whose draft is open.
     """
 
     session: Session
     group: Group
+    outcomes: dict[Unit, Outcome] = field(default_factory=dict)
     missing: list[Unit] = field(default_factory=list)
     keys: dict[Unit, str] = field(default_factory=dict)
     recipes: dict[Unit, dict[str, Any]] = field(default_factory=dict)
@@ -217,7 +322,7 @@ class Work:
 
     def unrepeatable(self, unit: Unit) -> None:
         """Keeps a unit under a key that nobody will look for: it read what its recipe lacks."""
-        self.recipes[unit] = self.recipes[unit] | {"once": uuid4().hex}
+        self.recipes[unit] = self.recipes[unit] | {ONCE: uuid4().hex}
         self.keys[unit] = recipe_key(self.recipes[unit])
 
     def artifact(self, unit: Unit) -> Artifact:
@@ -278,7 +383,8 @@ class _Commit(AbstractContextManager[Draft]):
                 raise
             seconds, spent = self.work.elapsed()
             self.work.seconds[self.unit] = seconds
-            self.opened.info |= {"seconds": seconds, CPU_SECONDS: spent}
+            self.opened.info |= {SECONDS: seconds, CPU_SECONDS: spent}
+            self.opened.info[SESSION] = self.work.session.name
         self.draft.__exit__(*error)
         if error[0] is None:
             self.work.drafting = None

@@ -75,7 +75,16 @@ def collect_groups(job: Job, calibration: Unit) -> list[Group]:
         compute = _Collect(job, calibration, block, earlier)
         last = block == len(layout.blocks) - 1
         after = compute.tidy if last else None
-        groups.append(Group("collect", f"block {block}", [*units, similarity], compute, after))
+        groups.append(
+            Group(
+                "collect",
+                f"block {block}",
+                [*units, similarity],
+                compute,
+                after,
+                strand="hidden states",
+            )
+        )
     return groups
 
 

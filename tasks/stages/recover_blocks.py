@@ -67,6 +67,7 @@ def block_groups(
             [blocks.unit(block)],
             blocks,
             blocks.finish if block == last else clear_checkpoints,
+            strand="blocks in training",
         )
         for block in range(last + 1)
     ]

@@ -7,6 +7,7 @@ hidden states, so keys chain from block to block and a run that was stopped goes
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -50,27 +51,27 @@ def sequential_groups(
     """
     prefix = _Prefix(job, calibration)
     realise = make_realise(job, upstream.allocation)
+    make_group = partial(Group, line=LINE, strand="hidden states of both models")
     groups: list[Group] = []
     layout = job.model.layout
     for block in range(len(layout.blocks)):
         for step in _steps(job, block):
             measured = {tap: prefix.measure_unit(block, tap, step[tap]) for tap in step}
             label = f"block {block} {_leaf(step)}"
-            groups.append(Group("measure", label, list(measured.values()), prefix, line=LINE))
+            groups.append(make_group("measure", label, list(measured.values()), prefix))
             layers = [layer for of_tap in step.values() for layer in of_tap]
             for layer in layers:
                 prefix.realised[layer.name] = realise_unit(job, layer, upstream, measured)
             units = [prefix.realised[layer.name] for layer in layers]
-            groups.append(Group("realise", label, units, realise, line=LINE))
+            groups.append(make_group("realise", label, units, realise))
         last = block == len(layout.blocks) - 1
         groups.append(
-            Group(
+            make_group(
                 "advance",
                 f"block {block}",
                 [prefix.advance_unit(block)],
                 prefix.advance,
                 prefix.tidy if last else None,
-                line=LINE,
             )
         )
     return groups

@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.large FOLDER [METHOD]
 
-makes the model in FOLDER (6.4 GB), runs it, kills the run when its first layers are decomposed, runs
-the same command again, and prints what every stage took as JSON. An hour or two of CPU time.
+makes the model in FOLDER (6.4 GB), runs it, kills the run when its first layers are decomposed,
+runs the same command again, and prints what every stage took as JSON. Two hours of CPU time.
 """
 
 import json

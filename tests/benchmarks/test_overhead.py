@@ -49,13 +49,15 @@ def test_overhead_per_unit(bench: Bench, tmp_path: Path) -> None:
     runtime.start_early()
     from prefect import flow
 
+    from flows.runs.hands import Here
     from flows.runs.run import run_groups
 
     store = Store(tmp_path / "store")
 
     @flow(name="overhead", persist_result=False)
     def overhead() -> None:
-        run_groups(groups(), Session(store), Reporter(quiet=True))
+        session = Session(store)
+        run_groups(groups(), session, Reporter(quiet=True), Here(session))
 
     with runtime.flow_settings():
         for label in ("computed", "cached"):

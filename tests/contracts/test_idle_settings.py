@@ -42,6 +42,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"recover": "blocks", "recover_text": 0.5},
         "--recover-text is of a training of the whole model: say --recover lora or factors or blo",
     ),
+    "processes of nobody": ({"workers": 2}, "--workers without --runner: say whose processes"),
+    "a cluster of this machine's processes": (
+        {"runner": "processes", "cluster": "tcp://127.0.0.1:8786"},
+        "--cluster is of --runner dask or ray: say which",
+    ),
     "a training's seed": ({"learn_seed": 9}, "--learn-seed is of methods that train on the whole"),
     "documents of no task": ({"task_limit": 9}, "--task-limit without --tasks: say which tasks"),
     "a field of no evaluation": ({"eval_text": [], "eval_field": "b"}, "--eval-field without --ev"),

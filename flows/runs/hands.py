@@ -1,0 +1,179 @@
+"""Who computes the groups of a run: this process, one after another, or others, several at once."""
+
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from queue import Empty, SimpleQueue
+from typing import Protocol, cast
+
+from flows.report.console import Reporter
+from flows.runs.pipeline import Pipeline
+from flows.runs.worker import Done, run_order
+from flows.runs.workspace import Notes
+from flows.server.workers import WorkerError, Workers
+from flows.settings.config import Settings
+from flows.settings.heap import give_back
+from tasks.engine.order import Order, places_of, read_by
+from tasks.engine.prefect_task import run_group
+from tasks.engine.session import Group, Session
+from tasks.engine.units import Outcome
+
+LOOK_SECONDS = 0.5  # between looks at how far the groups of a strand are
+TRIES = 3  # of groups whose process ends in the middle
+LOST = "a process that computed ended in the middle; another one goes on with its work"
+
+
+class Hands(Protocol):
+    """They compute the groups of one run."""
+
+    def outcomes(self, group: Group) -> list[Outcome]:
+        """What became of a group's units; groups are asked for in the run's order."""
+
+
+class Here:
+    """This process, group after group, each as one Prefect task.
+
+    Args:
+        session: The run.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+
+    def outcomes(self, group: Group) -> list[Outcome]:
+        """Finds or computes a group."""
+        future = run_group.submit(group.stage, group.label, self.session, group)
+        done = cast(list[Outcome], future.result())  # what the state holds, not the state
+        if any(outcome.state == "computed" for outcome in done):
+            give_back()
+        return done
+
+
+class Elsewhere:
+    """Other processes: a group is sent as soon as all that it reads is in the store.
+
+    Groups of one strand are sent together; what they have put into the store so far is found by
+    looking. What is cached is found here.
+
+    Args:
+        pipeline: The run, which the other processes build again.
+        groups: Those of its groups that are asked for.
+        session: The run, here.
+        workers: Who computes.
+        settings: The command's configuration, as they are to open it.
+        notes: Gets what they want people to know.
+        reporter: Told how much memory they took.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        groups: Sequence[Group],
+        session: Session,
+        workers: Workers,
+        settings: Settings,
+        notes: Notes,
+        reporter: Reporter,
+    ) -> None:
+        self.pipeline, self.session, self.workers = pipeline, session, workers
+        self.settings, self.notes, self.reporter = settings, notes, reporter
+        self.here = Here(session)
+        self._numbers = {group: number for number, group in enumerate(pipeline.groups)}
+        self._places = places_of(pipeline.groups)
+        self._waiting = _strands(groups)
+        self._out: dict[int, list[Group]] = {}  # number of the first group, as it was sent
+        self._lost: Counter[int] = Counter()
+        self._ended: SimpleQueue[tuple[int, Callable[[], Done]]] = SimpleQueue()
+        self._done: dict[Group, list[Outcome]] = {}
+
+    def outcomes(self, group: Group) -> list[Outcome]:
+        """Waits for a group; meanwhile all workers have something to do."""
+        while group not in self._done:
+            self._hand_out()
+            if group not in self._done:
+                assert self._out, f"nothing makes what {group.stage} {group.label} reads"
+                self._await()
+        return self._done.pop(group)
+
+    def _hand_out(self) -> None:
+        """Sends what is ready, as long as there is somebody for it."""
+        for strand in list(self._waiting):
+            if len(self._out) >= self.workers.at_once:
+                return
+            if all(unit in self.session.manifests for unit in read_by(strand)):
+                self._waiting.remove(strand)
+                self._begin(strand)
+
+    def _begin(self, strand: list[Group]) -> None:
+        """Finds the cached groups at the beginning of a strand, and sends the rest."""
+        left = deque(strand)
+        while left and not self.session.absent(left[0]):
+            group = left.popleft()
+            self._done[group] = self.here.outcomes(group)
+        if left:
+            self._send(list(left))
+
+    def _send(self, groups: list[Group]) -> None:
+        inputs = {self._places[u]: self.session.manifests[u].key for u in read_by(groups)}
+        numbers = tuple(self._numbers[group] for group in groups)
+        order = Order(
+            self.settings,
+            self.pipeline.config,
+            numbers,
+            self.session.name,
+            inputs,
+            self.workers.threads,
+        )
+        label = groups[0].label + (f" to {groups[-1].label}" if len(groups) > 1 else "")
+        self._out[numbers[0]] = groups
+        self.workers.submit(
+            run_order,
+            {"line": groups[0].line, "label": label, "order": order},
+            lambda result: self._ended.put((numbers[0], result)),
+        )
+
+    def _await(self) -> None:
+        """Waits until something ends, and looks now and then how far strands are."""
+        try:
+            first, result = self._ended.get(timeout=LOOK_SECONDS)
+        except Empty:
+            self._look()
+            return
+        try:
+            done = result()
+        except WorkerError:
+            self._lost[first] += 1
+            if self._lost[first] == TRIES:
+                raise
+            self.notes.add(LOST)
+            self._send([group for group in self._out.pop(first) if not self._has(group)])
+            return
+        for note in done.notes:
+            if note not in self.notes:
+                self.notes.add(note)
+        self.reporter.elsewhere(done.memory)
+        for group, made in zip(self._out.pop(first), done.outcomes, strict=True):
+            if not self._has(group):
+                self.session.settle(group, made)
+                self._done[group] = made
+
+    def _look(self) -> None:
+        """Takes over what strands have put into the store, group by group."""
+        for groups in self._out.values():
+            for group in groups[:-1]:  # the last one's process has yet to end
+                if self._has(group):
+                    continue
+                outcomes = self.session.standing(group)
+                if outcomes is None:
+                    break
+                self._done[group] = outcomes
+
+    def _has(self, group: Group) -> bool:
+        return all(unit in self.session.manifests for unit in group.units)
+
+
+def _strands(groups: Sequence[Group]) -> list[list[Group]]:
+    """Groups that belong in one process together, each alone but for those of a strand."""
+    found: dict[object, list[Group]] = {}
+    for group in groups:
+        found.setdefault(group.strand or group, []).append(group)
+    return list(found.values())

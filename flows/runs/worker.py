@@ -1,0 +1,102 @@
+"""What a process that computes for another does: it opens the command once, and does its orders."""
+
+import os
+import traceback
+from dataclasses import dataclass
+
+import torch
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.states import Completed, State
+
+from flows.runs.pipeline import Pipeline, build_pipeline
+from flows.runs.stores import FOLDER
+from flows.runs.workspace import Workspace, open_workspace
+from flows.settings.config import RunConfig, Settings
+from flows.settings.heap import give_back, share_one_heap
+from storage.layout import Layout
+from tasks.engine.order import Order, provide
+from tasks.engine.own_device import own_device
+from tasks.engine.peak_memory import PeakMemory
+from tasks.engine.session import Session
+from tasks.engine.units import Outcome
+
+
+@dataclass(frozen=True)
+class Done:
+    """What came of an order.
+
+    Attributes:
+        outcomes: Of every group, in order.
+        notes: What people should know.
+        memory: Bytes that the process had in memory at most meanwhile.
+    """
+
+    outcomes: list[list[Outcome]]
+    notes: list[str]
+    memory: int
+
+
+@task(cache_policy=NO_CACHE, persist_result=False, task_run_name="{line} · {label}")
+def run_order(line: str, label: str, order: Order) -> State[Done]:
+    """Does the groups of an order; the state's data say what came of it.
+
+    Args:
+        line: What people know the stage by, for the run's name.
+        label: What the groups are about, for the run's name.
+        order: The groups.
+    """
+    torch.set_num_threads(order.threads)
+    opened = _OPENED.get(order.settings, order.config)
+    told, peak = len(opened.workspace.notes), PeakMemory()
+    try:
+        provide(opened.session, opened.pipeline.groups, order)
+        outcomes = []
+        for number in order.numbers:
+            outcomes.append(opened.session.run(opened.pipeline.groups[number]))
+            give_back()
+    except Exception as error:
+        error.add_note(f"in process {os.getpid()}:\n{traceback.format_exc()}")  # lost on the way
+        raise
+    finally:
+        peak.stop()
+    computed = sum(one.state == "computed" for group in outcomes for one in group)
+    total = sum(map(len, outcomes))
+    return Completed(
+        message=f"{computed} computed, {total - computed} reused",
+        data=Done(outcomes, opened.workspace.notes[told:], peak.ram),
+    )
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One run, as this process has opened it."""
+
+    workspace: Workspace
+    pipeline: Pipeline
+    session: Session
+
+
+class _Opened:
+    """The command and the run of it that were opened last: orders of one run come together."""
+
+    def __init__(self) -> None:
+        self._command: tuple[Settings, Workspace] | None = None
+        self._run: tuple[RunConfig, _Run] | None = None
+
+    def get(self, settings: Settings, config: RunConfig) -> _Run:
+        """The run of a command, opened if it was not yet."""
+        if self._command is None or self._command[0] != settings:
+            share_one_heap()
+            device = own_device(settings.device, Layout(settings.home.expanduser() / FOLDER))
+            own = settings.model_copy(update={"device": device})
+            self._command, self._run = (settings, open_workspace(own)), None
+        if self._run is None or self._run[0] != config:
+            workspace = self._command[1]
+            workspace.models.drop()  # of another run, perhaps its compressed model
+            pipeline = build_pipeline(workspace, config)
+            self._run = config, _Run(workspace, pipeline, workspace.session())
+        return self._run[1]
+
+
+_OPENED = _Opened()

@@ -1,0 +1,73 @@
+"""What is sent to another process: which groups of units to do, and what their inputs are called.
+
+No closure, model or tensor is in it: that process builds the same groups of the configuration.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from storage.errors import ArtifactMissingError
+from tasks.engine.session import Group, Session
+from tasks.engine.units import Unit
+
+Place = tuple[int, int]  # number of a group, number of one of its units
+
+
+@dataclass(frozen=True)
+class Order:
+    """Groups to do, in order.
+
+    Attributes:
+        settings: The command's configuration.
+        config: The run's configuration.
+        numbers: The groups, by their place in the run.
+        session: Name of the session that sends it.
+        inputs: Place to key of every unit that they read and do not make.
+        threads: Threads that a product is divided among.
+    """
+
+    settings: Any
+    config: Any
+    numbers: tuple[int, ...]
+    session: str
+    inputs: Mapping[Place, str]
+    threads: int
+
+
+def places_of(groups: Sequence[Group]) -> dict[Unit, Place]:
+    """Unit to its place in a run."""
+    return {
+        unit: (number, place)
+        for number, group in enumerate(groups)
+        for place, unit in enumerate(group.units)
+    }
+
+
+def read_by(groups: Iterable[Group]) -> list[Unit]:
+    """Units that groups read and none of them makes, each once."""
+    groups = list(groups)
+    made = {unit for group in groups for unit in group.units}
+    read = (up for group in groups for unit in group.units for up in unit.upstream.values())
+    return [unit for unit in dict.fromkeys(read) if unit not in made]
+
+
+def provide(session: Session, groups: Sequence[Group], order: Order) -> None:
+    """Gives a session its name and what an order says of the inputs.
+
+    Raises:
+        ArtifactMissingError: One is not in the store of this process.
+    """
+    session.name = order.session
+    for (number, place), key in order.inputs.items():
+        unit = groups[number].units[place]
+        if unit in session.manifests and session.manifests[unit].key == key:
+            continue
+        session.store.look_again(unit.stage, [key])
+        manifest = session.store.find(key, unit.stage)
+        if manifest is None:
+            raise ArtifactMissingError(
+                f"stage {unit.stage}: {unit.name} is not in {session.store.where}, as this process "
+                "sees it: all need one --home on a shared disk, or one --store"
+            )
+        session.done(unit, manifest)

@@ -1,0 +1,242 @@
+"""Groups of a run that others compute: what is sent, in which order, and what comes of it."""
+
+import pickle
+import random
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from compress_core.errors import NumericsError
+from flows.report.console import Reporter
+from flows.runs import hands as hands_module
+from flows.runs.hands import Elsewhere
+from flows.runs.worker import Done, _Opened, run_order
+from flows.runs.workspace import Notes
+from flows.server.workers import WorkerError
+from flows.settings.config import RunConfig
+from storage.errors import ArtifactMissingError
+from tasks.engine.order import Order, places_of, provide, read_by
+from tasks.engine.session import Session
+from tests.pipeline import pico
+
+Then = Callable[[Callable[[], Done]], None]
+
+
+class Fakes:
+    """Stand for two processes, each with a pipeline of its own; they end in any order.
+
+    Attributes:
+        orders: What was sent.
+        most: How many were out at once.
+    """
+
+    at_once, threads, sharing = 3, 1, 1
+
+    def __init__(self, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.random = random.Random(seed)
+        self.orders: list[Order] = []
+        self.most = 0
+        self.out: list[tuple[Order, Then]] = []
+        self.processes = [_Opened(), _Opened()]
+        self.lose: Callable[[Order], bool] = lambda order: False
+        self.monkeypatch = monkeypatch
+
+    def submit(self, task: Any, parameters: Mapping[str, Any], then: Then) -> None:
+        assert task is run_order
+        order = parameters["order"]
+        assert len(pickle.dumps(order)) < 20_000  # of a configuration and numbers
+        self.orders.append(order)
+        self.out.append((pickle.loads(pickle.dumps(order)), then))
+        self.most = max(self.most, len(self.out))
+        if len(self.out) == self.at_once:
+            self.work()
+
+    def work(self) -> None:
+        """One of what is out is done."""
+        order, then = self.out.pop(self.random.randrange(len(self.out)))
+        if self.lose(order):
+            then(_lost)
+            return
+        opened = self.random.choice(self.processes)
+        self.monkeypatch.setattr("flows.runs.worker._OPENED", opened)
+        try:
+            state = run_order.fn("line", "label", order)
+        except Exception as error:
+            failure = error
+
+            def raises() -> Done:
+                raise failure
+
+            then(raises)
+        else:
+            then(lambda: state.data)  # type: ignore[arg-type, return-value]
+
+
+def _lost() -> Done:
+    raise WorkerError("killed")
+
+
+class Run:
+    """A run whose groups fakes compute."""
+
+    def __init__(self, settings: Mapping[str, Any], fakes: Fakes) -> None:
+        config = RunConfig(**settings)
+        self.pipeline, store, self.problems = pico.build(settings)
+        self.session = Session(store, refresh=config.refresh)
+        self.notes, self.fakes = Notes(), fakes
+        sent = config.model_copy(update={"refresh": []})
+        self.pipeline = replace(self.pipeline, config=config)
+        quiet = Reporter(quiet=True)
+        groups = self.pipeline.groups
+        self.hands = Elsewhere(
+            self.pipeline,
+            groups,
+            self.session,
+            fakes,  # type: ignore[arg-type]
+            sent,
+            self.notes,
+            quiet,
+        )
+
+    def go(self) -> pico.Walk:
+        outcomes = []
+        waiting = self.hands._await
+
+        def busy() -> None:
+            if self.hands._ended.empty() and self.fakes.out:
+                self.fakes.work()
+            waiting()
+
+        self.hands._await = busy  # type: ignore[method-assign]
+        for group in self.pipeline.groups:
+            outcomes += self.hands.outcomes(group)
+        return pico.Walk(self.pipeline, self.session, outcomes, self.problems)
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Cached groups are found without Prefect's server, and no thread is left."""
+    monkeypatch.setattr(hands_module.Here, "outcomes", lambda self, group: self.session.run(group))
+    monkeypatch.setattr(hands_module, "LOOK_SECONDS", 0.0)
+    threads = threading.active_count()
+    yield
+    assert threading.active_count() <= threads
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_in_whatever_order_others_end_the_artifacts_are_the_same(
+    seed: int, inputs: pico.Inputs, home: Any, cold_walk: pico.Walk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fakes = Fakes(seed, monkeypatch)
+    found = Run(inputs.settings(home), fakes).go()
+    assert found.digests == cold_walk.digests
+    assert found.computed == cold_walk.computed
+    assert pico.payload(home / "store") == pico.payload(cold_walk.session.store.root)
+    assert fakes.most == fakes.at_once
+    sent = Counter(number for order in fakes.orders for number in order.numbers)
+    assert set(sent.values()) == {1}
+    assert len(fakes.orders) < len(found.pipeline.groups)  # a strand is one of them
+    again = Fakes(seed, monkeypatch)
+    assert Run(inputs.settings(home), again).go().computed == {}
+    assert again.orders == []
+
+
+def test_what_hands_things_on_in_memory_stays_in_one_process(
+    inputs: pico.Inputs, home: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = {"method": "saes_svd", "recover": "blocks", "recover_steps": 2}
+    alone = pico.walk(inputs.settings(tmp_path / "alone", **more))
+    fakes = Fakes(0, monkeypatch)
+    found = Run(inputs.settings(home, **more), fakes).go()
+    assert found.digests == alone.digests
+    assert pico.scratch_left(home / "store") == []
+    strands = [order.numbers for order in fakes.orders if len(order.numbers) > 1]
+    names = [{found.pipeline.groups[n].stage for n in numbers} for numbers in strands]
+    assert names == [{"collect"}, {"measure", "realise", "advance"}, {"recover"}]
+
+
+def test_groups_of_a_strand_are_taken_over_while_it_goes_on(
+    inputs: pico.Inputs, warm_home: Any, cold_walk: pico.Walk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What has been put into the store is enough for others to begin, before the strand ends."""
+    run = Run(inputs.settings(warm_home), Fakes(0, monkeypatch))
+    strand = [group for group in run.pipeline.groups if group.strand == "hidden states"]
+    for group in run.pipeline.groups[: run.pipeline.groups.index(strand[0])]:
+        run.session.run(group)
+    run.hands._waiting.remove(strand)
+    run.hands._send(strand)
+    run.hands._look()
+    assert list(run.hands._done) == strand[:-1]
+    taken = {outcome.key: outcome for group in strand[:-1] for outcome in run.hands._done[group]}
+    known = {outcome.key: outcome for outcome in cold_walk.outcomes if outcome.key in taken}
+    assert {outcome.state for outcome in taken.values()} == {"cached"}  # who made them is known
+    assert {key: o.cpu_seconds for key, o in taken.items()} == {
+        key: o.cpu_seconds for key, o in known.items()
+    }
+
+
+def test_work_of_a_process_that_ends_is_sent_again_a_few_times(
+    inputs: pico.Inputs, home: Any, cold_walk: pico.Walk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fakes, lost = Fakes(0, monkeypatch), Counter[int]()
+
+    def lose(order: Order) -> bool:
+        lost[order.numbers[0]] += 1
+        return lost[order.numbers[0]] < hands_module.TRIES
+
+    fakes.lose = lose
+    run = Run(inputs.settings(home), fakes)
+    assert run.go().digests == cold_walk.digests
+    assert set(run.notes) == {hands_module.LOST}
+    fakes = Fakes(0, monkeypatch)
+    fakes.lose = lambda order: True
+    with pytest.raises(WorkerError, match="killed"):
+        Run(inputs.settings(home, kept=0.5), fakes).go()
+    assert max(Counter(order.numbers for order in fakes.orders).values()) == hands_module.TRIES
+
+
+def test_what_a_process_refuses_is_raised_here_with_its_traceback(
+    inputs: pico.Inputs, home: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = pico.copy_inputs(inputs, tmp_path / "broken")
+    name = "model.layers.1.mlp.down_proj.weight"
+    pico.change_weight(broken.model, name, lambda weight: weight * float("inf"))
+    with pytest.raises(NumericsError, match=r"stage collect, block 1: .* not finite") as raised:
+        Run(broken.settings(home), Fakes(0, monkeypatch)).go()
+    told = "\n".join(raised.value.__notes__)
+    assert "in process" in told and "Traceback" in told and "collect.py" in told
+
+
+def test_what_another_process_made_of_other_inputs_is_not_taken(
+    inputs: pico.Inputs, warm_home: Any, cold_walk: pico.Walk
+) -> None:
+    pipeline, store, _ = pico.build(inputs.settings(warm_home))
+    session = Session(store)
+    groups = {group.stage: group for group in pipeline.groups}
+    for group in pipeline.groups:
+        if group.stage == "decompose":
+            break
+        session.run(group)
+    of_others = [o for o in cold_walk.outcomes if o.stage == "decompose"][: len(group.units)]
+    swapped = [of_others[1], of_others[0], *of_others[2:]]
+    with pytest.raises(ArtifactMissingError, match="other inputs or with other code"):
+        session.settle(groups["decompose"], swapped)
+    gone = [replace(outcome, key="0" * 64) for outcome in of_others]
+    with pytest.raises(ArtifactMissingError, match="all need one --home"):
+        session.settle(groups["decompose"], gone)
+
+
+def test_inputs_that_a_process_cannot_see_are_refused(
+    inputs: pico.Inputs, home: Any, cold_walk: pico.Walk
+) -> None:
+    pipeline, store, _ = pico.build(inputs.settings(home))
+    places = places_of(pipeline.groups)
+    group = next(group for group in pipeline.groups if group.stage == "decompose")
+    keys = {places[unit]: "1" * 64 for unit in read_by([group])}
+    order = Order(None, pipeline.config, (), "a name", keys, 1)
+    with pytest.raises(ArtifactMissingError, match="as this process sees it"):
+        provide(Session(store), pipeline.groups, order)
