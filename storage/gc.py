@@ -10,6 +10,7 @@ from pathlib import Path
 from storage.disk import freed_by, size_below
 from storage.draft import move_out
 from storage.errors import ArtifactCorruptError, ArtifactMissingError
+from storage.hosts import runs
 from storage.layout import Layout
 from storage.manifest import Manifest, read_manifest
 from storage.store import Store
@@ -91,28 +92,14 @@ def _abandoned_drafts(layout: Layout, keep_live: bool) -> list[Path]:
     return [
         folder
         for folder in sorted(layout.tmp.iterdir())
-        if not (
-            keep_live and _is_alive(_process_of(folder)) and _last_change(folder) > oldest_alive
-        )
+        if not (keep_live and _may_be_at_work(folder) and _last_change(folder) > oldest_alive)
     ]
 
 
-def _process_of(folder: Path) -> int | None:
-    """Return the process id in a draft's name; None where the name is not a draft's."""
+def _may_be_at_work(folder: Path) -> bool:
+    """Tell whether the process in a draft's name is there; of another name only its age counts."""
     parts = folder.name.split("-")
-    return int(parts[1]) if len(parts) == 3 and parts[1].isdecimal() else None
-
-
-def _is_alive(process: int | None) -> bool:
-    if process is None:
-        return True  # nobody known to have left it: only its age counts
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # someone else's, so it runs
-        return True
-    return True
+    return not (len(parts) == 3 and parts[1].isdecimal()) or runs(int(parts[1]))
 
 
 def _last_change(folder: Path) -> float:

@@ -11,14 +11,13 @@ differ by `SKEW`); of a process of this machine it is asked whether it still run
 
 import json
 import os
-import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from uuid import uuid4
 
+from storage.hosts import runs, this_host
 from tasks.promotion.registry import RegistryModel
 
 TAG = "eigenpress.lease."
@@ -51,26 +50,6 @@ class Claim:
     host: str
     pid: int
     ends: float
-
-
-def this_host() -> str:
-    """The machine, which start of it, and the space that process ids are counted in."""
-    parts = [socket.gethostname()]
-    with suppress(OSError):
-        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip())
-        parts.append(os.readlink("/proc/self/ns/pid"))
-    return " ".join(parts)
-
-
-def runs(pid: int) -> bool:
-    """Whether a process of this machine is there."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
 
 
 @dataclass(frozen=True)
