@@ -150,11 +150,12 @@ class FolderObjects:
         try:
             with disk.writing(target):
                 target.parent.mkdir(parents=True, exist_ok=True)
-                os.link(scratch, target, follow_symlinks=False)  # the one call that never replaces
-        except disk.StorageError:
-            if not target.is_file():
-                raise
-            return False
+                try:
+                    os.link(scratch, target, follow_symlinks=False)  # the one that never replaces
+                except FileExistsError:  # and perhaps is not there any more
+                    if target.is_dir() or target.is_symlink():
+                        raise
+                    return False
         finally:
             scratch.unlink(missing_ok=True)
         return True
