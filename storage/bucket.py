@@ -5,13 +5,14 @@
     index/<stage>/<hash of unit>/<key>    empty: which keys a unit had
     manifests/<stage>/<key>               manifest, and which attempt it belongs to
     runs/<name>                           what a run used
+    leases/<stage>/<key>/<generation>     who computes a key, for as long as that takes
 
-They are put in this order. Who puts a manifest first has the key; every attempt has its own name,
-so that two who make the same artifact at once never mix their bytes.
+The first four are put in this order. Who puts a manifest first has the key; every attempt has its
+own name, so that two who make the same artifact at once never mix their bytes.
 """
 
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,8 @@ from storage.pack import pack, problems_of, unpack
 from storage.records import NoRecordError, seal, unseal
 from storage.root import FORMAT_NAME
 
-MANIFESTS, PAYLOAD, INDEX, RUNS = "manifests", "payload", "index", "runs"
+MANIFESTS, PAYLOAD, INDEX = "manifests", "payload", "index"
+RUNS, LEASES = "runs", "leases"
 _ANY_UNIT = Layout(Path())  # only for the name of a unit's folder
 
 
@@ -94,6 +96,11 @@ class Bucket:
         below = f"{MANIFESTS}/{check_stage(stage)}" if stage else MANIFESTS
         named = ((_stage_and_key(entry.name), entry) for entry in self.objects.list(below))
         return dict(sorted((place, entry) for place, entry in named if place is not None))
+
+    def versions(self, stage: str, keys: Iterable[str]) -> dict[str, str]:
+        """Return the versions of manifests, as they are there now, of those keys that have one."""
+        found = each(lambda key: (key, self.objects.stat(_manifest(stage, key))), keys)
+        return {key: entry.version for key, entry in found if entry is not None}
 
     def read(self, stage: str, key: str) -> Placed | None:
         """Return the artifact of a key as it is there now; None if there is none.
@@ -221,7 +228,7 @@ class Bucket:
 
     def strays(self) -> Iterator[str]:
         """Yield the names of objects that have no place in a store."""
-        lengths = {MANIFESTS: 3, PAYLOAD: 4, INDEX: 4, RUNS: 2}
+        lengths = {MANIFESTS: 3, PAYLOAD: 4, INDEX: 4, RUNS: 2, LEASES: 4}
         for entry in self.objects.list(""):
             first, *_ = parts = entry.name.split("/")
             wrong = entry.name != FORMAT_NAME and lengths.get(first) != len(parts)

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
-from storage.bucket import Placed
+from storage.bucket import LEASES, Placed
 from storage.bucket_store import BucketStore
 from storage.errors import ArtifactCorruptError
 from storage.gc import SECONDS_UNTIL_ORPHAN, GarbageReport, collect_garbage, reachable
@@ -60,7 +60,8 @@ def collect_shared_garbage(
         for stage, key in dead:
             if bucket.read(stage, key) == placed[stage, key]:  # else put anew this moment
                 store.drop(key, stage)
-        bucket.objects.delete([*(listed[place].name for place in damaged), *left])
+        over = [one.name for one in bucket.objects.list(LEASES) if old(one)]  # none renews them
+        bucket.objects.delete([*(listed[place].name for place in damaged), *left, *over])
     there = GarbageReport(
         removed=[placed[place].manifest for place in dead],
         orphans=[*(listed[place].name for place in damaged), *left],

@@ -4,15 +4,17 @@ What a run reads is fetched whole, checked and published on this disk, so whatev
 run has what it found. What is made here is committed here first and put into the bucket at once.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from storage.artifact import Artifact
 from storage.bucket import Bucket, Placed, unit_of
+from storage.bucket_leases import BucketLeases
 from storage.draft import Draft, Inputs
 from storage.errors import ArtifactCorruptError, ArtifactMissingError, ObjectsError
+from storage.leases import Claim
 from storage.manifest import Manifest
 from storage.store import Store
 from storage.transfer import Transfer
@@ -26,6 +28,7 @@ class BucketStore(Store):
         bucket: what is shared.
         on_problem: told one line about each damaged artifact that was put aside.
         local_stages: stages whose artifacts stay on this disk.
+        leases: those of the bucket; others for tests.
 
     Raises:
         ObjectsError: the bucket cannot be used.
@@ -40,9 +43,11 @@ class BucketStore(Store):
         bucket: Bucket,
         on_problem: Callable[[str], None],
         local_stages: Collection[str] = (),
+        leases: BucketLeases | None = None,
     ) -> None:
         super().__init__(root, on_problem)
         self.bucket = bucket
+        self._leases = leases or BucketLeases(bucket.objects)
         self._transfer = Transfer(self.layout, bucket, on_problem)
         self._local_stages = frozenset(local_stages)
         # Key to stage and version, as they were when the store was opened, and what this process
@@ -63,6 +68,32 @@ class BucketStore(Store):
         """Tell other machines what a run used, so that none of them frees it."""
         fields = {"created": created, "keys": sorted(keys), "registry": registry}
         self.bucket.note(name, fields)
+
+    def claim(self, stage: str, keys: Sequence[str]) -> Claim:
+        """Take the leases of all these keys, or of none, among all who share the bucket.
+
+        Arguments and errors as of `Store`.
+
+        Raises:
+            ObjectsError: the bucket cannot be used.
+        """
+        with ExitStack() as taken:
+            taken.enter_context(super().claim(stage, keys))
+            if stage not in self._local_stages:
+                taken.enter_context(self._leases.claim(stage, keys))
+            self.look_again(stage, keys)
+            return Claim(taken.pop_all())
+
+    def look_again(self, stage: str, keys: Sequence[str]) -> None:
+        """See what others have put of these keys since the store was opened.
+
+        Raises:
+            ObjectsError: the bucket cannot be used.
+        """
+        if stage not in self._local_stages:
+            unknown = sorted({key for key in keys if key not in self._there})
+            found = self.bucket.versions(stage, unknown)
+            self._there |= {key: (stage, version) for key, version in found.items()}
 
     @contextmanager
     def draft(

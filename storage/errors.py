@@ -28,6 +28,23 @@ class StoreInUseError(StorageError):
     """A store that others work with, asked for what only one may do alone."""
 
 
+class LeaseHeldError(StorageError):
+    """Somebody else is computing what was claimed.
+
+    Attributes:
+        what: is claimed.
+        who: holds it, for people.
+    """
+
+    def __init__(self, what: str, who: str) -> None:
+        super().__init__(what, who)
+        self.what = what
+        self.who = who
+
+    def __str__(self) -> str:
+        return f"{self.what} is being computed by {self.who}: wait for it, or stop that process"
+
+
 class StoreFullError(StorageError, OSError):
     """The disk filled up while an artifact was being written; nothing committed is lost."""
 

@@ -12,6 +12,7 @@ from storage.draft import move_out
 from storage.errors import ArtifactCorruptError, ArtifactMissingError
 from storage.hosts import runs
 from storage.layout import Layout
+from storage.leases import clear
 from storage.manifest import Manifest, read_manifest
 from storage.store import Store
 
@@ -72,6 +73,7 @@ def collect_garbage(
                 store.evict(manifest.key, manifest.stage)
         for folder in orphans:
             move_out(store.layout, folder)
+        clear(store.layout)
     return GarbageReport(removed, orphans, freed, len(manifests) - len(removed))
 
 

@@ -1,4 +1,4 @@
-"""Where things lie: `<root>/<stage>/<key[:2]>/<key>/`, drafts in `tmp`, units in `index`."""
+"""Where things lie: artifacts in `<stage>/<key[:2]>/<key>/`, and `tmp`, `index` and `leases`."""
 
 import os
 import re
@@ -13,6 +13,8 @@ from storage.errors import StorageError
 
 TMP = "tmp"
 INDEX = "index"
+LEASES = "leases"
+_OWN = (TMP, INDEX, LEASES)
 _SHELF = re.compile(r"[0-9a-f]{2}")
 _KEY = re.compile(r"[0-9a-f]{64}")
 _STAGE = re.compile(r"[a-z][a-z0-9_-]*")
@@ -38,6 +40,11 @@ class Layout:
         """Return a fresh name in `tmp`; it carries the process, so that gc can tell who left it."""
         return self.tmp / f"{key}-{os.getpid()}-{secrets.token_hex(4)}"
 
+    @property
+    def leases(self) -> Path:
+        """Folder of the leases on keys that are being computed."""
+        return self.root / LEASES
+
     def index(self, stage: str, unit: str) -> Path:
         """Folder that lists the keys of one unit; named by hash, since units are free text."""
         return self.root / INDEX / stage / xxhash.xxh3_64_hexdigest(unit.encode())
@@ -48,14 +55,14 @@ class Layout:
             names = [
                 entry.name
                 for entry in entries
-                if entry.is_dir(follow_symlinks=False) and entry.name not in (TMP, INDEX)
+                if entry.is_dir(follow_symlinks=False) and entry.name not in _OWN
             ]
         return sorted(name for name in names if _STAGE.fullmatch(name))
 
     def strays(self) -> Iterator[Path]:
         """Yield what has no place in the folders of the root, its stages, shelves and units.
 
-        The root's own files count, too; the folder of drafts is free.
+        The root's own files count, too; the folders of drafts and of leases are free.
         """
         yield from _foreign(self.root, _STAGE)
         yield from _foreign(self.root / INDEX, _STAGE)
@@ -116,10 +123,10 @@ def check_stage(stage: str) -> str:
     Raises:
         StorageError: it cannot.
     """
-    if not _STAGE.fullmatch(stage) or stage in (TMP, INDEX):
+    if not _STAGE.fullmatch(stage) or stage in _OWN:
         raise StorageError(
             f"a stage is named in lower-case letters, digits, _ and - "
-            f"(not {TMP!r}, {INDEX!r}), got {stage!r}"
+            f"(not {', '.join(map(repr, _OWN))}), got {stage!r}"
         )
     return stage
 

@@ -6,7 +6,7 @@ group) and `files/`. It appears by one rename and never changes afterwards.
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from storage.draft import Draft, Inputs, move_out
 from storage.errors import ArtifactCorruptError, ArtifactMissingError, StorageError
 from storage.index import drop_from_index, keys_in_index, rebuild_index
 from storage.layout import INDEX, Layout, check_key, check_stage
+from storage.leases import Claim, claim_files
 from storage.lookup import Lookup
 from storage.manifest import MANIFEST_NAME, Manifest, read_manifest
 from storage.root import FORMAT_NAME, prepare_root
@@ -74,6 +75,24 @@ class Store(Lookup):
     def stages(self) -> list[str]:
         """Names of the stages that it has artifacts of, sorted."""
         return self._layout.stages()
+
+    def claim(self, stage: str, keys: Sequence[str]) -> Claim:
+        """Take the leases of all these keys, or of none; nobody is waited for.
+
+        Behind it `find` of them sees whatever anyone has put before.
+
+        Args:
+            stage: their stage.
+            keys: what is about to be computed.
+
+        Raises:
+            LeaseHeldError: another process, or another claim of this one, holds one of them.
+            StorageError: the leases cannot be written.
+        """
+        return claim_files(self._layout, check_stage(stage), [check_key(key) for key in keys])
+
+    def look_again(self, stage: str, keys: Sequence[str]) -> None:
+        """See what others have put of these keys since the store was opened; a disk shows it."""
 
     @contextmanager
     def draft(
