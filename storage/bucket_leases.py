@@ -96,7 +96,8 @@ class BucketLeases:
         if not self._objects.create(name, lease.text()) and not lease.is_there():
             raise LeaseHeldError(what, self._holder(name) or SOMEBODY)
         try:
-            lease.before = self._look_back(name, below, known, what)
+            over = self._look_back(name, below, known, what)
+            self._objects.delete(over)  # while ours is there, so that no number is taken anew
         except BaseException:
             with suppress(StorageError):  # it ends by itself
                 self._objects.delete([name])
@@ -107,7 +108,7 @@ class BucketLeases:
         """Return the names of the leases that are over, once this one is the only one beside them.
 
         Who followed them first may have given back and deleted all of it since they were known.
-        Then somebody else may have begun anew, at any number, or the deleting took ours along.
+        Then somebody else may have begun anew, below our number.
 
         Raises:
             LeaseHeldError: so it was.
@@ -166,8 +167,8 @@ class BucketLeases:
 
     def _give_back(self, held: "list[_Lease]") -> None:
         try:
-            ours = [lease for lease in held if lease.is_ours()]
-            self._objects.delete([name for lease in ours for name in (*lease.before, lease.name)])
+            ours = [lease.name for lease in held if lease.is_ours()]
+            self._objects.delete(ours)
         except StorageError as error:
             _LOG.warning("leases were not given back and end in %.0f s: %s", LEASE_SECONDS, error)
 
@@ -180,14 +181,10 @@ class _Lease:
         name: of its object.
         host: of its holder.
         clock: as of `BucketLeases`.
-
-    Attributes:
-        before: names of those on the same key that are over; they go when it goes.
     """
 
     def __init__(self, objects: Objects, name: str, host: str, clock: Clock) -> None:
         self.name = name
-        self.before: list[str] = []
         self._objects = objects
         self._host = host
         self._clock = clock

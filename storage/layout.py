@@ -1,6 +1,4 @@
-"""Where things lie: `<root>/<stage>/<key[:2]>/<key>/`; drafts, units and leases in `tmp`, `index`
-and `leases`.
-"""
+"""Where things lie: artifacts in `<stage>/<key[:2]>/<key>/`, and `tmp`, `index` and `leases`."""
 
 import os
 import re

@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from storage.bucket_gc import collect_shared_garbage
 from storage.bucket_store import BucketStore
+from storage.errors import LeaseHeldError
 from storage.keys import recipe_key
 from tests.contracts.buckets import Faulty, Lost, machine, make, recipe, value_of
 
@@ -62,6 +63,14 @@ class SharedStore(RuleBasedStateMachine):
             self.count += 1
             make(store, name, self.count)
             self.here[one][name] = self.there[name] = self.count
+
+    @rule(one=machines, name=names)
+    def find_or_make_under_a_lease(self, one: int, name: str) -> None:
+        with self.open(one).claim("weigh", [key_of(name)]):
+            for other in (0, 1):
+                with pytest.raises(LeaseHeldError):
+                    self.open(other).claim("weigh", [key_of(name)])
+            self.find_or_make(one, name)
 
     @rule(one=machines, name=names)
     def find(self, one: int, name: str) -> None:
@@ -132,6 +141,7 @@ class SharedStore(RuleBasedStateMachine):
     def the_bucket_has_what_the_model_says(self) -> None:
         found = {name.split("/")[-1] for name in self.objects.names("manifests")}
         assert found == set(map(key_of, self.there))
+        assert self.objects.names("leases") == []
 
 
 TestSharedStore = SharedStore.TestCase
