@@ -1,11 +1,14 @@
 """Benchmarks report multiples of things timed in one run; nothing here asserts a time."""
 
 import json
+import os
+import platform
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import perf_counter
 
 import pytest
+import torch
 
 Row = dict[str, str]
 ROWS: list[Row] = []
@@ -36,12 +39,25 @@ def bench() -> Iterator[Bench]:
     yield Bench()
 
 
+def machine() -> str:
+    """Where this was measured: processor, cores, torch."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    name = next(names, platform.processor() or platform.machine())
+    return f"{os.cpu_count()} cores of {name}, torch {torch.__version__}"
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Prints the report and keeps it as JSON."""
+    """Prints the report and keeps it as JSON, beside what other benchmarks left there."""
     if not ROWS:
         return
+    here = machine()
     RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(ROWS, indent=1) + "\n")
+    kept = json.loads(RESULTS.read_text()) if RESULTS.is_file() else []
+    rows = {row["benchmark"]: row for row in [*kept, *(row | {"machine": here} for row in ROWS)]}
+    RESULTS.write_text(json.dumps(list(rows.values()), indent=1) + "\n")
     terminalreporter.section("benchmarks")
+    terminalreporter.write_line(here)
     for row in ROWS:
         terminalreporter.write_line("  ".join(f"{name}: {value}" for name, value in row.items()))

@@ -3,32 +3,13 @@
 from pathlib import Path
 from time import process_time
 
-import numpy as np
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
-
 from tasks.engine.session import Session
+from tests.benchmarks.commands import exponent, llama
 from tests.benchmarks.conftest import Bench
 from tests.pipeline import pico
 
 DEPTHS = (4, 8, 16)
 ALLOCATORS = {"hull": "hull:probe_windows=16", "fisher": "fisher:windows=16"}
-
-
-def llama(folder: Path, blocks: int) -> pico.Inputs:
-    """A random Llama of width 128."""
-    made = pico.make_inputs(folder)
-    config = LlamaConfig(
-        vocab_size=len(AutoTokenizer.from_pretrained(made.model)),
-        hidden_size=128,
-        intermediate_size=352,
-        num_hidden_layers=blocks,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=128,
-        tie_word_embeddings=True,
-    )
-    LlamaForCausalLM(config).save_pretrained(made.model)
-    return made
 
 
 def cpu_seconds(inputs: pico.Inputs, home: Path, allocator: str) -> float:
@@ -54,16 +35,15 @@ def test_allocators_against_depth(bench: Bench, tmp_path: Path) -> None:
             for name, words in ALLOCATORS.items()
         }
         for blocks in DEPTHS
-        for inputs in [llama(tmp_path / str(blocks), blocks)]
+        for inputs in [pico.make_inputs(tmp_path / str(blocks), config=llama(128, 352, blocks))]
     }
     for name in ALLOCATORS:
         seconds = [found[blocks][name] for blocks in DEPTHS]
-        exponent = np.polyfit(np.log(DEPTHS), np.log(seconds), 1)[0]
         bench.row(
             benchmark=f"{name} against depth",
             **{
                 f"blocks_{blocks}": f"{part / found[DEPTHS[0]]['fisher']:.2f}"
                 for blocks, part in zip(DEPTHS, seconds, strict=True)
             },
-            exponent=f"{exponent:.2f}",
+            exponent=f"{exponent(DEPTHS, seconds):.2f}",
         )

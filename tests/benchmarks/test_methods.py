@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from tests.benchmarks.commands import llama
 from tests.benchmarks.conftest import Bench
 from tests.pipeline import pico
 
@@ -28,20 +28,7 @@ NOT_COUNTED = ("tokenise", "materialise", "evaluate")  # the same for every meth
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> pico.Inputs:
     """A random Llama of real proportions, of 4.7 million parameters."""
-    made = pico.make_inputs(tmp_path_factory.mktemp("inputs"))
-    vocabulary = len(AutoTokenizer.from_pretrained(made.model))
-    config = LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=256,
-        intermediate_size=704,
-        num_hidden_layers=6,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        tie_word_embeddings=True,
-    )
-    LlamaForCausalLM(config).save_pretrained(made.model)
-    return made
+    return pico.make_inputs(tmp_path_factory.mktemp("inputs"), config=llama(256, 704, 6))
 
 
 def seconds_of(inputs: pico.Inputs, home: Path, method: str, kept: float) -> float:
