@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from random import uniform
 from threading import Event
 from time import perf_counter, process_time
 from typing import Any
@@ -263,7 +264,7 @@ class Session:
                     held.enter_context(self.store.claim(work.group.stage, claimed))
                 except LeaseHeldError as error:
                     work.progress(0, len(claimed), f"waits for {error.who}")
-                    self.stopping.wait(pause)
+                    self.stopping.wait(pause * uniform(0.5, 1))  # or two might refuse each other
                     pause = min(2 * pause, LONGEST_PAUSE)
                     self.find(work)
                 else:
