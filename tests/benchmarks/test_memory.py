@@ -1,4 +1,4 @@
-"""Peak memory of a whole run, evaluation included, against the depth of the model."""
+"""Peak memory, evaluation included: of a run by the depth of its model, of a sweep by its runs."""
 
 from pathlib import Path
 
@@ -10,7 +10,9 @@ from tests.pipeline import pico
 
 DEPTHS = (12, 48)
 WIDTH = 256
+RUNS = (2, 20)
 PEAKS: dict[int, int] = {}
+SWEEPS: dict[int, int] = {}
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
@@ -25,4 +27,20 @@ def test_peak_memory(depth: int, bench: Bench, tmp_path: Path) -> None:
         benchmark=f"memory of a run, {depth} blocks, model {size / 2**20:.0f} MiB",
         mebibytes=f"{PEAKS[depth] / 2**20:.0f}",
         of_the_shallowest=f"{PEAKS[depth] / first:.2f}",
+    )
+
+
+@pytest.mark.parametrize("runs", RUNS)
+def test_peak_memory_of_a_sweep(runs: int, bench: Bench, tmp_path: Path) -> None:
+    """What a process has in memory at most, however many runs it makes."""
+    inputs = pico.make_inputs(tmp_path, config=llama(WIDTH, 2 * WIDTH, 4))
+    kept = [round(0.3 + 0.02 * number, 2) for number in range(runs)]
+    settings = inputs.settings(tmp_path / "home", methods=["svd_llm"], kept=kept, samples=8)
+    SWEEPS[runs] = command("sweep", settings, tmp_path).peak
+    first = SWEEPS.get(RUNS[0], SWEEPS[runs])
+    assert SWEEPS[runs] <= 1.1 * first
+    bench.row(
+        benchmark=f"memory of a sweep of {runs} runs",
+        mebibytes=f"{SWEEPS[runs] / 2**20:.0f}",
+        of_the_shortest=f"{SWEEPS[runs] / first:.2f}",
     )
