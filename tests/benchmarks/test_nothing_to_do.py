@@ -92,8 +92,10 @@ def write_holes(folder: Path, config: PreTrainedConfig) -> int:
     with torch.device("meta"):
         tensors = AutoModelForCausalLM.from_config(config).state_dict()
     assert sum(tensor.numel() for tensor in tensors.values()) == PARAMETERS
-    place = {name: f"model-{name.split('.')[2]:0>5}.safetensors" for name in tensors}
-    place |= {name: "model-outer.safetensors" for name in tensors if ".layers." not in name}
+    place = {
+        name: f"model-{name.split('.')[2] if '.layers.' in name else 'outer'}.safetensors"
+        for name in tensors
+    }
     for file in set(place.values()):
         header, end = {}, 0
         for name, tensor in tensors.items():
