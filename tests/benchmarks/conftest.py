@@ -1,4 +1,4 @@
-"""Benchmarks report multiples of things timed in one run; nothing here asserts a time."""
+"""Benchmarks report multiples of things timed in one run, or CPU seconds; none asserts a time."""
 
 import json
 import os

@@ -4,6 +4,7 @@ import json
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig
@@ -81,7 +82,7 @@ def test_plan_of_holes(bench: Bench, tmp_path: Path) -> None:
 
 
 def write_holes(folder: Path, config: PreTrainedConfig) -> int:
-    """Puts a shape in place of a folder's model: a file per block, all headers and no numbers.
+    """Puts a shape in place of a folder's model: a file per block, of headers and tensors' names.
 
     Returns:
         Bytes that its weight files take on the disk.
@@ -92,10 +93,13 @@ def write_holes(folder: Path, config: PreTrainedConfig) -> int:
     with torch.device("meta"):
         tensors = AutoModelForCausalLM.from_config(config).state_dict()
     assert sum(tensor.numel() for tensor in tensors.values()) == PARAMETERS
-    place = {name: f"model-{name.split('.')[2]:0>5}.safetensors" for name in tensors}
-    place |= {name: "model-outer.safetensors" for name in tensors if ".layers." not in name}
+    place = {
+        name: f"model-{name.split('.')[2] if '.layers.' in name else 'outer'}.safetensors"
+        for name in tensors
+    }
     for file in set(place.values()):
-        header, end = {}, 0
+        header: dict[str, Any] = {}
+        end = 0
         for name, tensor in tensors.items():
             if place[name] == file:
                 size = 2 * math.prod(tensor.shape)
@@ -106,6 +110,9 @@ def write_holes(folder: Path, config: PreTrainedConfig) -> int:
         with (folder / file).open("wb") as handle:
             handle.write(len(said).to_bytes(8, "little") + said)
             handle.truncate(8 + len(said) + end)
+            for name, entry in header.items():  # layers with the same weights would be one unit
+                handle.seek(8 + len(said) + entry["data_offsets"][0])
+                handle.write(name.encode())
     index = {"metadata": {}, "weight_map": place}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     return sum(file.stat().st_blocks * 512 for file in folder.glob("model-*"))
