@@ -49,13 +49,20 @@ class Took:
 
 def measured(words: Sequence[str], folder: Path) -> Took:
     """Runs words in a folder, one thread each for OpenMP, and counts what that took."""
+    return counted(start(words, folder), folder)
+
+
+def start(words: Sequence[str], folder: Path) -> subprocess.Popen[bytes]:
+    """A process whose child runs words; it counts what that takes."""
     between = [sys.executable, "-I", "-S", "-c", BETWEEN, *words]
     environment = pico.clean_environment(PYTHONPATH=str(pico.ROOT))
-    counted = subprocess.run(
-        between, cwd=folder, env=environment, stdout=subprocess.PIPE, check=True
-    )
-    found = json.loads(counted.stdout)
-    assert found.pop("status") == 0
+    return subprocess.Popen(between, cwd=folder, env=environment, stdout=subprocess.PIPE)
+
+
+def counted(started: subprocess.Popen[bytes], folder: Path, status: int = 0) -> Took:
+    """Waits for what was started, which ends with ``status``, and says what it took."""
+    found = json.loads(started.communicate()[0])
+    assert found.pop("status") == status
     said = (folder / "said.json").read_text(encoding="utf-8")
     return Took(**found, said=json.loads(said) if said else None)
 

@@ -7,17 +7,16 @@ runs the same command again, and prints what every stage took as JSON. Two hours
 """
 
 import json
-import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
+import psutil
 import torch
 from transformers import LlamaConfig, PreTrainedConfig
 
+from tests.benchmarks.commands import Took, by_stage, counted, measured, start
 from tests.pipeline import pico
 
 MEMORY = "8GB"
@@ -44,7 +43,7 @@ def config(vocabulary: int) -> PreTrainedConfig:
 def make_model(folder: Path) -> pico.Inputs:
     """The model and its texts, made once."""
     made = pico.Inputs(folder / "pico", folder / "calibration.txt", folder / "evaluation.txt")
-    if not (made.model / "model.safetensors.index.json").is_file():
+    if not (made.model / "model.safetensors").is_file():
         before = torch.get_default_dtype()
         torch.set_default_dtype(torch.bfloat16)
         try:
@@ -54,34 +53,21 @@ def make_model(folder: Path) -> pico.Inputs:
     return made
 
 
-def run(words: list[str], folder: Path, kill_at: Path | None = None) -> dict[str, Any]:
-    """One run in a process of its own: the system's count of its seconds and memory.
+def killed(words: list[str], folder: Path, layers: Path) -> Took:
+    """A run that is killed as soon as some layers are decomposed.
 
     Args:
         words: The command.
         folder: Where it runs.
-        kill_at: A folder of artifacts; kill -9 once there are ``KILLED_AFTER`` in it.
+        layers: Where their artifacts come to lie.
     """
-    environment = pico.clean_environment(PYTHONPATH=str(pico.ROOT))
-    begun = time.monotonic()
-    started = subprocess.Popen(words, cwd=folder, env=environment, stdout=subprocess.PIPE)
-    if kill_at is not None:
-        while len(list(kill_at.glob("*/*/manifest.json"))) < KILLED_AFTER:
-            if started.poll() is not None or time.monotonic() - begun > SECONDS:
-                raise SystemExit("the run ended before it could be killed")
-            time.sleep(1)
-        started.send_signal(signal.SIGKILL)
-    assert started.stdout is not None
-    said = started.stdout.read()
-    _, status, usage = os.wait4(started.pid, 0)
-    started.returncode = os.waitstatus_to_exitcode(status)
-    figures = {
-        "peak_rss_gb": round(usage.ru_maxrss * 1024 / 1e9, 2),
-        "cpu_seconds": round(usage.ru_utime + usage.ru_stime),
-        "seconds": round(time.monotonic() - begun),
-        "status": started.returncode,
-    }
-    return figures | ({"result": json.loads(said)} if said and kill_at is None else {})
+    started, deadline = start(words, folder), time.monotonic() + SECONDS
+    while len(list(layers.glob("*/*/manifest.json"))) < KILLED_AFTER:
+        assert started.poll() is None and time.monotonic() < deadline
+        time.sleep(1)
+    (command,) = psutil.Process(started.pid).children()
+    command.kill()
+    return counted(started, folder, -signal.SIGKILL)
 
 
 def main(folder: Path, method: str = "svd_llm") -> None:
@@ -92,9 +78,19 @@ def main(folder: Path, method: str = "svd_llm") -> None:
     )
     settings["memory"] = MEMORY
     words = [*pico.arguments("run", settings), "--json"]
-    killed = run(words, folder, folder / "home" / "store" / "decompose")
-    resumed = run(words, folder)
-    print(json.dumps({"memory": MEMORY, "killed": killed, "resumed": resumed}, indent=1))
+    first = killed(words, folder, folder / "home" / "store" / "decompose")
+    second = measured(words, folder)
+    print(json.dumps({"memory": MEMORY, "killed": figures(first), "resumed": figures(second)}))
+    print(json.dumps(by_stage(second.said)))
+
+
+def figures(took: Took) -> dict[str, float]:
+    """Peak memory and seconds of a process."""
+    return {
+        "peak_gb": round(took.peak / 1e9, 2),
+        "cpu_seconds": round(took.cpu_seconds),
+        "seconds": round(took.seconds),
+    }
 
 
 if __name__ == "__main__":
