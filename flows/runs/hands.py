@@ -80,6 +80,7 @@ class Elsewhere:
         self._numbers = {group: number for number, group in enumerate(pipeline.groups)}
         self._places = places_of(pipeline.groups)
         self._waiting = _strands(groups)
+        self._strand = {group: tuple(strand) for strand in self._waiting for group in strand}
         self._out: dict[int, list[Group]] = {}  # number of the first group, as it was sent
         self._lost: Counter[int] = Counter()
         self._ended: SimpleQueue[tuple[int, Callable[[], Done]]] = SimpleQueue()
@@ -113,7 +114,9 @@ class Elsewhere:
             self._send(list(left))
 
     def _send(self, groups: list[Group]) -> None:
-        inputs = {self._places[u]: self.session.manifests[u].key for u in read_by(groups)}
+        before = [group for group in self._strand[groups[0]] if group not in groups]
+        read = read_by(groups, before)
+        inputs = {self._places[unit]: self.session.manifests[unit].key for unit in read}
         numbers = tuple(self._numbers[group] for group in groups)
         order = Order(
             self.settings,

@@ -23,7 +23,8 @@ class Order:
         config: The run's configuration.
         numbers: The groups, by their place in the run.
         session: Name of the session that sends it.
-        inputs: Place to key of every unit that they read and do not make.
+        inputs: Place to key of every unit that they read and do not make; where they go on with a
+            strand, of all that its earlier groups read and made, too.
         threads: Threads that a product is divided among.
     """
 
@@ -44,11 +45,18 @@ def places_of(groups: Sequence[Group]) -> dict[Unit, Place]:
     }
 
 
-def read_by(groups: Iterable[Group]) -> list[Unit]:
-    """Units that groups read and none of them makes, each once."""
-    groups = list(groups)
+def read_by(groups: Iterable[Group], before: Iterable[Group] = ()) -> list[Unit]:
+    """Units that groups read and none of them makes, each once.
+
+    Args:
+        groups: They.
+        before: What is done of their strand. What it handed on in memory is made again where it is
+            lost, of all that it read and made.
+    """
+    groups, before = list(groups), list(before)
     made = {unit for group in groups for unit in group.units}
-    read = (up for group in groups for unit in group.units for up in unit.upstream.values())
+    units = [unit for group in [*before, *groups] for unit in group.units]
+    read = [*(up for unit in units for up in unit.upstream.values()), *units]
     return [unit for unit in dict.fromkeys(read) if unit not in made]
 
 

@@ -14,13 +14,14 @@ from compress_core.errors import NumericsError
 from flows.report.console import Reporter
 from flows.runs import hands as hands_module
 from flows.runs.hands import Elsewhere
+from flows.runs.pipeline import Pipeline
 from flows.runs.worker import Done, _Opened, run_order
 from flows.runs.workspace import Notes
 from flows.server.workers import WorkerError
 from flows.settings.config import RunConfig
 from storage.errors import ArtifactMissingError
 from tasks.engine.order import Order, places_of, provide, read_by
-from tasks.engine.session import Session
+from tasks.engine.session import Group, Session
 from tests.pipeline import pico
 
 Then = Callable[[Callable[[], Done]], None]
@@ -240,3 +241,45 @@ def test_inputs_that_a_process_cannot_see_are_refused(
     order = Order(None, pipeline.config, (), "a name", keys, 1)
     with pytest.raises(ArtifactMissingError, match="as this process sees it"):
         provide(Session(store), pipeline.groups, order)
+
+
+def sequential_strand(pipeline: Pipeline) -> list[Group]:
+    return [group for group in pipeline.groups if group.strand == "hidden states of both models"]
+
+
+def test_a_strand_goes_on_in_a_process_that_did_not_begin_it(
+    inputs: pico.Inputs, home: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a stop: hidden states are made again of what all earlier blocks came to."""
+    settings = inputs.settings(home, method="saes_svd")
+    alone = pico.walk(settings)
+    for unit in sequential_strand(alone.pipeline)[-1].units:
+        alone.session.store.remove(alone.session.manifests[unit].key)
+    found = Run(settings, Fakes(0, monkeypatch)).go()
+    assert found.digests == alone.digests
+    assert set(found.computed) == {"advance"}
+
+
+def test_a_strand_whose_process_ends_goes_on_in_another(
+    inputs: pico.Inputs, home: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = pico.walk(inputs.settings(tmp_path / "alone", method="saes_svd"))
+    fakes = Fakes(0, monkeypatch)
+    run = Run(inputs.settings(home, method="saes_svd"), fakes)
+    strand = sequential_strand(run.pipeline)
+    first = run.pipeline.groups.index(strand[0])
+
+    def lose(order: Order) -> bool:
+        """It has done most of it, which the run has seen."""
+        if order.numbers[0] != first:
+            return False
+        done = replace(order, numbers=order.numbers[: len(strand) // 2 + 1])
+        monkeypatch.setattr("flows.runs.worker._OPENED", _Opened())
+        run_order.fn("line", "label", done)
+        run.hands._look()
+        return True
+
+    fakes.lose = lose
+    assert run.go().digests == alone.digests
+    sent = [order.numbers for order in fakes.orders if order.numbers[-1] == first + len(strand) - 1]
+    assert [len(numbers) for numbers in sent] == [len(strand), len(strand) - len(strand) // 2 - 1]
