@@ -123,6 +123,7 @@ class Elsewhere:
             self.pipeline.config,
             numbers,
             self.session.name,
+            self.session.command,
             inputs,
             self.workers.threads,
         )

@@ -113,7 +113,7 @@ class Opened:
             settings = settings.model_copy(update={"memory": ByteSize(memory // sharing)})
         batch = replace(self.workspace, settings=settings).batch_size
         device = self.workspace.model.device
-        return settings.model_copy(update={"batch_size": batch, "device": device, "refresh": []})
+        return settings.model_copy(update={"batch_size": batch, "device": device})
 
 
 def open_command(settings: Settings, reporter: Reporter) -> Opened:

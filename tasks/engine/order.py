@@ -23,6 +23,7 @@ class Order:
         config: The run's configuration.
         numbers: The groups, by their place in the run.
         session: Name of the session that sends it.
+        command: Name of the command that this is of.
         inputs: Place to key of every unit that they read and do not make; where they go on with a
             strand, of all that its earlier groups read and made, too.
         threads: Threads that a product is divided among.
@@ -32,6 +33,7 @@ class Order:
     config: Any
     numbers: tuple[int, ...]
     session: str
+    command: str
     inputs: Mapping[Place, str]
     threads: int
 
@@ -61,12 +63,12 @@ def read_by(groups: Iterable[Group], before: Iterable[Group] = ()) -> list[Unit]
 
 
 def provide(session: Session, groups: Sequence[Group], order: Order) -> None:
-    """Gives a session its name and what an order says of the inputs.
+    """Gives a session its names and what an order says of the inputs.
 
     Raises:
         ArtifactMissingError: One is not in the store of this process.
     """
-    session.name = order.session
+    session.name, session.command = order.session, order.command
     for (number, place), key in order.inputs.items():
         unit = groups[number].units[place]
         if unit in session.manifests and session.manifests[unit].key == key:

@@ -89,7 +89,6 @@ class Run:
         self.pipeline, store, self.problems = pico.build(settings)
         self.session = Session(store, refresh=config.refresh)
         self.notes, self.fakes = Notes(), fakes
-        sent = config.model_copy(update={"refresh": []})
         self.pipeline = replace(self.pipeline, config=config)
         quiet = Reporter(quiet=True)
         groups = self.pipeline.groups
@@ -98,7 +97,7 @@ class Run:
             groups,
             self.session,
             fakes,  # type: ignore[arg-type]
-            sent,
+            config,
             self.notes,
             quiet,
         )
@@ -238,7 +237,7 @@ def test_inputs_that_a_process_cannot_see_are_refused(
     places = places_of(pipeline.groups)
     group = next(group for group in pipeline.groups if group.stage == "decompose")
     keys = {places[unit]: "1" * 64 for unit in read_by([group])}
-    order = Order(None, pipeline.config, (), "a name", keys, 1)
+    order = Order(None, pipeline.config, (), "a name", "a command", keys, 1)
     with pytest.raises(ArtifactMissingError, match="as this process sees it"):
         provide(Session(store), pipeline.groups, order)
 
@@ -283,3 +282,53 @@ def test_a_strand_whose_process_ends_goes_on_in_another(
     assert run.go().digests == alone.digests
     sent = [order.numbers for order in fakes.orders if order.numbers[-1] == first + len(strand) - 1]
     assert [len(numbers) for numbers in sent] == [len(strand), len(strand) - len(strand) // 2 - 1]
+
+
+@pytest.mark.parametrize("stages", [["collect", "decompose"], ["measure", "realise"]])
+def test_every_unit_of_a_stage_is_computed_again_once_in_a_command(
+    stages: list[str], inputs: pico.Inputs, home: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In groups of several units, and behind the first group of a strand, too."""
+    settings = inputs.settings(home, method="saes_svd")
+    before = pico.walk(settings)
+    run = Run({**settings, "refresh": stages}, Fakes(0, monkeypatch))
+    found = run.go()
+    assert found.computed == {stage: before.names(stage) for stage in stages}
+    assert found.digests == before.digests
+    next_run = Run({**settings, "refresh": stages}, Fakes(0, monkeypatch))
+    next_run.session.command = run.session.command
+    assert next_run.go().computed == {}
+
+
+def test_what_was_there_is_not_what_a_process_has_computed_again(
+    inputs: pico.Inputs, warm_home: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(inputs.settings(warm_home, refresh=["collect"]), Fakes(0, monkeypatch))
+    strand = [group for group in run.pipeline.groups if group.strand == "hidden states"]
+    for group in run.pipeline.groups[: run.pipeline.groups.index(strand[0])]:
+        run.session.run(group)
+    assert run.session.absent(strand[0])
+    assert run.session.standing(strand[0]) is None
+
+
+def test_a_process_that_outlives_a_command_opens_the_next_one_anew(
+    inputs: pico.Inputs, home: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of a cluster: the words are the same, and what is in the model's folder is not."""
+    own = pico.copy_inputs(inputs, tmp_path / "own")
+    asked: list[str] = []
+
+    def claim(device: str, layout: object) -> str:
+        asked.append(device)
+        return device
+
+    monkeypatch.setattr("flows.runs.worker.own_device", claim)
+    first, second = Fakes(0, monkeypatch), Fakes(0, monkeypatch)
+    second.processes = first.processes = first.processes[:1]
+    Run(own.settings(home), first).go()
+    name = "model.layers.1.mlp.down_proj.weight"
+    pico.change_weight(own.model, name, lambda weight: weight * 1.5)
+    found = Run(own.settings(home), second).go()
+    assert "model.layers.1.mlp.down_proj" in found.computed["decompose"]
+    assert found.digests == pico.walk(own.settings(tmp_path / "alone")).digests
+    assert asked == ["cpu"]  # a device that is claimed twice is found taken
