@@ -148,17 +148,20 @@ class Elsewhere:
             self._lost[first] += 1
             if self._lost[first] == TRIES:
                 raise
-            self.notes.add(LOST)
+            self._tell(LOST)  # once, of all that its end took along
             self._send([group for group in self._out.pop(first) if not self._has(group)])
             return
         for note in done.notes:
-            if note not in self.notes:
-                self.notes.add(note)
+            self._tell(note)
         self.reporter.elsewhere(done.memory)
         for group, made in zip(self._out.pop(first), done.outcomes, strict=True):
             if not self._has(group):
                 self.session.settle(group, made)
                 self._done[group] = made
+
+    def _tell(self, note: str) -> None:
+        if note not in self.notes:
+            self.notes.add(note)
 
     def _look(self) -> None:
         """Takes over what strands have put into the store, group by group."""

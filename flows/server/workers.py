@@ -19,8 +19,14 @@ from flows.server.leash import Leash
 from flows.settings.fields import Runner
 
 AHEAD = 2  # orders per process that are sent at once: one to do, one to go on with
-LOST = ("BrokenProcessPool", "KilledWorker", "WorkerCrashedError", "OutOfMemoryError", "CrashedRun")
-"""What is raised where a process ended in the middle of an order, as those libraries call it."""
+LOST = {
+    ("concurrent", "BrokenProcessPool"),
+    ("distributed", "KilledWorker"),
+    ("ray", "WorkerCrashedError"),
+    ("ray", "OutOfMemoryError"),  # Ray killed it; torch's of that name is raised by one that lives
+    ("prefect", "CrashedRun"),
+}
+"""What is raised where a process ended in the middle of an order: library and name."""
 
 
 class WorkerError(RuntimeError):
@@ -91,7 +97,8 @@ class Workers:
         try:
             return future.result()
         except Exception as error:
-            if type(error).__name__ not in LOST:
+            kind = type(error)
+            if (kind.__module__.partition(".")[0], kind.__name__) not in LOST:
                 raise
             if self._runner is runner and self.kind == "processes":  # the pool ends with any
                 self._close()

@@ -1,11 +1,18 @@
 """Who computes: what is refused before anything begins, and which device a process has."""
 
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
+from distributed.scheduler import KilledWorker
+from prefect.exceptions import CrashedRun
+from ray.exceptions import OutOfMemoryError as RayOutOfMemoryError
+from ray.exceptions import WorkerCrashedError
 
 from compress_core.errors import ConfigError
+from flows.server.workers import WorkerError, Workers
 from flows.settings import checks
 from flows.settings.config import RunConfig
 from storage.errors import LeaseHeldError
@@ -60,3 +67,39 @@ def test_every_process_has_a_device_of_its_own(
     assert [own_device(shared, layout, 0) for shared in ("cpu", "cuda:1")] == ["cpu", "cuda:1"]
     for claim in devices._CLAIMS:
         claim.give_back()
+
+
+class Ended:
+    """A future of a process that came to an end, or of one that lives and refused."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def result(self) -> None:
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        BrokenProcessPool(),
+        KilledWorker("task", cast(Any, None), 0),
+        WorkerCrashedError(),
+        CrashedRun(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_libraries_raise_of_a_process_that_ended(error: Exception, tmp_path: Path) -> None:
+    workers = Workers("ray", 2, None, 1, tmp_path)
+    with pytest.raises(WorkerError, match="ended in the middle"):
+        workers._result(Ended(error), workers)  # type: ignore[arg-type]
+
+
+def test_a_process_whose_gpu_is_full_has_not_ended(tmp_path: Path) -> None:
+    """Torch's error has the name of one of Ray's; its line says what to do about it."""
+    assert RayOutOfMemoryError.__name__ == torch.OutOfMemoryError.__name__
+    workers = Workers("processes", 2, None, 1, tmp_path)
+    with pytest.raises(torch.OutOfMemoryError):
+        workers._result(Ended(torch.OutOfMemoryError("full")), workers)  # type: ignore[arg-type]
+    with pytest.raises(WorkerError):
+        workers._result(Ended(RayOutOfMemoryError("killed")), workers)  # type: ignore[arg-type]
