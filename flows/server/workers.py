@@ -5,8 +5,10 @@ none.
 """
 
 import os
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -82,10 +84,11 @@ class Workers:
         Raises:
             WorkerError: The cluster cannot be reached.
         """
-        if self._runner is None:
-            self._runner = self._start()
-        runner = self._runner
-        future = runner.submit(task, dict(parameters))
+        with _out_of_reach_of_ctrl_c():
+            if self._runner is None:
+                self._runner = self._start()
+            runner = self._runner
+            future = runner.submit(task, dict(parameters))
         future.add_done_callback(lambda ended: then(lambda: self._result(ended, runner)))
 
     def _result(self, future: PrefectFuture[Any], runner: TaskRunner[Any]) -> Any:
@@ -148,6 +151,20 @@ class Workers:
             return RayTaskRunner(address=self.cluster, init_kwargs=quiet)
         here = {"num_cpus": self.count, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
         return RayTaskRunner(init_kwargs=here | quiet)
+
+
+@contextmanager
+def _out_of_reach_of_ctrl_c() -> Iterator[None]:
+    """What is started inside, by threads that are, too, does not hear of it.
+
+    A terminal tells all processes, and each would say where it was; this one ends the others.
+    """
+    resource_tracker.ensure_running()  # whoever starts it lets Ctrl-C in again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _begin() -> None:

@@ -1,6 +1,11 @@
 """Who computes: what is refused before anything begins, and which device a process has."""
 
+import signal
+import subprocess
+import sys
+import threading
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, cast
 
@@ -67,6 +72,39 @@ def test_every_process_has_a_device_of_its_own(
     assert [own_device(shared, layout, 0) for shared in ("cpu", "cuda:1")] == ["cpu", "cuda:1"]
     for claim in devices._CLAIMS:
         claim.give_back()
+
+
+def blocked() -> set[int]:
+    """The signals that this thread does not take."""
+    return set(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+
+
+class Starts:
+    """A runner that starts a process in a thread, as those of the libraries do."""
+
+    def submit(self, task: object, parameters: object) -> "Starts":
+        words = "import signal; print(signal.SIGINT in signal.pthread_sigmask(0, ()))"
+
+        def start() -> None:
+            get_context("spawn").Semaphore()  # has what unblocks Ctrl-C where it begins
+            self.said = subprocess.check_output([sys.executable, "-c", words], text=True)
+
+        thread = threading.Thread(target=start)
+        thread.start()
+        thread.join()
+        return self
+
+    def add_done_callback(self, then: object) -> None:
+        """It never ends."""
+
+
+def test_ctrl_c_is_for_the_command_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workers, runner = Workers("processes", 2, None, 1, tmp_path), Starts()
+    monkeypatch.setattr(workers, "_start", lambda: runner)
+    before = blocked()
+    workers.submit(cast(Any, None), {}, lambda result: None)
+    assert runner.said == "True\n"
+    assert blocked() == before and signal.SIGINT not in before
 
 
 class Ended:
