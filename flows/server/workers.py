@@ -85,10 +85,16 @@ class Workers:
             WorkerError: The cluster cannot be reached.
         """
         with _out_of_reach_of_ctrl_c():
-            if self._runner is None:
-                self._runner = self._start()
-            runner = self._runner
-            future = runner.submit(task, dict(parameters))
+            try:
+                if self._runner is None:
+                    self._runner = self._start()
+                runner = self._runner
+                future = runner.submit(task, dict(parameters))  # where Dask's is looked for
+            except OSError as error:
+                where = self.cluster or "this machine"
+                raise WorkerError(
+                    f"--runner {self.kind}: {where} does not answer ({error})"
+                ) from error
         future.add_done_callback(lambda ended: then(lambda: self._result(ended, runner)))
 
     def _result(self, future: PrefectFuture[Any], runner: TaskRunner[Any]) -> Any:
@@ -117,11 +123,7 @@ class Workers:
 
     def _start(self) -> TaskRunner[Any]:
         made = {"processes": self._processes, "dask": self._dask, "ray": self._ray}[self.kind]()
-        try:
-            return self._stack.enter_context(made)
-        except (OSError, TimeoutError, ConnectionError) as error:
-            where = self.cluster or "this machine"
-            raise WorkerError(f"--runner {self.kind}: {where} does not answer ({error})") from error
+        return self._stack.enter_context(made)
 
     def _processes(self) -> TaskRunner[Any]:
         return ProcessPoolTaskRunner(max_workers=self.count, initializer=_begin)

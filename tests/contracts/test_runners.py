@@ -17,6 +17,8 @@ from ray.exceptions import OutOfMemoryError as RayOutOfMemoryError
 from ray.exceptions import WorkerCrashedError
 
 from compress_core.errors import ConfigError
+from flows.runs.opened import _check_cluster
+from flows.server import runtime
 from flows.server.workers import WorkerError, Workers
 from flows.settings import checks
 from flows.settings.config import RunConfig
@@ -42,13 +44,33 @@ def test_a_runner_without_its_library(runner: str, monkeypatch: pytest.MonkeyPat
     assert said == f"--runner {runner} needs no-such-library: pip install 'eigenpress[{runner}]'"
 
 
-def test_a_cluster_that_cannot_report(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cluster_that_cannot_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command's private server is in the environment, too, when the command is opened."""
+    config = RunConfig(model="m", kept=0.5, device="cpu", runner="dask", cluster=CLUSTER)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
-    assert "run `eigenpress up` or set PREFECT_API_URL" in refusal(runner="dask", cluster=CLUSTER)
+    with pytest.raises(ConfigError, match="run `eigenpress up` or set PREFECT_API_URL"):
+        _check_cluster(config)
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:4200/api")
-    checks.check_runner(
-        RunConfig(model="m", kept=0.5, device="cpu", runner="dask", cluster=CLUSTER)
-    )
+    _check_cluster(config)
+    monkeypatch.setattr(runtime, "_server", object())
+    with pytest.raises(ConfigError, match="that of a single command"):
+        _check_cluster(config)
+    _check_cluster(config.model_copy(update={"runner": "here"}))  # nothing is sent
+
+
+def test_a_cluster_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dask looks for it when the first task is sent."""
+
+    class Nobody:
+        def submit(self, task: object, parameters: object) -> None:
+            raise OSError("timed out")
+
+    workers = Workers("dask", 2, CLUSTER, 1, tmp_path)
+    monkeypatch.setattr(workers, "_start", Nobody)
+    with pytest.raises(WorkerError, match=f"dask: {CLUSTER} does not answer .timed out"):
+        workers.submit(cast(Any, None), {}, lambda result: None)
 
 
 def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
