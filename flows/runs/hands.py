@@ -80,6 +80,7 @@ class Elsewhere:
         self._numbers = {group: number for number, group in enumerate(pipeline.groups)}
         self._places = places_of(pipeline.groups)
         self._waiting = _strands(groups)
+        self._strand = {group: tuple(strand) for strand in self._waiting for group in strand}
         self._out: dict[int, list[Group]] = {}  # number of the first group, as it was sent
         self._lost: Counter[int] = Counter()
         self._ended: SimpleQueue[tuple[int, Callable[[], Done]]] = SimpleQueue()
@@ -113,13 +114,16 @@ class Elsewhere:
             self._send(list(left))
 
     def _send(self, groups: list[Group]) -> None:
-        inputs = {self._places[u]: self.session.manifests[u].key for u in read_by(groups)}
+        before = [group for group in self._strand[groups[0]] if group not in groups]
+        read = read_by(groups, before)
+        inputs = {self._places[unit]: self.session.manifests[unit].key for unit in read}
         numbers = tuple(self._numbers[group] for group in groups)
         order = Order(
             self.settings,
             self.pipeline.config,
             numbers,
             self.session.name,
+            self.session.command,
             inputs,
             self.workers.threads,
         )
@@ -144,17 +148,20 @@ class Elsewhere:
             self._lost[first] += 1
             if self._lost[first] == TRIES:
                 raise
-            self.notes.add(LOST)
+            self._tell(LOST)  # once, of all that its end took along
             self._send([group for group in self._out.pop(first) if not self._has(group)])
             return
         for note in done.notes:
-            if note not in self.notes:
-                self.notes.add(note)
+            self._tell(note)
         self.reporter.elsewhere(done.memory)
         for group, made in zip(self._out.pop(first), done.outcomes, strict=True):
             if not self._has(group):
                 self.session.settle(group, made)
                 self._done[group] = made
+
+    def _tell(self, note: str) -> None:
+        if note not in self.notes:
+            self.notes.add(note)
 
     def _look(self) -> None:
         """Takes over what strands have put into the store, group by group."""

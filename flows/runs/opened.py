@@ -20,9 +20,11 @@ from flows.runs.pipeline import Pipeline, build_pipeline
 from flows.runs.records import new_name
 from flows.runs.results import registered_name
 from flows.runs.workspace import LIBRARIES, Workspace, open_workspace, read_texts
+from flows.server.runtime import others_reach_it
 from flows.server.workers import Workers
 from flows.settings.checks import check_methods, check_runner
 from flows.settings.config import RunConfig, Settings, SweepConfig
+from flows.settings.fields import HERE
 from flows.settings.heap import share_one_heap
 from flows.settings.idle import idle_notes
 from tasks.engine.free_memory import free_memory
@@ -113,7 +115,7 @@ class Opened:
             settings = settings.model_copy(update={"memory": ByteSize(memory // sharing)})
         batch = replace(self.workspace, settings=settings).batch_size
         device = self.workspace.model.device
-        return settings.model_copy(update={"batch_size": batch, "device": device, "refresh": []})
+        return settings.model_copy(update={"batch_size": batch, "device": device})
 
 
 def open_command(settings: Settings, reporter: Reporter) -> Opened:
@@ -124,6 +126,7 @@ def open_command(settings: Settings, reporter: Reporter) -> Opened:
     """
     share_one_heap()
     check_runner(settings)
+    _check_cluster(settings)
     runs = settings.runs()
     kepts = [run.kept for run in runs if run.kept is not None]
     methods = check_methods(settings, list(dict.fromkeys(run.method for run in runs)), kepts)
@@ -153,6 +156,20 @@ def whole_notes(pipelines: list[Pipeline], workspace: Workspace) -> list[str]:
         f"{size(most)} beyond the libraries"
         for stage, most in needed.items()
     ]
+
+
+def _check_cluster(settings: Settings) -> None:
+    """Refuses a cluster whose processes cannot tell Prefect's server what they do.
+
+    Raises:
+        ConfigError: It is private to this command.
+    """
+    if settings.runner != HERE and settings.cluster is not None and not others_reach_it():
+        raise ConfigError(
+            f"--cluster {settings.cluster}: its processes report to Prefect's server, and that of "
+            "a single command is reached from this machine alone; run `eigenpress up` or set "
+            "PREFECT_API_URL"
+        )
 
 
 def _check_refreshed(settings: Settings, pipelines: list[Pipeline]) -> None:

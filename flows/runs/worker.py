@@ -47,7 +47,7 @@ def run_order(line: str, label: str, order: Order) -> State[Done]:
         order: The groups.
     """
     torch.set_num_threads(order.threads)
-    opened = _OPENED.get(order.settings, order.config)
+    opened = _OPENED.get(order)
     told, peak = len(opened.workspace.notes), PeakMemory()
     try:
         provide(opened.session, opened.pipeline.groups, order)
@@ -78,25 +78,38 @@ class _Run:
 
 
 class _Opened:
-    """The command and the run of it that were opened last: orders of one run come together."""
+    """The command and the run of it that were opened last: orders of one run come together.
+
+    A process of a cluster outlives the command: the next one, be it the same to the letter, may
+    find other files, and is opened anew.
+    """
 
     def __init__(self) -> None:
-        self._command: tuple[Settings, Workspace] | None = None
+        self._command: tuple[str, Workspace] | None = None
         self._run: tuple[RunConfig, _Run] | None = None
+        self._devices: dict[str, str] = {}  # what was asked for -> what this process has of it
 
-    def get(self, settings: Settings, config: RunConfig) -> _Run:
-        """The run of a command, opened if it was not yet."""
-        if self._command is None or self._command[0] != settings:
+    def get(self, order: Order) -> _Run:
+        """The run that an order is of, opened if it was not yet."""
+        settings: Settings = order.settings
+        if self._command is None or self._command[0] != order.command:
+            self._command = self._run = None  # its memory is free before the next one's is taken
             share_one_heap()
-            device = own_device(settings.device, Layout(settings.home.expanduser() / FOLDER))
-            own = settings.model_copy(update={"device": device})
-            self._command, self._run = (settings, open_workspace(own)), None
-        if self._run is None or self._run[0] != config:
+            own = settings.model_copy(update={"device": self._device(settings)})
+            self._command = order.command, open_workspace(own)
+        if self._run is None or self._run[0] != order.config:
             workspace = self._command[1]
             workspace.models.drop()  # of another run, perhaps its compressed model
-            pipeline = build_pipeline(workspace, config)
-            self._run = config, _Run(workspace, pipeline, workspace.session())
+            pipeline = build_pipeline(workspace, order.config)
+            self._run = order.config, _Run(workspace, pipeline, workspace.session(settings.refresh))
         return self._run[1]
+
+    def _device(self, settings: Settings) -> str:
+        """The device that this process has for itself, the same as long as it lives."""
+        if settings.device not in self._devices:
+            layout = Layout(settings.home.expanduser() / FOLDER)
+            self._devices[settings.device] = own_device(settings.device, layout)
+        return self._devices[settings.device]
 
 
 _OPENED = _Opened()

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from uuid import uuid4
 
 from compress_core.batch import windows_at_once
 from compress_core.errors import ConfigError
@@ -74,6 +75,7 @@ class Workspace:
         methods: Built so far, by what the user called them.
         refreshed: Keys that --refresh has computed again already.
         earlier: Key to outcome of what was computed before the flow.
+        command: Name of the command, of its own.
     """
 
     settings: Settings
@@ -87,6 +89,7 @@ class Workspace:
     methods: dict[str, Method] = field(default_factory=dict)
     refreshed: set[str] = field(default_factory=set)
     earlier: dict[str, Outcome] = field(default_factory=dict)
+    command: str = field(default_factory=lambda: uuid4().hex)
 
     def confirm(self, stage: str) -> None:
         """Refuses to keep what a stage computed if files that it may have read were changed.
@@ -130,6 +133,7 @@ class Workspace:
             earlier=self.earlier,
             release=self.models.drop,
             confirm=self.confirm,
+            command=self.command,
         )
 
     @cached_property
@@ -279,6 +283,7 @@ def read_texts(workspace: Workspace, needs_calibration: bool) -> None:
         workspace.settings.refresh,
         refreshed=workspace.refreshed,
         confirm=workspace.confirm,
+        command=workspace.command,
     )
     wanted = [calibration] if needs_calibration and calibration is not None else []
     for group in [*wanted, *texts.values()]:

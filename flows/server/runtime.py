@@ -270,6 +270,11 @@ def stop() -> None:
         server.process.wait()
 
 
+def others_reach_it() -> bool:
+    """Whether the server is one that other processes may know: not a command's private one."""
+    return _server is None and named_server() is not None
+
+
 def named_server() -> str | None:
     """The address in the user's environment, profile or project files, where there is one."""
     if "PREFECT_API_URL" in os.environ:

@@ -5,8 +5,10 @@ none.
 """
 
 import os
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,14 @@ from flows.server.leash import Leash
 from flows.settings.fields import Runner
 
 AHEAD = 2  # orders per process that are sent at once: one to do, one to go on with
-LOST = ("BrokenProcessPool", "KilledWorker", "WorkerCrashedError", "OutOfMemoryError", "CrashedRun")
-"""What is raised where a process ended in the middle of an order, as those libraries call it."""
+LOST = {
+    ("concurrent", "BrokenProcessPool"),
+    ("distributed", "KilledWorker"),
+    ("ray", "WorkerCrashedError"),
+    ("ray", "OutOfMemoryError"),  # Ray killed it; torch's of that name is raised by one that lives
+    ("prefect", "CrashedRun"),
+}
+"""What is raised where a process ended in the middle of an order: library and name."""
 
 
 class WorkerError(RuntimeError):
@@ -76,10 +84,17 @@ class Workers:
         Raises:
             WorkerError: The cluster cannot be reached.
         """
-        if self._runner is None:
-            self._runner = self._start()
-        runner = self._runner
-        future = runner.submit(task, dict(parameters))
+        with _out_of_reach_of_ctrl_c():
+            try:
+                if self._runner is None:
+                    self._runner = self._start()
+                runner = self._runner
+                future = runner.submit(task, dict(parameters))  # where Dask's is looked for
+            except OSError as error:
+                where = self.cluster or "this machine"
+                raise WorkerError(
+                    f"--runner {self.kind}: {where} does not answer ({error})"
+                ) from error
         future.add_done_callback(lambda ended: then(lambda: self._result(ended, runner)))
 
     def _result(self, future: PrefectFuture[Any], runner: TaskRunner[Any]) -> Any:
@@ -91,7 +106,8 @@ class Workers:
         try:
             return future.result()
         except Exception as error:
-            if type(error).__name__ not in LOST:
+            kind = type(error)
+            if (kind.__module__.partition(".")[0], kind.__name__) not in LOST:
                 raise
             if self._runner is runner and self.kind == "processes":  # the pool ends with any
                 self._close()
@@ -107,11 +123,7 @@ class Workers:
 
     def _start(self) -> TaskRunner[Any]:
         made = {"processes": self._processes, "dask": self._dask, "ray": self._ray}[self.kind]()
-        try:
-            return self._stack.enter_context(made)
-        except (OSError, TimeoutError, ConnectionError) as error:
-            where = self.cluster or "this machine"
-            raise WorkerError(f"--runner {self.kind}: {where} does not answer ({error})") from error
+        return self._stack.enter_context(made)
 
     def _processes(self) -> TaskRunner[Any]:
         return ProcessPoolTaskRunner(max_workers=self.count, initializer=_begin)
@@ -141,6 +153,20 @@ class Workers:
             return RayTaskRunner(address=self.cluster, init_kwargs=quiet)
         here = {"num_cpus": self.count, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
         return RayTaskRunner(init_kwargs=here | quiet)
+
+
+@contextmanager
+def _out_of_reach_of_ctrl_c() -> Iterator[None]:
+    """What is started inside, by threads that are, too, does not hear of it.
+
+    A terminal tells all processes, and each would say where it was; this one ends the others.
+    """
+    resource_tracker.ensure_running()  # whoever starts it lets Ctrl-C in again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _begin() -> None:

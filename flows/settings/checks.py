@@ -1,7 +1,6 @@
 """What settings alone show to be impossible: methods, budgets, missing text, a device."""
 
 import importlib.util
-import os
 from collections.abc import Mapping
 from itertools import combinations
 
@@ -46,7 +45,7 @@ EXTRAS = {"dask": "prefect_dask", "ray": "prefect_ray"}
 
 
 def check_runner(settings: Settings) -> None:
-    """Refuses a runner whose library is not there, and a cluster that this server cannot serve.
+    """Refuses a runner whose library is not there, and more processes than GPUs.
 
     Raises:
         ConfigError: Either.
@@ -63,12 +62,6 @@ def check_runner(settings: Settings) -> None:
         raise ConfigError(
             f"--workers {settings.workers}: a process has a GPU to itself, and --device "
             f"{settings.device} has {most_workers(device)} here"
-        )
-    if settings.cluster is not None and not os.environ.get("PREFECT_API_URL"):
-        raise ConfigError(
-            f"--cluster {settings.cluster}: its processes report to Prefect's server, and that of "
-            "a single command is reached from this machine alone; run `eigenpress up` or set "
-            "PREFECT_API_URL"
         )
 
 

@@ -23,7 +23,9 @@ class Order:
         config: The run's configuration.
         numbers: The groups, by their place in the run.
         session: Name of the session that sends it.
-        inputs: Place to key of every unit that they read and do not make.
+        command: Name of the command that this is of.
+        inputs: Place to key of every unit that they read and do not make; where they go on with a
+            strand, of all that its earlier groups read and made, too.
         threads: Threads that a product is divided among.
     """
 
@@ -31,6 +33,7 @@ class Order:
     config: Any
     numbers: tuple[int, ...]
     session: str
+    command: str
     inputs: Mapping[Place, str]
     threads: int
 
@@ -44,21 +47,28 @@ def places_of(groups: Sequence[Group]) -> dict[Unit, Place]:
     }
 
 
-def read_by(groups: Iterable[Group]) -> list[Unit]:
-    """Units that groups read and none of them makes, each once."""
-    groups = list(groups)
+def read_by(groups: Iterable[Group], before: Iterable[Group] = ()) -> list[Unit]:
+    """Units that groups read and none of them makes, each once.
+
+    Args:
+        groups: They.
+        before: What is done of their strand. What it handed on in memory is made again where it is
+            lost, of all that it read and made.
+    """
+    groups, before = list(groups), list(before)
     made = {unit for group in groups for unit in group.units}
-    read = (up for group in groups for unit in group.units for up in unit.upstream.values())
+    units = [unit for group in [*before, *groups] for unit in group.units]
+    read = [*(up for unit in units for up in unit.upstream.values()), *units]
     return [unit for unit in dict.fromkeys(read) if unit not in made]
 
 
 def provide(session: Session, groups: Sequence[Group], order: Order) -> None:
-    """Gives a session its name and what an order says of the inputs.
+    """Gives a session its names and what an order says of the inputs.
 
     Raises:
         ArtifactMissingError: One is not in the store of this process.
     """
-    session.name = order.session
+    session.name, session.command = order.session, order.command
     for (number, place), key in order.inputs.items():
         unit = groups[number].units[place]
         if unit in session.manifests and session.manifests[unit].key == key:

@@ -22,7 +22,7 @@ from tasks.engine.units import Outcome, Unit
 
 SECONDS, CPU_SECONDS = "seconds", "cpu_seconds"
 """Of an artifact's circumstances: how long it took, and what all threads of the process spent."""
-SESSION = "session"  # which one made it, of all that work with a store
+SESSION, COMMAND = "session", "command"  # which one made it, of all that work with a store
 ONCE = "once"  # in the recipe of what cannot be made again
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 2.0
 """Seconds between looks whether another flow has finished what it has in hand."""
@@ -98,6 +98,7 @@ class Session:
             was computed from have changed since their digests were taken.
         earlier: Key to outcome of units that the same command computed before this run; the run
             reports them as its own, once.
+        command: Name of the command, which its runs share; None draws one.
 
     Attributes:
         name: Its own, drawn at random; a process that computes for it has the same.
@@ -115,6 +116,7 @@ class Session:
         earlier: dict[str, Outcome] | None = None,
         release: Callable[[], None] = lambda: None,
         confirm: Callable[[str], None] = lambda stage: None,
+        command: str | None = None,
     ) -> None:
         self.store = store
         self.refresh = frozenset(refresh)
@@ -124,6 +126,7 @@ class Session:
         self.release = release
         self.confirm = confirm
         self.name = uuid4().hex
+        self.command = command or uuid4().hex
         self.stopping = Event()
         self.manifests: dict[Unit, Manifest] = {}
         self.refreshed = set() if refreshed is None else refreshed
@@ -189,22 +192,35 @@ class Session:
         """Key, recipe and what the store has of it; ``refresh`` takes that away, once."""
         recipe = self.recipe(unit)
         key = recipe_key(recipe)
-        if unit.stage in self.refresh and key not in self.refreshed:
-            self.refreshed.add(key)
-            with suppress(ArtifactMissingError):  # nothing to refresh: computed anyway
+        if self._is_stale(unit, key):
+            with suppress(ArtifactMissingError):  # removed this moment: computed anyway
                 self.store.remove(key)
+        if unit.stage in self.refresh:
+            self.refreshed.add(key)
         return key, recipe, self.store.find(key, unit.stage)
+
+    def _is_stale(self, unit: Unit, key: str) -> bool:
+        """Whether ``refresh`` asks for what is there; not what this command has made, anywhere."""
+        if unit.stage not in self.refresh or key in self.refreshed:
+            return False
+        manifest = self.store.peek(key, unit.stage)
+        return manifest is not None and manifest.info.get(COMMAND) != self.command
 
     def absent(self, group: Group) -> bool:
         """Whether any unit of a group, whose inputs are done, is still to be computed."""
-        return any(self._look_up(unit)[2] is None for unit in group.units)
+        keys = {unit: recipe_key(self.recipe(unit)) for unit in group.units}
+        return any(
+            self._is_stale(unit, key) or self.store.find(key, unit.stage) is None
+            for unit, key in keys.items()
+        )
 
     def standing(self, group: Group) -> list[Outcome] | None:
         """What became of a group that other processes make, once all of it is there."""
         found = {}
         for unit in group.units:
-            manifest = self.store.peek(recipe_key(self.recipe(unit)), unit.stage)
-            if manifest is None:
+            key = recipe_key(self.recipe(unit))
+            manifest = self.store.peek(key, unit.stage)
+            if manifest is None or self._is_stale(unit, key):
                 return None
             found[unit] = manifest
         for unit, manifest in found.items():
@@ -385,7 +401,8 @@ class _Commit(AbstractContextManager[Draft]):
             seconds, spent = self.work.elapsed()
             self.work.seconds[self.unit] = seconds
             self.opened.info |= {SECONDS: seconds, CPU_SECONDS: spent}
-            self.opened.info[SESSION] = self.work.session.name
+            session = self.work.session
+            self.opened.info |= {SESSION: session.name, COMMAND: session.command}
         self.draft.__exit__(*error)
         if error[0] is None:
             self.work.drafting = None

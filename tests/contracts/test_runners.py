@@ -1,11 +1,25 @@
 """Who computes: what is refused before anything begins, and which device a process has."""
 
+import signal
+import subprocess
+import sys
+import threading
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
+from distributed.scheduler import KilledWorker
+from prefect.exceptions import CrashedRun
+from ray.exceptions import OutOfMemoryError as RayOutOfMemoryError
+from ray.exceptions import WorkerCrashedError
 
 from compress_core.errors import ConfigError
+from flows.runs.opened import _check_cluster
+from flows.server import runtime
+from flows.server.workers import WorkerError, Workers
 from flows.settings import checks
 from flows.settings.config import RunConfig
 from storage.errors import LeaseHeldError
@@ -30,13 +44,33 @@ def test_a_runner_without_its_library(runner: str, monkeypatch: pytest.MonkeyPat
     assert said == f"--runner {runner} needs no-such-library: pip install 'eigenpress[{runner}]'"
 
 
-def test_a_cluster_that_cannot_report(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cluster_that_cannot_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command's private server is in the environment, too, when the command is opened."""
+    config = RunConfig(model="m", kept=0.5, device="cpu", runner="dask", cluster=CLUSTER)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
-    assert "run `eigenpress up` or set PREFECT_API_URL" in refusal(runner="dask", cluster=CLUSTER)
+    with pytest.raises(ConfigError, match="run `eigenpress up` or set PREFECT_API_URL"):
+        _check_cluster(config)
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:4200/api")
-    checks.check_runner(
-        RunConfig(model="m", kept=0.5, device="cpu", runner="dask", cluster=CLUSTER)
-    )
+    _check_cluster(config)
+    monkeypatch.setattr(runtime, "_server", object())
+    with pytest.raises(ConfigError, match="that of a single command"):
+        _check_cluster(config)
+    _check_cluster(config.model_copy(update={"runner": "here"}))  # nothing is sent
+
+
+def test_a_cluster_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dask looks for it when the first task is sent."""
+
+    class Nobody:
+        def submit(self, task: object, parameters: object) -> None:
+            raise OSError("timed out")
+
+    workers = Workers("dask", 2, CLUSTER, 1, tmp_path)
+    monkeypatch.setattr(workers, "_start", Nobody)
+    with pytest.raises(WorkerError, match=f"dask: {CLUSTER} does not answer .timed out"):
+        workers.submit(cast(Any, None), {}, lambda result: None)
 
 
 def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,3 +94,72 @@ def test_every_process_has_a_device_of_its_own(
     assert [own_device(shared, layout, 0) for shared in ("cpu", "cuda:1")] == ["cpu", "cuda:1"]
     for claim in devices._CLAIMS:
         claim.give_back()
+
+
+def blocked() -> set[int]:
+    """The signals that this thread does not take."""
+    return set(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+
+
+class Starts:
+    """A runner that starts a process in a thread, as those of the libraries do."""
+
+    def submit(self, task: object, parameters: object) -> "Starts":
+        words = "import signal; print(signal.SIGINT in signal.pthread_sigmask(0, ()))"
+
+        def start() -> None:
+            get_context("spawn").Semaphore()  # has what unblocks Ctrl-C where it begins
+            self.said = subprocess.check_output([sys.executable, "-c", words], text=True)
+
+        thread = threading.Thread(target=start)
+        thread.start()
+        thread.join()
+        return self
+
+    def add_done_callback(self, then: object) -> None:
+        """It never ends."""
+
+
+def test_ctrl_c_is_for_the_command_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workers, runner = Workers("processes", 2, None, 1, tmp_path), Starts()
+    monkeypatch.setattr(workers, "_start", lambda: runner)
+    before = blocked()
+    workers.submit(cast(Any, None), {}, lambda result: None)
+    assert runner.said == "True\n"
+    assert blocked() == before and signal.SIGINT not in before
+
+
+class Ended:
+    """A future of a process that came to an end, or of one that lives and refused."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def result(self) -> None:
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        BrokenProcessPool(),
+        KilledWorker("task", cast(Any, None), 0),
+        WorkerCrashedError(),
+        CrashedRun(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_libraries_raise_of_a_process_that_ended(error: Exception, tmp_path: Path) -> None:
+    workers = Workers("ray", 2, None, 1, tmp_path)
+    with pytest.raises(WorkerError, match="ended in the middle"):
+        workers._result(Ended(error), workers)  # type: ignore[arg-type]
+
+
+def test_a_process_whose_gpu_is_full_has_not_ended(tmp_path: Path) -> None:
+    """Torch's error has the name of one of Ray's; its line says what to do about it."""
+    assert RayOutOfMemoryError.__name__ == torch.OutOfMemoryError.__name__
+    workers = Workers("processes", 2, None, 1, tmp_path)
+    with pytest.raises(torch.OutOfMemoryError):
+        workers._result(Ended(torch.OutOfMemoryError("full")), workers)  # type: ignore[arg-type]
+    with pytest.raises(WorkerError):
+        workers._result(Ended(RayOutOfMemoryError("killed")), workers)  # type: ignore[arg-type]

@@ -14,13 +14,14 @@ from compress_core.errors import NumericsError
 from flows.report.console import Reporter
 from flows.runs import hands as hands_module
 from flows.runs.hands import Elsewhere
+from flows.runs.pipeline import Pipeline
 from flows.runs.worker import Done, _Opened, run_order
 from flows.runs.workspace import Notes
 from flows.server.workers import WorkerError
 from flows.settings.config import RunConfig
 from storage.errors import ArtifactMissingError
 from tasks.engine.order import Order, places_of, provide, read_by
-from tasks.engine.session import Session
+from tasks.engine.session import Group, Session
 from tests.pipeline import pico
 
 Then = Callable[[Callable[[], Done]], None]
@@ -88,7 +89,6 @@ class Run:
         self.pipeline, store, self.problems = pico.build(settings)
         self.session = Session(store, refresh=config.refresh)
         self.notes, self.fakes = Notes(), fakes
-        sent = config.model_copy(update={"refresh": []})
         self.pipeline = replace(self.pipeline, config=config)
         quiet = Reporter(quiet=True)
         groups = self.pipeline.groups
@@ -97,7 +97,7 @@ class Run:
             groups,
             self.session,
             fakes,  # type: ignore[arg-type]
-            sent,
+            config,
             self.notes,
             quiet,
         )
@@ -124,7 +124,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(hands_module, "LOOK_SECONDS", 0.0)
     threads = threading.active_count()
     yield
-    assert threading.active_count() <= threads
+    assert threading.active_count() <= threads, [t.name for t in threading.enumerate()]
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -191,7 +191,7 @@ def test_work_of_a_process_that_ends_is_sent_again_a_few_times(
     fakes.lose = lose
     run = Run(inputs.settings(home), fakes)
     assert run.go().digests == cold_walk.digests
-    assert set(run.notes) == {hands_module.LOST}
+    assert run.notes == [hands_module.LOST]
     fakes = Fakes(0, monkeypatch)
     fakes.lose = lambda order: True
     with pytest.raises(WorkerError, match="killed"):
@@ -237,6 +237,98 @@ def test_inputs_that_a_process_cannot_see_are_refused(
     places = places_of(pipeline.groups)
     group = next(group for group in pipeline.groups if group.stage == "decompose")
     keys = {places[unit]: "1" * 64 for unit in read_by([group])}
-    order = Order(None, pipeline.config, (), "a name", keys, 1)
+    order = Order(None, pipeline.config, (), "a name", "a command", keys, 1)
     with pytest.raises(ArtifactMissingError, match="as this process sees it"):
         provide(Session(store), pipeline.groups, order)
+
+
+def sequential_strand(pipeline: Pipeline) -> list[Group]:
+    return [group for group in pipeline.groups if group.strand == "hidden states of both models"]
+
+
+def test_a_strand_goes_on_in_a_process_that_did_not_begin_it(
+    inputs: pico.Inputs, home: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a stop: hidden states are made again of what all earlier blocks came to."""
+    settings = inputs.settings(home, method="saes_svd")
+    alone = pico.walk(settings)
+    for unit in sequential_strand(alone.pipeline)[-1].units:
+        alone.session.store.remove(alone.session.manifests[unit].key)
+    found = Run(settings, Fakes(0, monkeypatch)).go()
+    assert found.digests == alone.digests
+    assert set(found.computed) == {"advance"}
+
+
+def test_a_strand_whose_process_ends_goes_on_in_another(
+    inputs: pico.Inputs, home: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = pico.walk(inputs.settings(tmp_path / "alone", method="saes_svd"))
+    fakes = Fakes(0, monkeypatch)
+    run = Run(inputs.settings(home, method="saes_svd"), fakes)
+    strand = sequential_strand(run.pipeline)
+    first = run.pipeline.groups.index(strand[0])
+
+    def lose(order: Order) -> bool:
+        """It has done most of it, which the run has seen."""
+        if order.numbers[0] != first:
+            return False
+        done = replace(order, numbers=order.numbers[: len(strand) // 2 + 1])
+        monkeypatch.setattr("flows.runs.worker._OPENED", _Opened())
+        run_order.fn("line", "label", done)
+        run.hands._look()
+        return True
+
+    fakes.lose = lose
+    assert run.go().digests == alone.digests
+    sent = [order.numbers for order in fakes.orders if order.numbers[-1] == first + len(strand) - 1]
+    assert [len(numbers) for numbers in sent] == [len(strand), len(strand) - len(strand) // 2 - 1]
+
+
+@pytest.mark.parametrize("stages", [["collect", "decompose"], ["measure", "realise"]])
+def test_every_unit_of_a_stage_is_computed_again_once_in_a_command(
+    stages: list[str], inputs: pico.Inputs, home: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In groups of several units, and behind the first group of a strand, too."""
+    settings = inputs.settings(home, method="saes_svd")
+    before = pico.walk(settings)
+    run = Run({**settings, "refresh": stages}, Fakes(0, monkeypatch))
+    found = run.go()
+    assert found.computed == {stage: before.names(stage) for stage in stages}
+    assert found.digests == before.digests
+    next_run = Run({**settings, "refresh": stages}, Fakes(0, monkeypatch))
+    next_run.session.command = run.session.command
+    assert next_run.go().computed == {}
+
+
+def test_what_was_there_is_not_what_a_process_has_computed_again(
+    inputs: pico.Inputs, warm_home: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(inputs.settings(warm_home, refresh=["collect"]), Fakes(0, monkeypatch))
+    strand = [group for group in run.pipeline.groups if group.strand == "hidden states"]
+    for group in run.pipeline.groups[: run.pipeline.groups.index(strand[0])]:
+        run.session.run(group)
+    assert run.session.absent(strand[0])
+    assert run.session.standing(strand[0]) is None
+
+
+def test_a_process_that_outlives_a_command_opens_the_next_one_anew(
+    inputs: pico.Inputs, home: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of a cluster: the words are the same, and what is in the model's folder is not."""
+    own = pico.copy_inputs(inputs, tmp_path / "own")
+    asked: list[str] = []
+
+    def claim(device: str, layout: object) -> str:
+        asked.append(device)
+        return device
+
+    monkeypatch.setattr("flows.runs.worker.own_device", claim)
+    first, second = Fakes(0, monkeypatch), Fakes(0, monkeypatch)
+    second.processes = first.processes = first.processes[:1]
+    Run(own.settings(home), first).go()
+    name = "model.layers.1.mlp.down_proj.weight"
+    pico.change_weight(own.model, name, lambda weight: weight * 1.5)
+    found = Run(own.settings(home), second).go()
+    assert "model.layers.1.mlp.down_proj" in found.computed["decompose"]
+    assert found.digests == pico.walk(own.settings(tmp_path / "alone")).digests
+    assert asked == ["cpu"]  # a device that is claimed twice is found taken
