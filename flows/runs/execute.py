@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import torch
 from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
@@ -19,7 +18,7 @@ from flows.runs.run import in_flow, run_in_flow, run_pipeline
 from flows.runs.sweep import run_sweep
 from flows.runs.target import run_search
 from flows.server.workers import Workers
-from flows.settings.checks import most_workers
+from flows.settings.checks import workers_of
 from flows.settings.config import RunConfig, Settings, SweepConfig
 from flows.settings.fields import HERE
 from storage.occupancy import in_use
@@ -38,9 +37,7 @@ def _working(opened: Opened) -> Iterator[None]:
     with in_use(opened.workspace.store.root), ExitStack() as stack:
         if settings.runner != HERE:
             home = settings.home.expanduser()
-            count = settings.workers or most_workers(opened.workspace.model.device)
-            threads = max(1, torch.get_num_threads() // count)
-            workers = Workers(settings.runner, count, settings.cluster, threads, home)
+            workers = Workers(settings.runner, workers_of(settings), settings.cluster, home)
             opened.workers = stack.enter_context(workers)
         yield
 

@@ -13,7 +13,7 @@ import torch
 
 from flows.runs.machine import Machine, known_machine
 from flows.runs.pipeline import Pipeline
-from flows.runs.workspace import LIBRARIES, Workspace
+from flows.runs.workspace import LIBRARIES, Workspace, allowed_for_one
 from storage.artifact import Artifact
 from storage.keys import ABSENT, Difference, differences, recipe_key
 from storage.manifest import Manifest
@@ -261,7 +261,7 @@ def estimate(planned: Sequence[Planned], workspace: Workspace) -> Estimate:
         free_disk=shutil.disk_usage(home).free,
         computes_in=computes_in,
         not_counted=_not_counted(todo),
-        allowed_memory=workspace.settings.memory,
+        allowed_memory=allowed_for_one(workspace.settings),
     )
 
 

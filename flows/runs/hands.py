@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 from typing import Protocol, cast
 
+import torch
+
 from flows.report.console import Reporter
 from flows.runs.pipeline import Pipeline
 from flows.runs.worker import Done, run_order
@@ -125,7 +127,7 @@ class Elsewhere:
             self.session.name,
             self.session.command,
             inputs,
-            self.workers.threads,
+            self._threads(len(groups)),
         )
         label = groups[0].label + (f" to {groups[-1].label}" if len(groups) > 1 else "")
         self._out[numbers[0]] = groups
@@ -134,6 +136,13 @@ class Elsewhere:
             {"line": groups[0].line, "label": label, "order": order},
             lambda result: self._ended.put((numbers[0], result)),
         )
+
+    def _threads(self, groups: int) -> int | None:
+        """Of this machine's, a share; a strand, which can only go step by step, has them all."""
+        if self.workers.cluster is not None:
+            return None
+        threads = torch.get_num_threads()
+        return threads if groups > 1 else max(1, threads // self.workers.count)
 
     def _await(self) -> None:
         """Waits until something ends, and looks now and then how far strands are."""

@@ -16,13 +16,19 @@ from flows.report.lines import size
 from flows.runs.budget import MOST, at_kept, resolve_budget
 from flows.runs.forecast import Planner, largest_of, memory, refusal
 from flows.runs.hands import Elsewhere, Hands, Here
-from flows.runs.pipeline import Pipeline, build_pipeline
+from flows.runs.pipeline import Pipeline, build_pipeline, with_absolute_paths
 from flows.runs.records import new_name
 from flows.runs.results import registered_name
-from flows.runs.workspace import LIBRARIES, Workspace, open_workspace, read_texts
+from flows.runs.workspace import (
+    LIBRARIES,
+    Workspace,
+    allowed_for_one,
+    open_workspace,
+    read_texts,
+)
 from flows.server.runtime import others_reach_it
 from flows.server.workers import Workers
-from flows.settings.checks import check_methods, check_runner
+from flows.settings.checks import check_methods, check_runner, sharing_memory
 from flows.settings.config import RunConfig, Settings, SweepConfig
 from flows.settings.fields import HERE
 from flows.settings.heap import share_one_heap
@@ -84,7 +90,7 @@ class Opened:
 
     def _check_memory(self) -> None:
         """Refuses a run whose stages do not fit --memory, as far as they are not cached."""
-        workspace, allowed = self.workspace, self.settings.memory
+        workspace, allowed = self.workspace, allowed_for_one(self.settings)
         if allowed is None:
             return
         planner = Planner(workspace.store, self.settings.refresh)
@@ -108,9 +114,8 @@ class Opened:
     @cached_property
     def _sent(self) -> Settings:
         """The command's settings for one of several processes, which divide the memory."""
-        assert self.workers is not None
-        settings, sharing = self.settings, self.workers.sharing
-        if sharing > 1 and self.workspace.model.device == "cpu":
+        settings = with_absolute_paths(self.settings)
+        if (sharing := sharing_memory(settings)) > 1:
             memory = settings.memory or free_memory("cpu") + LIBRARIES
             settings = settings.model_copy(update={"memory": ByteSize(memory // sharing)})
         batch = replace(self.workspace, settings=settings).batch_size

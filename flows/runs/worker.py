@@ -46,7 +46,8 @@ def run_order(line: str, label: str, order: Order) -> State[Done]:
         label: What the groups are about, for the run's name.
         order: The groups.
     """
-    torch.set_num_threads(order.threads)
+    if order.threads is not None:
+        torch.set_num_threads(order.threads)
     opened = _OPENED.get(order)
     told, peak = len(opened.workspace.notes), PeakMemory()
     try:

@@ -17,7 +17,7 @@ from compress_core.method import Method
 from compress_core.methods import build_method
 from compress_core.versions import library_versions
 from flows.runs.stores import open_store
-from flows.settings.checks import check_windows, choose_device
+from flows.settings.checks import check_windows, choose_device, sharing_memory
 from flows.settings.config import RunConfig, Settings
 from flows.settings.home import DIGESTS, open_home
 from storage.digests import DigestCache
@@ -140,6 +140,11 @@ class Workspace:
     def texts(self) -> tuple[Group | None, dict[str, Group]]:
         """The calibration group, if there is calibration text, and label to evaluation group."""
         return text_groups(self)
+
+
+def allowed_for_one(settings: Settings) -> int | None:
+    """Bytes that --memory leaves each process that computes; None without it."""
+    return None if settings.memory is None else settings.memory // sharing_memory(settings)
 
 
 def allowed_memory(settings: Settings, device: str) -> int:

@@ -7,7 +7,7 @@ none.
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
@@ -42,21 +42,15 @@ class Workers:
         kind: Whose processes they are.
         count: How many there are; of a cluster that runs already, how many are kept busy.
         cluster: Address of that cluster; None starts processes on this machine.
-        threads: Threads that a product is divided among in each.
         home: The data directory.
 
     Attributes:
         at_once: Orders that are sent at a time.
-        sharing: How many divide this machine's memory.
     """
 
-    def __init__(
-        self, kind: Runner, count: int, cluster: str | None, threads: int, home: Path
-    ) -> None:
+    def __init__(self, kind: Runner, count: int, cluster: str | None, home: Path) -> None:
         self.kind, self.count, self.cluster, self.home = kind, count, cluster, home
-        self.threads = threads
         self.at_once = AHEAD * count
-        self.sharing = count if cluster is None else 1
         self._stack = ExitStack()
         self._runner: TaskRunner[Any] | None = None
 
@@ -89,7 +83,8 @@ class Workers:
                 if self._runner is None:
                     self._runner = self._start()
                 runner = self._runner
-                future = runner.submit(task, dict(parameters))  # where Dask's is looked for
+                with self._once():
+                    future = runner.submit(task, dict(parameters))  # where Dask's is looked for
             except OSError as error:
                 where = self.cluster or "this machine"
                 raise WorkerError(
@@ -117,6 +112,14 @@ class Workers:
                 "if memory was short"
             ) from error
 
+    def _once(self) -> AbstractContextManager[Any]:
+        """Ray does not send again what it sends inside."""
+        if self.kind != "ray":
+            return nullcontext()
+        from prefect_ray.context import remote_options
+
+        return remote_options(max_retries=0)
+
     def _close(self) -> None:
         self._runner = None
         self._stack.close()
@@ -130,6 +133,8 @@ class Workers:
 
     def _dask(self) -> TaskRunner[Any]:
         os.environ.setdefault("DASK_LOGGING__DISTRIBUTED", "error")
+        # What a process is killed by it may be killed by again: how often that is tried is ours.
+        os.environ.setdefault("DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES", "0")
         from prefect_dask import DaskTaskRunner
 
         if self.cluster is not None:

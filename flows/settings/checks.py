@@ -57,16 +57,29 @@ def check_runner(settings: Settings) -> None:
             f"pip install 'eigenpress[{settings.runner}]'"
         )
     device = choose_device(settings.device)
-    gpus = device != "cpu" and settings.runner != HERE and settings.cluster is None
-    if gpus and (settings.workers or 1) > most_workers(device):
+    here = settings.runner != HERE and settings.cluster is None
+    if here and device != "cpu" and workers_of(settings) > _most_workers(device):
         raise ConfigError(
             f"--workers {settings.workers}: a process has a GPU to itself, and --device "
-            f"{settings.device} has {most_workers(device)} here"
+            f"{settings.device} has {_most_workers(device)} here"
         )
 
 
-def most_workers(device: str) -> int:
-    """How many processes a device keeps busy: one per GPU, or per core of a CPU."""
+def workers_of(settings: Settings) -> int:
+    """How many processes compute: as many as were asked for, else as a device keeps busy."""
+    if settings.runner == HERE:
+        return 1
+    return settings.workers or _most_workers(choose_device(settings.device))
+
+
+def sharing_memory(settings: Settings) -> int:
+    """How many of them divide the memory that a command may take: on a CPU of this machine all."""
+    alone = settings.cluster is not None or choose_device(settings.device) != "cpu"
+    return 1 if alone else workers_of(settings)
+
+
+def _most_workers(device: str) -> int:
+    """One per GPU, or per core of a CPU."""
     if device.partition(":")[0] == "cuda":
         return 1 if ":" in device else torch.cuda.device_count()
     return affinity()

@@ -26,7 +26,7 @@ class Order:
         command: Name of the command that this is of.
         inputs: Place to key of every unit that they read and do not make; where they go on with a
             strand, of all that its earlier groups read and made, too.
-        threads: Threads that a product is divided among.
+        threads: Threads that a product is divided among; None leaves that to the process.
     """
 
     settings: Any
@@ -35,7 +35,7 @@ class Order:
     session: str
     command: str
     inputs: Mapping[Place, str]
-    threads: int
+    threads: int | None
 
 
 def places_of(groups: Sequence[Group]) -> dict[Unit, Place]:

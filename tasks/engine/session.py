@@ -219,6 +219,7 @@ class Session:
         found = {}
         for unit in group.units:
             key = recipe_key(self.recipe(unit))
+            self.store.look_again(unit.stage, [key])
             manifest = self.store.peek(key, unit.stage)
             if manifest is None or self._is_stale(unit, key):
                 return None

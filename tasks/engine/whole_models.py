@@ -3,6 +3,7 @@
 A stage that asks for one names ``LOADING`` in its code.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,11 @@ class Models:
     def __init__(self, dense: DenseModel) -> None:
         self.dense = dense
         self._held: tuple[Path, Any] | None = None
+        self._users: list[Callable[[], None]] = []
+
+    def let_know(self, user: Callable[[], None]) -> None:
+        """Calls a user of the model, once, when it is dropped: who keeps it holds it in memory."""
+        self._users.append(user)
 
     def get(self, work: Work, compressed: Unit | None) -> Any:
         """The dense model, or the one of a ``materialise`` unit."""
@@ -47,3 +53,5 @@ class Models:
     def drop(self) -> None:
         """Frees it."""
         self._held = None
+        while self._users:
+            self._users.pop()()

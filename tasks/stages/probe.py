@@ -115,8 +115,10 @@ class _Probe:
     def close(self, *_: object) -> None:
         """Frees the model."""
         if self._open is not None:
-            self._open = None
             self.models.drop()
+
+    def _forget(self) -> None:
+        self._open = None
 
     def _opened(self, work: Work) -> KlProbe:
         if self._open is None:
@@ -129,6 +131,7 @@ class _Probe:
                 device=self.job.model.device,
             )
             self._open.set_base(self._base(work))
+            self.models.let_know(self._forget)
         return self._open
 
     def _base(self, work: Work) -> dict[str, Tensor]:

@@ -22,7 +22,6 @@ from flows.server import runtime
 from flows.server.workers import WorkerError, Workers
 from flows.settings import checks
 from flows.settings.config import RunConfig
-from storage.errors import LeaseHeldError
 from storage.layout import Layout
 from tasks.engine import own_device as devices
 from tasks.engine.own_device import own_device
@@ -67,7 +66,7 @@ def test_a_cluster_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyP
         def submit(self, task: object, parameters: object) -> None:
             raise OSError("timed out")
 
-    workers = Workers("dask", 2, CLUSTER, 1, tmp_path)
+    workers = Workers("dask", 2, CLUSTER, tmp_path)
     monkeypatch.setattr(workers, "_start", Nobody)
     with pytest.raises(WorkerError, match=f"dask: {CLUSTER} does not answer .timed out"):
         workers.submit(cast(Any, None), {}, lambda result: None)
@@ -87,10 +86,8 @@ def test_every_process_has_a_device_of_its_own(
     monkeypatch.setattr(devices, "_CLAIMS", [])
     layout = Layout(tmp_path)
     assert [own_device("cuda", layout, 2) for _ in range(2)] == ["cuda:0", "cuda:1"]
-    with pytest.raises(LeaseHeldError):
-        own_device("cuda", layout, 2)
-    devices._CLAIMS.pop(0).give_back()
-    assert own_device("cuda", layout, 2) == "cuda:0"
+    # all are taken: it waits for one to be given back
+    assert own_device("cuda", layout, 2, lambda: devices._CLAIMS.pop(0).give_back()) == "cuda:0"
     assert [own_device(shared, layout, 0) for shared in ("cpu", "cuda:1")] == ["cpu", "cuda:1"]
     for claim in devices._CLAIMS:
         claim.give_back()
@@ -121,7 +118,7 @@ class Starts:
 
 
 def test_ctrl_c_is_for_the_command_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    workers, runner = Workers("processes", 2, None, 1, tmp_path), Starts()
+    workers, runner = Workers("processes", 2, None, tmp_path), Starts()
     monkeypatch.setattr(workers, "_start", lambda: runner)
     before = blocked()
     workers.submit(cast(Any, None), {}, lambda result: None)
@@ -150,7 +147,7 @@ class Ended:
     ids=lambda error: type(error).__name__,
 )
 def test_what_libraries_raise_of_a_process_that_ended(error: Exception, tmp_path: Path) -> None:
-    workers = Workers("ray", 2, None, 1, tmp_path)
+    workers = Workers("ray", 2, None, tmp_path)
     with pytest.raises(WorkerError, match="ended in the middle"):
         workers._result(Ended(error), workers)  # type: ignore[arg-type]
 
@@ -158,7 +155,7 @@ def test_what_libraries_raise_of_a_process_that_ended(error: Exception, tmp_path
 def test_a_process_whose_gpu_is_full_has_not_ended(tmp_path: Path) -> None:
     """Torch's error has the name of one of Ray's; its line says what to do about it."""
     assert RayOutOfMemoryError.__name__ == torch.OutOfMemoryError.__name__
-    workers = Workers("processes", 2, None, 1, tmp_path)
+    workers = Workers("processes", 2, None, tmp_path)
     with pytest.raises(torch.OutOfMemoryError):
         workers._result(Ended(torch.OutOfMemoryError("full")), workers)  # type: ignore[arg-type]
     with pytest.raises(WorkerError):
