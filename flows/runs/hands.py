@@ -16,8 +16,9 @@ from flows.settings.config import Settings
 from flows.settings.heap import give_back
 from tasks.engine.order import Order, places_of, read_by
 from tasks.engine.prefect_task import run_group
-from tasks.engine.session import Group, Session
+from tasks.engine.session import Session
 from tasks.engine.units import Outcome
+from tasks.engine.work import Group
 
 LOOK_SECONDS = 0.5  # between looks at how far the groups of a strand are
 TRIES = 3  # of groups whose process ends in the middle

@@ -34,7 +34,8 @@ from flows.settings.fields import HERE
 from flows.settings.heap import share_one_heap
 from flows.settings.idle import idle_notes
 from tasks.engine.free_memory import free_memory
-from tasks.engine.session import Group, Session
+from tasks.engine.session import Session
+from tasks.engine.work import Group
 from tasks.tracking.check import check_tracking
 
 

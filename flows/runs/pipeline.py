@@ -21,8 +21,8 @@ from flows.settings.config import RunConfig, Settings
 from flows.settings.fields import BLOCKS
 from flows.settings.output import check_output
 from tasks.engine.job import Job
-from tasks.engine.session import Group
 from tasks.engine.units import Unit
+from tasks.engine.work import Group
 from tasks.stages.allocate import allocate_group
 from tasks.stages.collect import collect_groups
 from tasks.stages.collect_gradients import fisher_group

@@ -31,8 +31,9 @@ from flows.settings.config import Settings
 from flows.settings.output import check_output
 from flows.settings.reading import write_yaml
 from storage.disk import make_folder
-from tasks.engine.session import Group, Session, placed
+from tasks.engine.session import Session, placed
 from tasks.engine.units import Outcome
+from tasks.engine.work import Group
 from tasks.stages.materialise import publishing
 from tasks.tracking.files import CARD_FILE, CONFIG_FILE
 from tasks.tracking.package import write_package

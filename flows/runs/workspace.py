@@ -24,9 +24,10 @@ from storage.digests import DigestCache
 from storage.store import Store
 from tasks.engine.dense_model import DenseModel
 from tasks.engine.free_memory import free_memory
-from tasks.engine.session import Group, Listener, Session
+from tasks.engine.session import Listener, Session
 from tasks.engine.units import Outcome
 from tasks.engine.whole_models import Models
+from tasks.engine.work import Group
 from tasks.stages.scratch import SCRATCH
 from tasks.stages.tokenise import NOTES, TEXT, Text, calibration_group, evaluation_group
 

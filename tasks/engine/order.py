@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from storage.errors import ArtifactMissingError
-from tasks.engine.session import Group, Session
+from tasks.engine.session import Session
 from tasks.engine.units import Unit
+from tasks.engine.work import Group
 
 Place = tuple[int, int]  # number of a group, number of one of its units
 

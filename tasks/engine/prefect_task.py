@@ -8,8 +8,9 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, State
 
-from tasks.engine.session import Group, Session
+from tasks.engine.session import Session
 from tasks.engine.units import Outcome
+from tasks.engine.work import Group
 
 
 @task(cache_policy=NO_CACHE, persist_result=False, task_run_name="{stage} · {label}")

@@ -11,8 +11,8 @@ from compress_core.folder.load import EigenpressConfig, EigenpressQuantizer
 from compress_core.hf.binding import unwrapped
 from compress_core.hf.loading import load_model
 from tasks.engine.dense_model import FOLDER, DenseModel
-from tasks.engine.session import Work
 from tasks.engine.units import Unit
+from tasks.engine.work import Work
 
 LOADING = (load_model, unwrapped, EigenpressConfig, EigenpressQuantizer)
 """What a loaded model's numbers and keys come from: transformers calls the last two by name."""

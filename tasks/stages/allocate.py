@@ -11,8 +11,8 @@ from compress_core.types import Share
 from storage.artifact import Artifact
 from tasks.engine.components import describe
 from tasks.engine.job import Job
-from tasks.engine.session import Group, Work
 from tasks.engine.units import Unit, View
+from tasks.engine.work import Group, Work
 from tasks.stages.arrays import get_tensor
 from tasks.stages.predict import CODES, ENTRIES, PREDICTED
 

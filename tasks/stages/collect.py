@@ -26,8 +26,9 @@ from tasks.engine.cost import (
 )
 from tasks.engine.dense_model import DenseModel
 from tasks.engine.job import Job
-from tasks.engine.session import Group, Session, Work
+from tasks.engine.session import Session
 from tasks.engine.units import Unit
+from tasks.engine.work import Group, Work
 from tasks.stages.arrays import get_tensor, put
 from tasks.stages.scratch import SCRATCH, discard, keep, load
 

@@ -3,9 +3,9 @@
 from compress_core.hf.fisher import fisher_columns
 from tasks.engine.cost import MODEL, Cost, forward_operations
 from tasks.engine.job import Job
-from tasks.engine.session import Group, Work
 from tasks.engine.units import Unit
 from tasks.engine.whole_models import LOADING, Models
+from tasks.engine.work import Group, Work
 from tasks.stages.arrays import get_tensor, put_tensor
 
 

@@ -19,9 +19,9 @@ from compress_core.types import LayerRef
 from tasks.engine.cost import MODEL, Cost, add, forward_operations, logits
 from tasks.engine.free_memory import free_memory
 from tasks.engine.job import Job
-from tasks.engine.session import Group, Work
 from tasks.engine.units import Unit
 from tasks.engine.whole_models import LOADING, Models
+from tasks.engine.work import Group, Work
 from tasks.stages.arrays import get_tensor, put
 
 OF = "output gradients of"

@@ -11,8 +11,8 @@ from compress_core.types import LayerRef, Stack
 from tasks.engine.components import describe
 from tasks.engine.cost import EXACT, Cost
 from tasks.engine.job import Job
-from tasks.engine.session import Group, Work
 from tasks.engine.units import Unit
+from tasks.engine.work import Group, Work
 from tasks.stages.arrays import Stored, dense_weight_of, get_tensor, put
 from tasks.stages.two_sided import read_root, side_cost, side_inputs, side_settings
 

@@ -29,9 +29,9 @@ from tasks.engine.cost import (
     streamed_numbers,
 )
 from tasks.engine.dense_model import FOLDER, DenseModel
-from tasks.engine.session import Group, Work
 from tasks.engine.units import Unit
 from tasks.engine.whole_models import LOADING, Models
+from tasks.engine.work import Group, Work
 from tasks.stages.arrays import get_tensor, put_tensor
 
 STATES = "states"

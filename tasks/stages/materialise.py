@@ -32,8 +32,8 @@ from storage.keys import recipe_key
 from tasks.engine.cost import Cost
 from tasks.engine.dense_model import FOLDER
 from tasks.engine.job import Job
-from tasks.engine.session import Group, Work
 from tasks.engine.units import Unit
+from tasks.engine.work import Group, Work
 from tasks.stages.arrays import Stored
 
 # What the modelling file that is written has and uses; nothing else names it.

@@ -19,8 +19,8 @@ from compress_core.stats import InputStats
 from compress_core.types import LayerRef, Share, Stack
 from tasks.engine.cost import EXACT, Cost
 from tasks.engine.job import Job
-from tasks.engine.session import Group, Work
 from tasks.engine.units import Unit
+from tasks.engine.work import Group, Work
 from tasks.stages.arrays import Stored, dense_weight_of, get_tensor, put_tensor
 
 PREDICTED, CODES, ENTRIES = "predicted", "codes", "entries"

@@ -15,8 +15,8 @@ from storage.artifact import Artifact
 from storage.keys import recipe_key
 from tasks.engine.cost import Cost
 from tasks.engine.dense_model import FOLDER
-from tasks.engine.session import Group, Work
 from tasks.engine.units import Unit
+from tasks.engine.work import Group, Work
 from tasks.stages.materialise import publish
 
 TEXTS = ("calibration.jsonl", "evaluation.jsonl")

@@ -16,9 +16,9 @@ from compress_core.types import LayerRef, Share
 from tasks.engine.components import describe
 from tasks.engine.cost import MODEL, Cost, forward_operations, logits
 from tasks.engine.job import Job
-from tasks.engine.session import Group, Work
 from tasks.engine.units import Unit
 from tasks.engine.whole_models import LOADING, Models
+from tasks.engine.work import Group, Work
 from tasks.stages.arrays import Stored, dense_weight_of, get_tensor
 
 

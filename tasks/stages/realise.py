@@ -21,8 +21,8 @@ from compress_core.types import LayerRef, Share
 from tasks.engine.components import describe
 from tasks.engine.cost import EXACT, Cost, add
 from tasks.engine.job import Job
-from tasks.engine.session import Group, Work
 from tasks.engine.units import Unit
+from tasks.engine.work import Group, Work
 from tasks.stages.allocate import share_of, view_of
 from tasks.stages.arrays import Stored, dense_weight_of, put
 from tasks.stages.two_sided import read_lengths, read_root, side_cost, side_inputs, side_settings

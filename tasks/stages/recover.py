@@ -20,9 +20,9 @@ from tasks.engine.components import describe
 from tasks.engine.cost import MODEL, Cost, forward_operations
 from tasks.engine.dense_model import FOLDER
 from tasks.engine.job import Job
-from tasks.engine.session import Group, Work
 from tasks.engine.units import Unit
 from tasks.engine.whole_models import LOADING, Models
+from tasks.engine.work import Group, Work
 from tasks.stages.arrays import get_tensor, put_tensor
 from tasks.stages.checkpoints import clear_checkpoints
 from tasks.stages.teacher import read_teacher, teacher_group, training_of

@@ -29,8 +29,9 @@ from tasks.engine.cost import (
 )
 from tasks.engine.dense_model import FOLDER
 from tasks.engine.job import Job
-from tasks.engine.session import Group, Session, Work
+from tasks.engine.session import Session
 from tasks.engine.units import Unit
+from tasks.engine.work import Group, Work
 from tasks.stages.arrays import get_tensor, put_tensor
 from tasks.stages.checkpoints import clear_checkpoints
 from tasks.stages.recover import TENSOR

@@ -27,8 +27,9 @@ from tasks.engine.cost import (
     streamed_bytes,
 )
 from tasks.engine.job import Job
-from tasks.engine.session import Group, Session, Work
+from tasks.engine.session import Session
 from tasks.engine.units import Unit
+from tasks.engine.work import Group, Work
 from tasks.stages.arrays import get_tensor, put
 from tasks.stages.collect import block_digest
 from tasks.stages.realise import Upstream, make_realise, read_weight, realise_unit

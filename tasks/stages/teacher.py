@@ -5,9 +5,9 @@ from compress_core.learn.teacher import Teacher, teach
 from storage.keys import recipe_key
 from tasks.engine.cost import MODEL, Cost, forward_operations, logits
 from tasks.engine.job import Job
-from tasks.engine.session import Group, Work
 from tasks.engine.units import Unit
 from tasks.engine.whole_models import LOADING, Models
+from tasks.engine.work import Group, Work
 from tasks.stages.arrays import get_tensor, put_tensor
 from tasks.stages.checkpoints import StoredCheckpoints
 

@@ -22,8 +22,8 @@ from storage.digests import DigestCache, file_digest
 from storage.keys import recipe_key
 from tasks.engine.cost import Cost
 from tasks.engine.dense_model import DenseModel
-from tasks.engine.session import Group, Work
 from tasks.engine.units import Unit
+from tasks.engine.work import Group, Work
 from tasks.stages.arrays import put_tensor
 
 NOTES = "notes"  # what people should be told of a text, recorded with its windows

@@ -12,8 +12,8 @@ from compress_core.types import LayerRef
 from tasks.engine.components import describe
 from tasks.engine.cost import EXACT, Cost, add
 from tasks.engine.job import Job
-from tasks.engine.session import Work
 from tasks.engine.units import Unit
+from tasks.engine.work import Work
 from tasks.stages.arrays import Stored
 
 GRADIENTS = "output gradients"

@@ -5,8 +5,8 @@ from compress_core.stats import InputStats
 from tasks.engine.components import describe
 from tasks.engine.cost import Cost
 from tasks.engine.dense_model import DenseModel
-from tasks.engine.session import Group, Work
 from tasks.engine.units import Unit
+from tasks.engine.work import Group, Work
 from tasks.stages.arrays import Stored, put
 
 

@@ -8,8 +8,9 @@ import numpy as np
 from flows.report.console import Reporter
 from flows.server import runtime
 from storage.store import Store
-from tasks.engine.session import Group, Session, Work
+from tasks.engine.session import Session
 from tasks.engine.units import Unit
+from tasks.engine.work import Group, Work
 from tests.benchmarks.conftest import Bench
 
 BLOCKS, UNITS = 24, 7

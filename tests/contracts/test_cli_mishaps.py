@@ -13,8 +13,9 @@ import pytest
 from flows.commands import cli, mishaps
 from flows.settings.home import use_home
 from storage.store import Store
-from tasks.engine.session import Group, Session, Work
+from tasks.engine.session import Session
 from tasks.engine.units import Unit
+from tasks.engine.work import Group, Work
 from tests.pipeline import pico
 
 Call = Callable[..., tuple[int, str, str]]

@@ -12,9 +12,10 @@ from compress_core.hf.text import load_tokenizer
 from flows.runs.workspace import open_workspace, read_texts
 from flows.settings.config import RunConfig
 from storage.store import Store
-from tasks.engine.session import Group, Session, Work
+from tasks.engine.session import Session
 from tasks.engine.stages import STAGES
 from tasks.engine.units import Unit
+from tasks.engine.work import Group, Work
 from tests.pipeline import pico
 
 FAST = {"tokenizer_class": "PreTrainedTokenizerFast"}

@@ -12,8 +12,8 @@ from compress_core.curvature import OutputFisher, divergence_by_rank
 from compress_core.stats import InputStats
 from flows.runs.forecast import Planner
 from flows.runs.foretold import foretold, predicted_kl
-from tasks.engine.session import Interrupted, Work
 from tasks.engine.units import Unit
+from tasks.engine.work import Interrupted, Work
 from tasks.stages import collect_outputs
 from tasks.stages.arrays import Stored, dense_weight_of, get_tensor
 from tasks.stages.collect_outputs import passes

@@ -20,7 +20,8 @@ from flows.server.workers import WorkerError
 from flows.settings.config import RunConfig
 from storage.errors import ArtifactMissingError
 from tasks.engine.order import Order, places_of, provide, read_by
-from tasks.engine.session import Group, Session
+from tasks.engine.session import Session
+from tasks.engine.work import Group
 from tests.pipeline import pico
 
 Then = Callable[[Callable[[], Done]], None]

@@ -17,7 +17,8 @@ import pytest
 from flows.settings.config import RunConfig
 from flows.settings.reading import write_yaml
 from storage.gc import collect_garbage
-from tasks.engine.session import Group, Session
+from tasks.engine.session import Session
+from tasks.engine.work import Group
 from tests.pipeline import pico
 from tests.pipeline.conftest import Run
 from tests.pipeline.forking import run_script

@@ -20,8 +20,9 @@ import pytest
 from compress_core.methods import METHODS
 from storage.fingerprint import fingerprint_of, read_sources
 from tasks.engine.code import CLOSED, PACKAGES, fingerprint, name_of
-from tasks.engine.session import Session, Work
+from tasks.engine.session import Session
 from tasks.engine.units import Unit
+from tasks.engine.work import Work
 from tests.learning import few_turns, shortened
 from tests.pipeline import pico
 
