@@ -180,11 +180,11 @@ class Fields(BaseModel):
         "of Ray",
     )
     workers: Annotated[int | None, Belongs(MACHINE, "other processes")] = Field(
-        None, ge=1, le=1000, description="how many processes; else one per core"
+        None, ge=1, le=1000, description="how many processes; else one per core, or per GPU"
     )
     cluster: Annotated[str | None, Belongs(MACHINE, "a cluster", word="ADDRESS")] = Field(
         None,
-        description="Dask's scheduler or Ray's head that runs already; else one is started here",
+        description="address of Dask's scheduler or Ray's head, where one runs already",
     )
     home: Annotated[Path, Belongs(MACHINE, word="DIR")] = Field(
         default_factory=default_home,

@@ -18,7 +18,8 @@ SETTINGS = (
     "--model --of --allocate --option --calibration --calibration-field --samples --length --seed "
     "--bos --products --eval-text --eval-field --eval-windows --tasks --task-path --task-limit "
     "--num-fewshot --apply-chat-template --skip-bad-rows "
-    "--device --compute --batch-size --memory --home --store --name --refresh --trust-remote-code "
+    "--device --compute --batch-size --memory --runner --workers --cluster --home --store --name "
+    "--refresh --trust-remote-code "
     "--config --json --help --recover --recover-steps --recover-text --recover-held-back "
     "--recover-seed --learn-seed --link --rank-multiple --factors --metric --bits"
 )

@@ -126,7 +126,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         "the data directory a.txt/b is a file or lies ",
     ),
     "missing settings": ({"config": "no.yaml"}, "cannot read --config no.yaml: No such file"),
-    "unknown setting": ({"config": "unknown.yaml"}, "there is no setting called 'colour' (with "),
+    "unknown setting": ({"config": "unknown.yaml"}, "there is no setting called 'hue' (with "),
     "wrong setting": ({"config": "wrong.yaml"}, "seed: input should be a valid integer"),
     "not YAML": ({"config": "broken.yaml"}, "--config broken.yaml is not YAML: "),
     "output is a file": ({"output": "a.txt"}, "--output"),
@@ -139,7 +139,7 @@ def make_mistakes(folder: Path) -> None:
     (folder / "empty").mkdir()
     (folder / "a.txt").write_text("words")
     (folder / "a.csv").write_text("a,b")
-    (folder / "unknown.yaml").write_text("colour: red\n")
+    (folder / "unknown.yaml").write_text("hue: red\n")
     (folder / "wrong.yaml").write_text("seed: red\n")
     (folder / "template.yaml").write_text("apply_chat_template: true\n")
     (folder / "broken.yaml").write_text("a: [b\n")

@@ -54,6 +54,9 @@ COMMON: dict[str, tuple[list[str], Any]] = {
     "device": (["cuda:1"], "cuda:1"),
     "batch_size": (["3"], 3),
     "memory": (["12GB"], 12_000_000_000),
+    "runner": (["dask"], "dask"),
+    "workers": (["3"], 3),
+    "cluster": (["tcp://127.0.0.1:8786"], "tcp://127.0.0.1:8786"),
     "home": (["elsewhere"], Path("elsewhere")),
     "store": (["s3://bucket/models"], "s3://bucket/models"),
     "name": (["tiny"], "tiny"),
@@ -227,7 +230,7 @@ def test_a_size_is_bytes_or_has_a_unit(text: str, size: int, tmp_path: Path) -> 
         ({"kept": None, "target_perplexity": float("nan")}, "is a number above 1, got nan$"),
         ({"kept": None, "target_perplexity": float("inf")}, "is a number above 1, got inf$"),
         ({"sample": 3}, "there is no setting called 'sample'. Did you mean 'samples'?"),
-        ({"colour": 3}, r"there is no setting called 'colour'$"),
+        ({"hue": 3}, r"there is no setting called 'hue'$"),
         ({"samples": 0}, "samples: input should be greater than or equal to 1, got 0"),
         ({"samples": 1.5}, "samples: .*, got 1.5"),
         ({"length": 7}, "length: input should be greater than or equal to 8, got 7"),
@@ -273,9 +276,9 @@ def test_a_missing_setting_is_named(kind: type[Settings], name: str) -> None:
 
 def test_a_mistake_in_a_file_names_the_file(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
-    file.write_text("model: m\nkept: 0.5\ncolour: red\n")
+    file.write_text("model: m\nkept: 0.5\nhue: red\n")
 
-    with pytest.raises(ConfigError, match=r"'colour' \(with --config .*mine\.yaml\)$"):
+    with pytest.raises(ConfigError, match=r"'hue' \(with --config .*mine\.yaml\)$"):
         build_config(RunConfig, {}, file)
 
 

@@ -47,6 +47,7 @@ def test_a_cluster_that_cannot_report(tmp_path: Path, monkeypatch: pytest.Monkey
     """A command's private server is in the environment, too, when the command is opened."""
     config = RunConfig(model="m", kept=0.5, device="cpu", runner="dask", cluster=CLUSTER)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(runtime, "_server", None)  # of other tests
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     with pytest.raises(ConfigError, match="run `eigenpress up` or set PREFECT_API_URL"):

