@@ -37,6 +37,7 @@ def refusal(**values: object) -> str:
 
 @pytest.mark.parametrize("runner", sorted(checks.EXTRAS))
 def test_a_runner_without_its_library(runner: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip(checks.EXTRAS[runner], reason="the extra is not installed here")
     checks.check_runner(RunConfig(model="m", kept=0.5, device="cpu", runner=runner))
     monkeypatch.setitem(checks.EXTRAS, runner, "no_such_library")
     said = refusal(runner=runner)

@@ -43,6 +43,7 @@ def test_ray_makes_what_one_process_makes(
     cold_walk: pico.Walk,
     tmp_path: Path,
 ) -> None:
+    pytest.importorskip("prefect_ray", reason="the extra is not installed on this platform")
     shutil.copytree(prepared_home, home)
     settings = inputs.settings(home, runner="ray", workers=2)
     result = finish(pico.start([*pico.arguments("run", settings), "--json"], tmp_path))
