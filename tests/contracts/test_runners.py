@@ -13,8 +13,6 @@ import pytest
 import torch
 from distributed.scheduler import KilledWorker
 from prefect.exceptions import CrashedRun
-from ray.exceptions import OutOfMemoryError as RayOutOfMemoryError
-from ray.exceptions import WorkerCrashedError
 
 from compress_core.errors import ConfigError
 from flows.runs.opened import _check_cluster
@@ -25,6 +23,8 @@ from flows.settings.config import RunConfig
 from storage.layout import Layout
 from tasks.engine import own_device as devices
 from tasks.engine.own_device import own_device
+
+of_ray = pytest.importorskip("ray.exceptions", reason="the extra is not installed here")
 
 CLUSTER = "tcp://192.0.2.1:8786"
 
@@ -37,7 +37,6 @@ def refusal(**values: object) -> str:
 
 @pytest.mark.parametrize("runner", sorted(checks.EXTRAS))
 def test_a_runner_without_its_library(runner: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip(checks.EXTRAS[runner], reason="the extra is not installed here")
     checks.check_runner(RunConfig(model="m", kept=0.5, device="cpu", runner=runner))
     monkeypatch.setitem(checks.EXTRAS, runner, "no_such_library")
     said = refusal(runner=runner)
@@ -143,7 +142,7 @@ class Ended:
     [
         BrokenProcessPool(),
         KilledWorker("task", cast(Any, None), 0),
-        WorkerCrashedError(),
+        of_ray.WorkerCrashedError(),
         CrashedRun(),
     ],
     ids=lambda error: type(error).__name__,
@@ -156,9 +155,9 @@ def test_what_libraries_raise_of_a_process_that_ended(error: Exception, tmp_path
 
 def test_a_process_whose_gpu_is_full_has_not_ended(tmp_path: Path) -> None:
     """Torch's error has the name of one of Ray's; its line says what to do about it."""
-    assert RayOutOfMemoryError.__name__ == torch.OutOfMemoryError.__name__
+    assert of_ray.OutOfMemoryError.__name__ == torch.OutOfMemoryError.__name__
     workers = Workers("processes", 2, None, tmp_path)
     with pytest.raises(torch.OutOfMemoryError):
         workers._result(Ended(torch.OutOfMemoryError("full")), workers)  # type: ignore[arg-type]
     with pytest.raises(WorkerError):
-        workers._result(Ended(RayOutOfMemoryError("killed")), workers)  # type: ignore[arg-type]
+        workers._result(Ended(of_ray.OutOfMemoryError("killed")), workers)  # type: ignore[arg-type]
