@@ -12,7 +12,7 @@ from compress_core.method import Method
 from compress_core.methods import build_method
 from compress_core.types import Budget
 from flows.settings.config import RunConfig, Settings
-from flows.settings.fields import HERE
+from flows.settings.fields import EXTRAS, HERE
 from flows.settings.idle import check_idle
 from flows.settings.threads import affinity
 
@@ -38,10 +38,6 @@ def choose_device(wanted: str) -> str:
     if kind == "cpu" and index:
         raise ConfigError(f"--device {wanted}: the processor is one device; use cpu")
     return wanted
-
-
-EXTRAS = {"dask": "prefect_dask", "ray": "prefect_ray"}
-"""What a runner needs, by the extra of that name."""
 
 
 def check_runner(settings: Settings) -> None:

@@ -28,6 +28,8 @@ Recover = Literal["lora", "factors", "blocks", "blocks+factors"]
 BLOCKS = "blocks"  # the step of it that trains block by block
 Runner = Literal["here", "processes", "dask", "ray"]
 HERE: Runner = "here"  # this process, that is
+EXTRAS = {"dask": "prefect_dask", "ray": "prefect_ray"}
+"""Runners of libraries that have clusters: what they need, by the extra of that name."""
 Option = bool | int | float | str
 if TYPE_CHECKING:
     Stage = str

@@ -15,7 +15,7 @@ from compress_core.methods import Variant, build_method, option_defaults, parse_
 from compress_core.options import read_option
 from flows.settings.belonging import belonging
 from flows.settings.config import FLAGS, Settings
-from flows.settings.fields import BLOCKS, HERE, Recover
+from flows.settings.fields import BLOCKS, EXTRAS, HERE, Recover
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ READERS = {
         "without --runner: say whose processes, processes, dask or ray",
     ),
     "a cluster": Reader(
-        lambda use: use.settings.runner in ("dask", "ray"),
+        lambda use: use.settings.runner in EXTRAS,
         "is of --runner dask or ray: say which",
     ),
     "kept": Reader(

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from storage.errors import ArtifactMissingError
 from tasks.engine.session import Session
 from tasks.engine.units import Unit
 from tasks.engine.work import Group
@@ -74,11 +73,4 @@ def provide(session: Session, groups: Sequence[Group], order: Order) -> None:
         unit = groups[number].units[place]
         if unit in session.manifests and session.manifests[unit].key == key:
             continue
-        session.store.look_again(unit.stage, [key])
-        manifest = session.store.find(key, unit.stage)
-        if manifest is None:
-            raise ArtifactMissingError(
-                f"stage {unit.stage}: {unit.name} is not in {session.store.where}, as this process "
-                "sees it: all need one --home on a shared disk, or one --store"
-            )
-        session.done(unit, manifest)
+        session.done(unit, session.made_elsewhere(unit, key))

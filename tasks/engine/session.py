@@ -208,21 +208,30 @@ class Session:
         Raises:
             ArtifactMissingError: It is not in this store, or not what was asked for.
         """
-        self.store.look_again(group.stage, [outcome.key for outcome in outcomes])
+        self.store.look_again(group.stage, [outcome.key for outcome in outcomes])  # all at once
         for unit, outcome in zip(group.units, outcomes, strict=True):
-            manifest = self.store.find(outcome.key, unit.stage)
-            if manifest is None:
-                raise ArtifactMissingError(
-                    f"stage {unit.stage}, {group.label}: another process computed {unit.name}, and "
-                    f"it is not in {self.store.where}: all need one --home on a shared disk, or "
-                    "one --store"
-                )
+            manifest = self.made_elsewhere(unit, outcome.key)
             if not self._is_of(unit, manifest):
                 raise ArtifactMissingError(
                     f"stage {unit.stage}, {group.label}: another process computed {unit.name} of "
                     "other inputs or with other code: all need the same model, texts and versions"
                 )
             self.done(unit, manifest)
+
+    def made_elsewhere(self, unit: Unit, key: str) -> Manifest:
+        """What another process says is in the store.
+
+        Raises:
+            ArtifactMissingError: This one does not find it there.
+        """
+        self.store.look_again(unit.stage, [key])
+        manifest = self.store.find(key, unit.stage)
+        if manifest is None:
+            raise ArtifactMissingError(
+                f"stage {unit.stage}: {unit.name} is not in {self.store.where}, as this process "
+                "sees it: all need one --home on a shared disk, or one --store"
+            )
+        return manifest
 
     def _is_of(self, unit: Unit, manifest: Manifest) -> bool:
         """Whether an artifact is what this run means by a unit."""

@@ -99,6 +99,7 @@ def llama(
     heads: int = 4,
     groups: int = 2,
     vocabulary: int | None = None,
+    own_head: bool = False,
     dtype: str = "float32",
 ) -> Callable[[int], PreTrainedConfig]:
     """Makes the configuration of a Llama from the size of its text's vocabulary.
@@ -109,7 +110,8 @@ def llama(
         blocks: How many.
         heads: Of the queries.
         groups: Heads of keys and values.
-        vocabulary: With a head of its own; else the text's, and tied.
+        vocabulary: How many tokens; else the text's.
+        own_head: Whether the head is not tied to the embedding.
         dtype: Of the weights.
     """
 
@@ -122,7 +124,7 @@ def llama(
             num_attention_heads=heads,
             num_key_value_heads=groups,
             max_position_embeddings=128,
-            tie_word_embeddings=vocabulary is None,
+            tie_word_embeddings=not own_head,
             dtype=dtype,
         )
 

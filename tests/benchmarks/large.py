@@ -14,9 +14,8 @@ from pathlib import Path
 
 import psutil
 import torch
-from transformers import LlamaConfig, PreTrainedConfig
 
-from tests.benchmarks.commands import Took, by_stage, counted, measured, start
+from tests.benchmarks.commands import Took, by_stage, counted, llama, measured, start
 from tests.pipeline import pico
 
 MEMORY = "8GB"
@@ -24,20 +23,8 @@ KILLED_AFTER = 3  # decompositions
 SECONDS = 4 * 3600.0  # that are waited for the first of them
 
 
-def config(vocabulary: int) -> PreTrainedConfig:
-    """The shape of Llama 3.2 3B; the text's own tokens are some of the vocabulary's."""
-    del vocabulary
-    return LlamaConfig(
-        vocab_size=128256,
-        hidden_size=3072,
-        intermediate_size=8192,
-        num_hidden_layers=28,
-        num_attention_heads=24,
-        num_key_value_heads=8,
-        max_position_embeddings=2048,
-        tie_word_embeddings=True,
-        dtype="bfloat16",
-    )
+# Llama 3.2 3B's; the text's own tokens are some of the vocabulary's
+SHAPE = llama(3072, 8192, 28, heads=24, groups=8, vocabulary=128256, dtype="bfloat16")
 
 
 def make_model(folder: Path) -> pico.Inputs:
@@ -47,7 +34,7 @@ def make_model(folder: Path) -> pico.Inputs:
         before = torch.get_default_dtype()
         torch.set_default_dtype(torch.bfloat16)
         try:
-            pico.make_inputs(folder, config=config)
+            pico.make_inputs(folder, config=SHAPE)
         finally:
             torch.set_default_dtype(before)
     return made

@@ -25,7 +25,14 @@ def test_seven_billion(blocks: int, device: str, bench: Bench, tmp_path: Path) -
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("32 blocks need a CUDA device; 2 blocks run on a CPU")
     shape = llama(
-        WIDTH, INNER, blocks, heads=HEADS, groups=HEADS, vocabulary=VOCABULARY, dtype="bfloat16"
+        WIDTH,
+        INNER,
+        blocks,
+        heads=HEADS,
+        groups=HEADS,
+        vocabulary=VOCABULARY,
+        own_head=True,
+        dtype="bfloat16",
     )
     inputs = pico.make_inputs(tmp_path, config=shape)
     home = tmp_path / "home"

@@ -319,6 +319,14 @@ def start(words: list[str], folder: Path, **more: str) -> subprocess.Popen[str]:
     )
 
 
+def finish(process: subprocess.Popen[str]) -> tuple[dict[str, Any], str]:
+    """What a command that ends well prints as JSON, and what it says to people."""
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert "Traceback" not in err
+    return dict(json.loads(out)), err
+
+
 def wait_for(what: Callable[[], Any], seconds: float = 300, every: float = 0.5) -> Any:
     """The first answer that is something; fails after a time that a very busy machine may need."""
     deadline = time.monotonic() + seconds

@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import sqlite3
-import subprocess
 import time
 from collections import Counter
 from contextlib import closing
@@ -81,13 +80,6 @@ def test_a_killed_command_is_repeated(
     assert pico.payload(store) == pico.payload(cold_walk.session.store.root)
 
 
-def finish(process: subprocess.Popen[str]) -> dict[str, Any]:
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    assert "Traceback" not in err
-    return dict(json.loads(out))
-
-
 @pytest.fixture(scope="module")
 def used_home(
     cold_walk: pico.Walk, prepared_home: Path, tmp_path_factory: pytest.TempPathFactory
@@ -129,7 +121,7 @@ def test_two_commands_at_once_on_a_fresh_home(inputs: pico.Inputs, tmp_path: Pat
     noisy = {"PREFECT_LOGGING_LEVEL": "DEBUG", "PYTHONWARNINGS": "always"}
     several = ["--runner", "processes", "--workers", "2"]
     processes = [pico.start([*words, *more], tmp_path, **noisy) for more in ([], several)]
-    first, second = (finish(process) for process in processes)
+    first, second = (pico.finish(process)[0] for process in processes)
     assert any("the model's context ends there" in note for note in first["notes"])
 
     def keys(result: dict[str, Any]) -> list[tuple[str, str]]:

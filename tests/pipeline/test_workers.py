@@ -1,6 +1,5 @@
 """Runs that several processes compute, of this machine, of Dask and of Ray, and flows at once."""
 
-import json
 import re
 import shutil
 import signal
@@ -29,11 +28,9 @@ def digests(home: Path) -> dict[tuple[str, str], str]:
 
 
 def finish(process: Any) -> dict[str, Any]:
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    assert "Traceback" not in err
+    result, err = pico.finish(process)
     assert "\nnote  " not in err.replace(f"note         {LOST[:30]}", "")
-    return dict(json.loads(out))
+    return result
 
 
 def test_ray_makes_what_one_process_makes(
