@@ -13,9 +13,7 @@ import torch
 from torch import Tensor
 
 from compress_core.errors import NumericsError, TextError
-
-CHUNK_ELEMENTS = 1 << 21
-"""Logits widened to float64 at a time (16 MiB a copy, three copies); bounds memory, not results."""
+from compress_core.head import chunks
 
 _LARGEST_NLL = math.log(torch.finfo(torch.float64).max)
 
@@ -71,7 +69,7 @@ def perplexity_and_kl(
 
     Both models see the same batch one after the other. Held are, beside what a model itself holds,
     the last hidden states of one batch, and of each model one piece of its logits, at most 64 MiB
-    in float32. Log-softmax and sums are in float64, so the batch size changes rounding only.
+    in float32. The softmax and sums are in float64, so the batch size changes rounding only.
 
     Args:
         model: A causal language model.
@@ -125,16 +123,14 @@ def _batch_sums(
         dense_logits = None
         if dense is not None and dense_rows is not None:
             dense_logits = dense.logits(dense_rows[piece])
-        step = max(1, CHUNK_ELEMENTS // logits.shape[-1])
-        for begin in range(0, len(logits), step):
-            part = slice(begin, begin + step)
-            place = _Place(first, ids.shape[1] - 1, piece.start + begin)
-            log_q = _log_softmax(logits[part], "the model", place)
-            nll -= log_q.gather(-1, targets[piece][part, None]).sum()
+        for part in chunks(logits):
+            place = _Place(first, ids.shape[1] - 1, piece.start + part.start)
+            q = _Softmax(logits[part], "the model", place)
+            nll += (q.log_sum - q.logits.gather(-1, targets[piece][part, None])[:, 0]).sum()
             if dense_logits is not None:
-                log_p = _log_softmax(dense_logits[part], "the dense model", place)
-                gap = log_q.neg_().add_(log_p)
-                kl += log_p.exp_().mul_(gap).sum()
+                p = _Softmax(dense_logits[part], "the dense model", place)
+                gap = p.logits.sub_(q.logits)
+                kl += (torch.linalg.vecdot(p.weights, gap) / p.sum - p.log_sum + q.log_sum).sum()
         del logits, dense_logits  # or two pieces of each would be held
     return float(nll), float(kl)
 
@@ -159,12 +155,26 @@ class _Place:
         return f"window {self.window + window}, position {position}"
 
 
-def _log_softmax(logits: Tensor, whose: str, place: _Place) -> Tensor:
-    bad = torch.isfinite(logits).all(-1).logical_not_()
-    if bad.any():
-        where = place.name(int(bad.nonzero()[0]))
-        raise NumericsError(
-            f"evaluate: the logits of {whose} in {where}, are not finite; "
-            "its weights are broken or its dtype overflows"
-        )
-    return logits.double().log_softmax(-1)
+class _Softmax:
+    """Rows of logits and what their softmax is made of, one exponential of each.
+
+    Attributes:
+        logits: (rows, vocabulary), float64.
+        weights: exp(logits - the row's largest); over ``sum`` they are the probabilities.
+        sum: Of the weights, (rows,).
+        log_sum: log Σ exp(logits), (rows,).
+    """
+
+    def __init__(self, logits: Tensor, whose: str, place: _Place) -> None:
+        self.logits = logits.double()
+        bad = self.logits.sum(-1).isfinite().logical_not_()
+        if bad.any():
+            where = place.name(int(bad.nonzero()[0]))
+            raise NumericsError(
+                f"evaluate: the logits of {whose} in {where}, are not finite; "
+                "its weights are broken or its dtype overflows"
+            )
+        largest = self.logits.amax(-1, keepdim=True)
+        self.weights = (self.logits - largest).exp_()
+        self.sum = self.weights.sum(-1)
+        self.log_sum = largest[:, 0] + self.sum.log()

@@ -21,7 +21,18 @@ PIECE_ELEMENTS = 1 << 24
 ROW_STEP = 16
 """Rows of a piece are a multiple of it where they can be: products of whole tiles are faster."""
 
+CHUNK_ELEMENTS = {"cpu": 1 << 17, "other": 1 << 24}
+"""Logits whose softmax is taken at a time: as many as caches hold, in float64; or enough for an
+accelerator."""
+
 Measure = Callable[[Tensor, slice], Tensor]  # logits (rows, vocabulary), which rows they are
+
+
+def chunks(rows: Tensor) -> list[slice]:
+    """Rows (rows, vocabulary) in parts of CHUNK_ELEMENTS at most, or one row each."""
+    elements = CHUNK_ELEMENTS["cpu" if rows.device.type == "cpu" else "other"]
+    step = max(1, elements // rows.shape[-1])
+    return [slice(begin, begin + step) for begin in range(0, len(rows), step)]
 
 
 @contextmanager

@@ -7,7 +7,7 @@ in place of the blocks that need not run.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -16,12 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from compress_core.errors import ConfigError, NumericsError, TextError
-from compress_core.head import Halves, forward_of
+from compress_core.head import Halves, chunks, forward_of
 from compress_core.hf.replay import BlockState, Enter, Skip
 from compress_core.types import LayerRef, ModelLayout
 
-CHUNK_ELEMENTS = {"cpu": 1 << 17, "other": 1 << 24}
-"""Logits that go through the divergence at a time; on CPUs half a MiB, which stays in the cache."""
 KEPT_BYTES = 1 << 28
 """Probabilities of the dense model that a probe holds, so that its head need not run again."""
 
@@ -74,9 +72,9 @@ class DenseLogits:
                 whole_p = dense.softmax(-1, dtype=torch.float32)
                 del dense  # or three pieces would be held
             logits = _logits(self._halves, rows[piece])
-            for part, p in zip(_chunks(logits), _chunks(whole_p), strict=True):
-                log_q = part.log_softmax(-1, dtype=torch.float32)
-                cross += torch.linalg.vecdot(p, log_q).sum(dtype=torch.float64)
+            for part in chunks(logits):
+                log_q = logits[part].log_softmax(-1, dtype=torch.float32)
+                cross += torch.linalg.vecdot(whole_p[part], log_q).sum(dtype=torch.float64)
             del logits, whole_p
         return self._negative_entropy - float(cross)
 
@@ -84,10 +82,10 @@ class DenseLogits:
 def _probabilities(logits: Tensor, out: Tensor) -> float:
     """Fills in probabilities, and sums p log p over all of them in float64."""
     total = 0.0
-    for part, p in zip(_chunks(logits), _chunks(out), strict=True):
-        log_p = part.double().log_softmax(-1)
+    for part in chunks(logits):
+        log_p = logits[part].double().log_softmax(-1)
         wide = log_p.exp()
-        p.copy_(wide)
+        out[part].copy_(wide)
         total += float(log_p.mul_(wide).sum())
     return total
 
@@ -97,11 +95,6 @@ def _logits(halves: Halves, rows: Tensor) -> Tensor:
     quick = _quick_head(head)
     with nullcontext() if quick is None else forward_of(head, quick):
         return halves.logits(rows)
-
-
-def _chunks(rows: Tensor) -> Sequence[Tensor]:
-    elements = CHUNK_ELEMENTS["cpu" if rows.device.type == "cpu" else "other"]
-    return rows.split(max(1, elements // rows.shape[-1]))
 
 
 def _quick_head(head: Any) -> Callable[[Tensor], Tensor] | None:
