@@ -12,6 +12,7 @@ import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
+from transformers.initialization import no_init_weights
 
 from compress_core.errors import ModelError, NumericsError
 from compress_core.head import forward_of
@@ -61,12 +62,15 @@ class BlockStream:
         self.device = torch.device(device)
         self.room = room or Room()
         self.dtype = getattr(torch, dtype or layout.dtype)
-        with init_empty_weights(include_buffers=False):
+        with init_empty_weights(include_buffers=False), no_init_weights():
             self.model = AutoModelForCausalLM.from_config(
                 load_config(checkpoint, trust_remote_code),
                 dtype=self.dtype,
                 trust_remote_code=trust_remote_code,
             ).eval()
+        for parameter in self.model.parameters():  # nothing is drawn for what has no memory
+            parameter._is_hf_initialized = True
+        self.model.init_weights()  # buffers, and what is tied
         self._blocks = [self.model.get_submodule(path) for path in layout.blocks]
         self._order: list[Stub] = []
         self._stubs = [
