@@ -29,6 +29,7 @@ class TextMetrics:
         windows: Windows evaluated.
         length: Tokens in each window.
         tokens: Predicted tokens, windows * (length - 1).
+        by_window: nll of every window, float64 (windows,), on the CPU: their mean is nll.
     """
 
     perplexity: float
@@ -37,6 +38,7 @@ class TextMetrics:
     windows: int
     length: int
     tokens: int
+    by_window: Tensor
 
 
 class Evaluated(Protocol):
@@ -87,25 +89,27 @@ def perplexity_and_kl(
         shape = tuple(windows.shape)
         raise TextError(f"windows have shape {shape}; expected (n >= 1, length >= 2)")
     count, length = windows.shape
-    nll = kl = 0.0
+    kl, of_batches = 0.0, []
     for start in range(0, count, batch_size):
         ids = windows[start : start + batch_size].to(device)
-        batch_nll, batch_kl = _batch_sums(start, ids, model, reference)
-        nll, kl = nll + batch_nll, kl + batch_kl
+        nlls, batch_kl = _batch(start, ids, model, reference)
+        of_batches.append(nlls.cpu())
+        kl += batch_kl
         if progress:
             progress(min(start + batch_size, count), count)
     tokens = count * (length - 1)
-    nll, kl = nll / tokens, max(kl / tokens, 0.0)  # below zero it can only be by rounding
+    by_window = torch.cat(of_batches)
+    nll, kl = float(by_window.mean()), max(kl / tokens, 0.0)  # below 0 it can only be by rounding
     if nll > _LARGEST_NLL:
         raise NumericsError(f"evaluate: perplexity exp({nll:.4g}) is beyond float64")
     divergence = None if reference is None else kl
-    return TextMetrics(math.exp(nll), nll, divergence, count, length, tokens)
+    return TextMetrics(math.exp(nll), nll, divergence, count, length, tokens, by_window)
 
 
-def _batch_sums(
+def _batch(
     first: int, ids: Tensor, model: Evaluated, dense: Evaluated | None
-) -> tuple[float, float]:
-    """Sums of negative log likelihood and of KL divergence (0 without `dense`) over a batch.
+) -> tuple[Tensor, float]:
+    """Mean negative log likelihood of every window, and the sum of KL (0 without `dense`).
 
     Args:
         first: Number of its first window, for messages.
@@ -116,8 +120,8 @@ def _batch_sums(
     rows = model.hidden(first, ids)[:, :-1].flatten(0, 1)
     dense_rows = None if dense is None else dense.hidden(first, ids)[:, :-1].flatten(0, 1)
     targets = ids[:, 1:].flatten()
-    nll = torch.zeros((), dtype=torch.float64, device=ids.device)
-    kl = torch.zeros_like(nll)
+    nll = torch.empty(len(rows), dtype=torch.float64, device=ids.device)
+    kl = nll.new_zeros(())
     for piece in model.pieces(len(rows)):
         logits = model.logits(rows[piece])
         dense_logits = None
@@ -126,13 +130,14 @@ def _batch_sums(
         for part in chunks(logits):
             place = _Place(first, ids.shape[1] - 1, piece.start + part.start)
             q = _Softmax(logits[part], "the model", place)
-            nll += (q.log_sum - q.logits.gather(-1, targets[piece][part, None])[:, 0]).sum()
+            own = q.logits.gather(-1, targets[piece][part, None])[:, 0]
+            nll[piece][part] = q.log_sum - own
             if dense_logits is not None:
                 p = _Softmax(dense_logits[part], "the dense model", place)
                 gap = p.logits.sub_(q.logits)
                 kl += (torch.linalg.vecdot(p.weights, gap) / p.sum - p.log_sum + q.log_sum).sum()
         del logits, dense_logits  # or two pieces of each would be held
-    return float(nll), float(kl)
+    return nll.unflatten(0, (len(ids), -1)).mean(dim=1), float(kl)
 
 
 @dataclass(frozen=True)

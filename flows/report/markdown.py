@@ -1,9 +1,10 @@
 """A sweep as Markdown: methods in rows, budgets in columns, a table per text, and what it took."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from flows.report.cells import scores_table
+from flows.report.noise import BEST_OR_NEAR, best_or_near
 from flows.report.spent import HOUR, SPENT, spent_of
 from flows.report.tables import entries_part
 
@@ -49,19 +50,24 @@ def _text(results: Results, label: str) -> list[str]:
         if any("entries" in result for result in results)
         else ""
     )
+    marked = best_or_near(results, label)
+    bold = f" Bold: {BEST_OR_NEAR}." if marked else ""
     return [
         f"{first['model']} on {label}: perplexity (KL to the dense model, nats per token), "
         f"{dense['windows']} windows of {dense['length']} tokens, seed {first['seed']}; "
-        f"dense {dense['perplexity']:.4g}.{entries}",
-        *grid(results, lambda result: _measured(result, label)),
+        f"dense {dense['perplexity']:.4g}.{entries}{bold}",
+        *grid(results, lambda result: _measured(result, label, marked)),
     ]
 
 
-def _measured(result: Mapping[str, Any], label: str) -> str:
+def _measured(result: Mapping[str, Any], label: str, marked: Collection[tuple[str, float]]) -> str:
     """Perplexity and KL on a text; with what a recovery began with before it."""
     metrics, part = result["metrics"], entries_part(result)
     text = metrics["compressed"]["texts"][label]
-    found = f"{text['perplexity']:.4g} ({text['kl']:.3f}{f'; {part} % entries' if part else ''})"
+    perplexity = f"{text['perplexity']:.4g}"
+    if (result["method"], result["kept"]) in marked:
+        perplexity = f"**{perplexity}**"
+    found = f"{perplexity} ({text['kl']:.3f}{f'; {part} % entries' if part else ''})"
     if "unrecovered" in metrics:
         found = f"{metrics['unrecovered']['texts'][label]['perplexity']:.4g} → {found}"
     return found

@@ -17,6 +17,7 @@ from storage.keys import recipe_key
 from tasks.engine.session import Session
 from tasks.engine.units import Outcome
 from tasks.promotion.metrics import Measured
+from tasks.stages.evaluate import WINDOWS
 from tasks.stages.learn import CURVES
 from tasks.stages.recover import TENSOR
 
@@ -41,6 +42,19 @@ def collect_metrics(
             first = next(iter(values["texts"].values()))
             values |= {"perplexity": first["perplexity"], "kl": first["kl"]}
     return metrics
+
+
+def windows_of(
+    evaluations: Sequence[Evaluation], session: Session
+) -> dict[str, dict[str, list[float]]]:
+    """Model and text to the mean negative log likelihood of every window, nats per token."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for evaluation in evaluations:
+        if evaluation.kind == "text":
+            values = session.artifact(evaluation.unit).array(WINDOWS).tolist()
+            by_text = found.setdefault(evaluation.model, {})
+            by_text[evaluation.label] = [float(f"{value:.7g}") for value in values]
+    return found
 
 
 def collect_result(
@@ -70,6 +84,7 @@ def collect_result(
         **entries_of(pipeline, session),
         **predicted_of(pipeline, session),
         "metrics": collect_metrics(pipeline.evaluations, session),
+        "windows": windows_of(pipeline.evaluations, session),
         "measured": vars(measured_of(workspace, pipeline.evaluations, session)),
         **asking_of(config),
         "stages": [as_stage(outcome) for outcome in outcomes],

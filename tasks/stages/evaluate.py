@@ -34,7 +34,7 @@ from tasks.engine.whole_models import LOADING, Models
 from tasks.engine.work import Group, Work
 from tasks.stages.arrays import get_tensor, put_tensor
 
-STATES = "states"
+STATES, WINDOWS = "states", "nll_by_window"
 MOST = 1 << 30
 """Bytes of a text's hidden states behind the dense model's last block up to which the store keeps
 them, so that its blocks run once, whatever is compared with it."""
@@ -223,6 +223,7 @@ class _Text:
         with work.draft(unit) as draft:
             if self.kept and compressed is None:
                 put_tensor(draft, STATES, states.cpu())
+            put_tensor(draft, WINDOWS, metrics.by_window)
             draft.attrs |= {
                 "perplexity": metrics.perplexity,
                 "nll": metrics.nll,

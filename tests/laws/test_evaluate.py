@@ -121,6 +121,15 @@ def test_the_chunk_size_changes_rounding_only(
         assert parts.kl == pytest.approx(whole.kl, rel=1e-12)
 
 
+def test_every_window_has_what_it_has_by_itself(windows: Tensor) -> None:
+    model = _llama(1)
+    for batch_size in (1, 3):
+        found = perplexity_and_kl(model, windows, batch_size=batch_size)
+        alone = [perplexity_and_kl(model, window[None]).nll for window in windows]
+        assert found.by_window.tolist() == pytest.approx(alone, rel=1e-6)
+        assert float(found.by_window.mean()) == found.nll
+
+
 def test_it_is_the_loss_that_transformers_reports(windows: Tensor) -> None:
     model = _llama(3).eval()
     for row in windows:

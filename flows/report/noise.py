@@ -1,0 +1,43 @@
+"""Which runs of a budget are the best, or cannot be told from it on the text that there is.
+
+Runs are compared window by window: what is hard in a text is hard for all of them, so the mean of
+the differences of two runs is known far better than either mean.
+"""
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean, stdev
+from typing import Any
+
+ERRORS = 2.0  # standard errors of the mean difference
+BEST_OR_NEAR = (
+    f"the best of its budget, and what is within {ERRORS:g} standard errors of it, window by window"
+)
+
+
+def best_or_near(results: Sequence[Mapping[str, Any]], label: str) -> set[tuple[str, float]]:
+    """Method and kept of the runs that are, where a budget has several.
+
+    Args:
+        results: Of a sweep; none is compared with runs whose windows are not on record.
+        label: The text.
+    """
+    found = set()
+    for kept in {result["kept"] for result in results}:
+        runs = [result for result in results if result["kept"] == kept]
+        if len(runs) > 1 and all("windows" in run for run in runs):
+            windows = {run["method"]: run["windows"]["compressed"][label] for run in runs}
+            best = min(windows.values(), key=fmean)
+            found |= {(name, kept) for name, own in windows.items() if not_worse(own, best)}
+    return found
+
+
+def not_worse(own: Sequence[float], best: Sequence[float]) -> bool:
+    """Whether a mean is above the best one by no more than ERRORS standard errors of that.
+
+    Args:
+        own: A run's negative log likelihood of every window, nats per token.
+        best: Those of the best run, on the same windows.
+    """
+    gaps = [mine - other for mine, other in zip(own, best, strict=True)]
+    error = stdev(gaps) / len(gaps) ** 0.5 if len(gaps) > 1 else 0.0
+    return fmean(gaps) <= ERRORS * error
