@@ -1,10 +1,11 @@
 """Tables of a report's page: sizes and measures, scores, where time went; exact values beside."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from flows.report.noise import BEST_OR_NEAR, best_or_near
 from flows.report.shown import Shown
 from flows.report.tables import entries_part, number
 from tasks.engine.stages import STAGES
@@ -60,7 +61,7 @@ def results_table(shown: Sequence[Shown]) -> Table:
     mixed = any("entries" in run.result for run in shown)
     heads += [Head("entries", "% of the layers' numbers")] if mixed else []
     heads += [Head({"parameters": "parameters"}.get(name, "size"), unit) for name, unit in sizes]
-    best = _best(shown, labels)
+    best = {label: best_or_near([run.result for run in shown], label) for label in labels}
     dense = _measures(first, "dense", labels, sizes, best, mixed)
     rows = [Row("dense", [Cell("1", 1.0), *dense], True)]
     for run in shown:
@@ -69,7 +70,7 @@ def results_table(shown: Sequence[Shown]) -> Table:
             name = run.method if which == "compressed" else f"{run.method} before recovery"
             cells = _measures(run.result, which, labels, sizes, best, mixed)
             rows.append(Row(name, [kept, *cells]))
-    return Table(_caption(first, bool(best)), heads, rows)
+    return Table(_caption(first, any(best.values())), heads, rows)
 
 
 def _caption(first: Mapping[str, Any], best: bool) -> str:
@@ -81,19 +82,8 @@ def _caption(first: Mapping[str, Any], best: bool) -> str:
     ]
     told = "; ".join(said or ["nothing was measured on text"])
     what = "share of the whole model" if first["of"] == "model" else "share of the layers"
-    bold = "; bold is the best of its budget" if best else ""
+    bold = f"; bold: {BEST_OR_NEAR}" if best else ""
     return f"{told[0].upper()}{told[1:]}. Kept is the {what} that stays{bold}."
-
-
-def _best(shown: Sequence[Shown], labels: Sequence[str]) -> set[tuple[float, str, float]]:
-    """Budget, text and perplexity of the best run, where a budget has several."""
-    found = set()
-    for kept in {run.result["kept"] for run in shown}:
-        of_budget = [run.result for run in shown if run.result["kept"] == kept]
-        for label in labels if len(of_budget) > 1 else ():
-            texts = (run["metrics"]["compressed"]["texts"][label] for run in of_budget)
-            found.add((kept, label, min(text["perplexity"] for text in texts)))
-    return found
 
 
 def _measures(
@@ -101,13 +91,13 @@ def _measures(
     which: str,
     labels: Sequence[str],
     sizes: Sequence[tuple[str, str]],
-    best: set[tuple[float, str, float]],
+    best: Mapping[str, Collection[tuple[str, float]]],
     mixed: bool,
 ) -> Iterable[Cell]:
     for label in labels:
         text = result["metrics"][which]["texts"][label]
         found, kl = text["perplexity"], text.get("kl", 0.0)
-        marked = which != "dense" and (result["kept"], label, found) in best
+        marked = which == "compressed" and (result["method"], result["kept"]) in best[label]
         yield Cell(number(found), found, marked)
         yield Cell(f"{kl:.4f}", kl)
     if mixed:

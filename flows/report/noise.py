@@ -18,17 +18,25 @@ def best_or_near(results: Sequence[Mapping[str, Any]], label: str) -> set[tuple[
     """Method and kept of the runs that are, where a budget has several.
 
     Args:
-        results: Of a sweep; none is compared with runs whose windows are not on record.
+        results: Of a sweep; where the windows of one are not on record the best alone is found.
         label: The text.
     """
     found = set()
     for kept in {result["kept"] for result in results}:
-        runs = [result for result in results if result["kept"] == kept]
-        if len(runs) > 1 and all("windows" in run for run in runs):
-            windows = {run["method"]: run["windows"]["compressed"][label] for run in runs}
-            best = min(windows.values(), key=fmean)
-            found |= {(name, kept) for name, own in windows.items() if not_worse(own, best)}
+        runs = {run["method"]: run for run in results if run["kept"] == kept}
+        if len(runs) < 2:
+            continue
+        best = min(runs, key=lambda name: _perplexity(runs[name], label))
+        near = {best}
+        if all("windows" in run for run in runs.values()):
+            nlls = {name: run["windows"]["compressed"][label] for name, run in runs.items()}
+            near |= {name for name, own in nlls.items() if not_worse(own, nlls[best])}
+        found |= {(name, kept) for name in near}
     return found
+
+
+def _perplexity(run: Mapping[str, Any], label: str) -> float:
+    return float(run["metrics"]["compressed"]["texts"][label]["perplexity"])
 
 
 def not_worse(own: Sequence[float], best: Sequence[float]) -> bool:

@@ -1,9 +1,9 @@
 """Who cannot be told from the best of a budget: by the differences of windows, not by the means."""
 
+import math
 import random
+from statistics import fmean
 from typing import Any
-
-import pytest
 
 from flows.report.markdown import markdown_table
 from flows.report.noise import BEST_OR_NEAR, best_or_near, not_worse
@@ -12,7 +12,9 @@ TEXT = "text"
 
 
 def _run(method: str, nlls: list[float] | None, kept: float = 0.5) -> dict[str, Any]:
+    text = {"perplexity": math.exp(fmean(nlls or [1.0]))}
     found: dict[str, Any] = {"method": method, "kept": kept}
+    found["metrics"] = {"compressed": {"texts": {TEXT: text}}}
     return found | ({} if nlls is None else {"windows": {"compressed": {TEXT: nlls}}})
 
 
@@ -35,11 +37,11 @@ def test_the_same_model_is_near_and_one_window_decides_by_its_own() -> None:
     assert not not_worse([1.5], [1.0])
 
 
-@pytest.mark.parametrize("other", [None, []])
-def test_without_windows_or_rivals_nothing_is_marked(other: list[float] | None) -> None:
-    assert best_or_near([_run("a", [1.0, 2.0])], TEXT) == set()
-    if other is None:
-        assert best_or_near([_run("a", [1.0, 2.0]), _run("b", other)], TEXT) == set()
+def test_without_a_rival_nothing_is_marked_and_without_windows_the_best_alone() -> None:
+    alone = _run("a", [1.0, 2.0])
+    assert best_or_near([alone], TEXT) == set()
+    assert best_or_near([alone, _run("b", [1.0, 2.0])], TEXT) == {("a", 0.5), ("b", 0.5)}
+    assert best_or_near([alone, _run("b", None)], TEXT) == {("b", 0.5)}  # perplexity e, not e^1.5
 
 
 def test_budgets_are_compared_with_themselves_alone() -> None:
