@@ -18,7 +18,7 @@ def best_or_near(results: Sequence[Mapping[str, Any]], label: str) -> set[tuple[
     """Method and kept of the runs that are, where a budget has several.
 
     Args:
-        results: Of a sweep; where the windows of one are not on record the best alone is found.
+        results: Of a sweep; one whose windows are not on record is found where it is the best.
         label: The text.
     """
     found = set()
@@ -27,11 +27,13 @@ def best_or_near(results: Sequence[Mapping[str, Any]], label: str) -> set[tuple[
         if len(runs) < 2:
             continue
         best = min(runs, key=lambda name: _perplexity(runs[name], label))
-        near = {best}
-        if all("windows" in run for run in runs.values()):
-            nlls = {name: run["windows"]["compressed"][label] for name, run in runs.items()}
-            near |= {name for name, own in nlls.items() if not_worse(own, nlls[best])}
-        found |= {(name, kept) for name in near}
+        nlls = {
+            name: run["windows"]["compressed"][label]
+            for name, run in runs.items()
+            if "windows" in run and "windows" in runs[best]
+        }
+        near = {name for name, own in nlls.items() if not_worse(own, nlls[best])}
+        found |= {(name, kept) for name in near | {best}}
     return found
 
 
