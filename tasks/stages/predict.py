@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 
 from compress_core.allocate.base import Curvature
-from compress_core.coding.expected import costs_of_codes
+from compress_core.coding.expected import Inputs, costs_of_codes
 from compress_core.coding.expected_entries import LEVELS, costs_of_entries
 from compress_core.curvature import OutputFisher, divergence_by_rank
 from compress_core.errors import NumericsError
@@ -119,12 +119,12 @@ class _Predict:
         found = {}
         if factors is not None:
             found[PREDICTED] = divergence_by_rank(weight, *factors, moment, fisher).cpu()
-        w, group = weight.to(torch.float64), stack.as_layer.group
+        w, group, known = weight.to(torch.float64), stack.as_layer.group, Inputs.of(moment)
         if self.curvature.codes:
             u, v = (part.to(torch.float64) for part in factors or (w[:, :0], w[:0]))
-            found[CODES] = costs_of_codes(w, u, v, moment, fisher, stack.form, group)
+            found[CODES] = costs_of_codes(w, u, v, known, fisher, stack.form, group)
         if self.curvature.entries:
-            found[ENTRIES] = costs_of_entries(w, moment, fisher, group)
+            found[ENTRIES] = costs_of_entries(w, known, fisher, group)
         return found
 
     def _factors(
