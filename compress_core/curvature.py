@@ -13,7 +13,7 @@ from torch import Tensor
 from compress_core.record import Packed, Record, pack_symmetric, unpack_symmetric
 
 
-STRIP = 192  # rows of a symmetric matrix that are multiplied at once, up to their diagonal
+STRIP = 128  # rows of a symmetric matrix that are multiplied at once, up to their diagonal
 
 
 @dataclass(frozen=True)
@@ -94,10 +94,10 @@ def form_by_column(fisher: Tensor, a: Tensor, b: Tensor) -> Tensor:
         a: (out, columns).
         b: The same.
     """
-    below = fisher.tril(-1).mul_(2)
-    below.diagonal().copy_(fisher.diagonal())
     found = a.new_zeros(a.shape[1])
     for start in range(0, len(a), STRIP):
-        stop = start + STRIP
-        found += ((below[start:stop, :stop] @ a[:stop]) * b[start:stop]).sum(dim=0)
+        own = slice(start, start + STRIP)
+        moved = fisher[own, own] @ a[own]
+        moved.addmm_(fisher[own, :start], a[:start], alpha=2)
+        found += (moved * b[own]).sum(dim=0)
     return found

@@ -145,8 +145,10 @@ class _Products:
         rows, others, c = pivot_rows(self.basis[:, :rank])
         own = self.u[rows, :rank]
         b, fisher = own @ self.v[:rank], self.fisher
-        inner = fisher.diagonal()[rows] + 2 * (c * fisher[others][:, rows]).sum(dim=0)
-        inner += form_by_column(fisher[others][:, others], c, c)  # an error of B is in all rows
+        spread = torch.zeros_like(self.u[:, :rank])
+        spread[rows] = torch.eye(rank).to(spread)
+        spread[others] = c
+        inner = form_by_column(fisher, spread, spread)  # an error of B is in all rows
         of_b = (inner * _rows(b, self.inputs.unsaid, self.group)).sum()
         unsaid = Inputs.of(own @ self.inner[:rank, :rank] @ own.T).unsaid
         of_c = (fisher.diagonal()[others] * _rows(c, unsaid, self.group)).sum()
