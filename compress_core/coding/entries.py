@@ -18,16 +18,16 @@ from compress_core.sparse import Sparse
 
 @dataclass
 class _Given:
-    """Marks of all columns, known beforehand; of :class:`compress_core.coding.gptq.Grids`."""
+    """Marks of all columns, (in, out), known beforehand; of :class:`compress_core.coding.gptq.Grids`."""
 
-    marks: list[Marks]
+    marks: Marks
     group: int | None = None
 
     def take(self, column: int, now: Tensor) -> None:
         raise AssertionError("all are known")
 
     def at(self, column: int) -> Marks:
-        return self.marks[column]
+        return Marks(*(part[column] for part in self.marks))
 
 
 def gptq_entries(sparse: Sparse, swept: Swept, coding: Coding, dtype: torch.dtype) -> Coded:
@@ -56,7 +56,7 @@ def gptq_entries(sparse: Sparse, swept: Swept, coding: Coding, dtype: torch.dtyp
     ]
     scale, least, most = (part.T[swept.order].contiguous() for part in marks)
     scale.masked_fill_(scale == 0, 1.0)  # what has no scale is divided by one, and stays zero
-    given = _Given(list(map(Marks, scale, least, most)))
+    given = _Given(Marks(scale, least, most))
     steps = round_columns(sparse.dense().T[swept.order].contiguous(), swept.triangle, given)
     zeros = grid.zeros[0].repeat_interleave(coding.group)[: len(values[0])]
     codes = (steps[swept.order.argsort()].T[mask] + zeros).to(torch.uint8)
