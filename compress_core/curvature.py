@@ -12,7 +12,6 @@ from torch import Tensor
 
 from compress_core.record import Packed, Record, pack_symmetric, unpack_symmetric
 
-
 STRIP = 128  # rows of a symmetric matrix that are multiplied at once, up to their diagonal
 
 

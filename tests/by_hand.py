@@ -91,7 +91,7 @@ def prepare(method: Method, stack: Sequence[Seen], rank: int) -> Prepared:
 def evidence_of(method: Method, seen: Seen, prepared: Prepared | None) -> dict[str, Tensor]:
     """What is predicted of a layer all of whose outputs count alike, by field of Evidence."""
     moment, fisher = input_stats(seen).moment, torch.eye(len(seen.weight), dtype=torch.float64)
-    u, v, inputs = seen.weight[:, :0], seen.weight[:0], Inputs.of(moment)
+    u, v, inputs = seen.weight[:, :0], seen.weight[:0], Inputs(moment)
     if prepared is not None:
         u, v = prepared.arrays["ut"].T.double(), prepared.arrays["v"].double()
     return {

@@ -18,7 +18,7 @@ from compress_core.sparse import Sparse
 
 @dataclass
 class _Given:
-    """Marks of all columns, (in, out), known beforehand; of :class:`compress_core.coding.gptq.Grids`."""
+    """Marks (in, out) of all columns; of :class:`compress_core.coding.gptq.Grids`, none to take."""
 
     marks: Marks
     group: int | None = None

@@ -35,31 +35,33 @@ def steps_squared(bits: int) -> float:
 
 @dataclass(frozen=True)
 class Inputs:
-    """A second moment as what is expected of codes and entries is read from it.
+    """A second moment, and what these costs read of it, made when it is asked for.
 
     Attributes:
         moment: H = E[x xᵀ], float64 (in, in).
-        triangle: R (in, in), upper triangular, of H damped: H + diag(added) = R Rᵀ.
-        added: (in,).
-        unsaid: d (in,): of each input what those behind it leave unsaid; 0 where it is always zero.
     """
 
     moment: Tensor
-    triangle: Tensor
-    added: Tensor
-    unsaid: Tensor
 
-    @classmethod
-    def of(cls, moment: Tensor) -> "Inputs":
-        """That of H.
+    @cached_property
+    def triangle(self) -> Tensor:
+        """R (in, in), upper triangular, with H + diag(added) = R Rᵀ.
 
         Raises:
-            NumericsError: It is no second moment.
+            NumericsError: H is no second moment.
         """
-        ready = damped(moment, DAMPING)
-        triangle = upper_factor(ready, DAMPING)
-        unsaid = torch.where(moment.diagonal() > 0, triangle.diagonal().square(), 0.0)
-        return cls(moment, triangle, ready.diagonal() - moment.diagonal(), unsaid)
+        return upper_factor(damped(self.moment, DAMPING), DAMPING)
+
+    @cached_property
+    def added(self) -> Tensor:
+        """What damping adds to the diagonal, (in,)."""
+        return damped(self.moment, DAMPING).diagonal() - self.moment.diagonal()
+
+    @cached_property
+    def unsaid(self) -> Tensor:
+        """d (in,): of each input what those behind it leave unsaid; 0 where it is always zero."""
+        alive = self.moment.diagonal() > 0
+        return torch.where(alive, self.triangle.diagonal().square(), 0.0)
 
 
 def costs_of_codes(
@@ -111,9 +113,7 @@ def curve_of_codes(
 class _Products:
     """The products of the first components; what is made once serves all ranks."""
 
-    def __init__(
-        self, u: Tensor, v: Tensor, inputs: Inputs, fisher: Tensor, group: int
-    ) -> None:
+    def __init__(self, u: Tensor, v: Tensor, inputs: Inputs, fisher: Tensor, group: int) -> None:
         self.u, self.v, self.inputs, self.fisher, self.group = u, v, inputs, fisher, group
 
     @cached_property
@@ -137,7 +137,7 @@ class _Products:
         inner = form_by_column(fisher, basis, basis)
         of_v = (inner * _rows(v, self.inputs.unsaid, self.group)).sum()
         # Groups of the out-factor run along its outputs.
-        unsaid = Inputs.of(v @ moment @ v.T).unsaid
+        unsaid = Inputs(v @ moment @ v.T).unsaid
         of_u = (unsaid * _rows(basis.T.contiguous(), fisher.diagonal(), self.group)).sum()
         return float(of_v + of_u)
 
@@ -150,7 +150,7 @@ class _Products:
         spread[others] = c
         inner = form_by_column(fisher, spread, spread)  # an error of B is in all rows
         of_b = (inner * _rows(b, self.inputs.unsaid, self.group)).sum()
-        unsaid = Inputs.of(own @ self.inner[:rank, :rank] @ own.T).unsaid
+        unsaid = Inputs(own @ self.inner[:rank, :rank] @ own.T).unsaid
         of_c = (fisher.diagonal()[others] * _rows(c, unsaid, self.group)).sum()
         return float(of_b + of_c)
 

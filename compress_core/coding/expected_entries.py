@@ -80,7 +80,9 @@ def _swept(
     for one in range(len(counts)):
         errors, kept = found.errors[:, one].T, found.kept[:, one].T
         beyond = (errors - found.wanted[:, one].T) * triangle.diagonal()
-        both = form_by_column(alike, beyond, beyond) - inputs.added * form_by_column(alike, errors, errors)
+        both = form_by_column(alike, beyond, beyond) - inputs.added * form_by_column(
+            alike, errors, errors
+        )
         masks.append(kept)
         lost.append(float(both.sum().clamp_min(0)) / 2)
     return masks, lost

@@ -19,7 +19,7 @@ from compress_core.coding.grid import Grid, grid_of
 from compress_core.coding.settings import Coding
 from compress_core.errors import NumericsError
 from compress_core.fit import Moments
-from compress_core.forms.codes import Coded, groups_of
+from compress_core.forms.codes import Coded
 from compress_core.prune.obs import damped, upper_factor
 from compress_core.prune.sweep import sweep
 from compress_core.prune.wanda import second_moment

@@ -100,4 +100,6 @@ class PrefixFitEntries:
 def _divided(target: Tensor, triangle: Tensor) -> Tensor:
     """T H⁻¹ with H = R Rᵀ."""
     solve = torch.linalg.solve_triangular
-    return solve(triangle, solve(triangle.T, target, upper=False, left=False), upper=True, left=False)
+    return solve(
+        triangle, solve(triangle.T, target, upper=False, left=False), upper=True, left=False
+    )

@@ -3,9 +3,9 @@
 What is lost in a column those behind it make up for. With H = R Rᵀ, R upper triangular, the squared
 error tr(E H Eᵀ) of E = W − W′ is ‖E R‖², and of its columns the j-th reads E_1 ... E_j alone: it is
 zero where E_j is −Σ_{i<j} E_i R_ij / R_jj, the *wanted* error of column j, and anything beside that
-costs its square times R_jj². So W_j less the wanted error is what optimal brain surgery has brought
-the column to by then (arXiv 2301.00774, 2210.17323: there by H⁻¹ = Uᵀ U with U = R⁻¹; R_jj² is
-1 / [H_F⁻¹]_jj, F the columns from j on), and no inverse is taken.
+costs its square times R_jj², which is 1 / [H_F⁻¹]_jj, F the columns from j on. So W_j less the
+wanted error is what optimal brain surgery has brought the column to when it is come to (SparseGPT,
+arXiv 2301.00774, and GPTQ, 2210.17323, there by H⁻¹ = Uᵀ U, U = R⁻¹). No inverse is taken.
 """
 
 from collections.abc import Callable
@@ -77,6 +77,5 @@ def _half(columns: int, group: int) -> int:
 def _together(told: Tensor, wanted: Tensor) -> Tensor:
     """What is wanted of some columns, each as if all before it erred as wanted, too."""
     flat = wanted.view(len(wanted), -1)
-    return torch.linalg.solve_triangular(
-        -told.T, flat, upper=False, unitriangular=True
-    ).view_as(wanted)
+    found = torch.linalg.solve_triangular(-told.T, flat, upper=False, unitriangular=True)
+    return found.view_as(wanted)

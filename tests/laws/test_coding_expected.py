@@ -39,11 +39,11 @@ def product(shape: str, rank: int) -> tuple[Tensor, Tensor]:
 
 
 def whole_cost(w: Tensor, h: Tensor, g: Tensor, group: int) -> float:
-    return whole_cost_of_codes(w, Inputs.of(h), g, group)
+    return whole_cost_of_codes(w, Inputs(h), g, group)
 
 
 def product_cost(u: Tensor, v: Tensor, h: Tensor, g: Tensor, form: str) -> float:
-    return float(curve_of_codes(u, v, Inputs.of(h), g, form, 4)[-1])
+    return float(curve_of_codes(u, v, Inputs(h), g, form, 4)[-1])
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -113,7 +113,7 @@ def test_a_curve_has_every_rank_and_is_the_products_own_at_those_looked_at(
     _, h, g = made(shape)
     ranks = 7
     u, v = product(shape, ranks)
-    curve = curve_of_codes(u, v, Inputs.of(h), g, form, 4)
+    curve = curve_of_codes(u, v, Inputs(h), g, form, 4)
     assert curve.shape == (ranks + 1,) and curve.dtype == torch.float64 and float(curve[0]) == 0
     at = sorted({max(1, round(part * ranks)) for part in PARTS})
     assert at[-1] == ranks
@@ -122,4 +122,4 @@ def test_a_curve_has_every_rank_and_is_the_products_own_at_those_looked_at(
         assert float(curve[rank]) == pytest.approx(own, rel=1e-12)
     bends = curve.diff().diff().abs() > 1e-9 * curve.abs().max()
     assert set((bends.nonzero().flatten() + 1).tolist()) <= set(at)
-    assert curve_of_codes(u[:, :0], v[:0], Inputs.of(h), g, form, 4).tolist() == [0.0]
+    assert curve_of_codes(u[:, :0], v[:0], Inputs(h), g, form, 4).tolist() == [0.0]

@@ -21,7 +21,7 @@ from compress_core.decompose import LowRank
 from compress_core.errors import ConfigError
 from compress_core.fit import Moments
 from compress_core.prune.fitted import FitEntries, PrefixFitEntries
-from compress_core.prune.obs import damped, upper_factor, remove
+from compress_core.prune.obs import damped, remove, upper_factor
 from compress_core.sparse import Sparse
 from compress_core.two_sided import FitTwoSided, TwoSided
 from compress_core.types import Share
@@ -48,7 +48,7 @@ def entries_of(low: LowRank) -> Sparse:
 @pytest.mark.parametrize("seed", range(3))
 def test_at_swept_levels_the_cost_is_that_of_what_the_sweep_leaves(seed: int) -> None:
     weight, h, g = case(24, 32, seed)
-    counts, costs = level_counts(weight.numel()), costs_of_entries(weight, Inputs.of(h), g, GROUP)
+    counts, costs = level_counts(weight.numel()), costs_of_entries(weight, Inputs(h), g, GROUP)
     assert len(counts) == LEVELS - 1 == len(costs)
     rows, triangle = g.diagonal().sqrt()[:, None], upper_factor(damped(h, 0.01), 0.01)
     for level in SWEPT:
@@ -62,7 +62,7 @@ def test_at_swept_levels_the_cost_is_that_of_what_the_sweep_leaves(seed: int) ->
 def test_where_inputs_are_apart_and_outputs_alike_the_smallest_entries_go() -> None:
     """H = G = 1: ½ Σ w² of those, above the swept levels, too."""
     weight, _, _ = case(20, 32, 1)
-    inputs, alike = Inputs.of(torch.eye(32, dtype=WIDE)), torch.eye(20, dtype=WIDE)
+    inputs, alike = Inputs(torch.eye(32, dtype=WIDE)), torch.eye(20, dtype=WIDE)
     costs = costs_of_entries(weight, inputs, alike, GROUP)
     smallest = weight.square().flatten().sort().values
     for count, (lost, _) in zip(level_counts(weight.numel()), costs.tolist(), strict=True):
@@ -73,10 +73,10 @@ def test_where_inputs_are_apart_and_outputs_alike_the_smallest_entries_go() -> N
 def test_an_input_that_is_always_zero_costs_nothing_and_a_tiny_layer_has_few_levels() -> None:
     weight, h, g = case(6, 5, 2)
     h[2], h[:, 2] = 0.0, 0.0
-    costs = costs_of_entries(weight, Inputs.of(h), g, GROUP)
+    costs = costs_of_entries(weight, Inputs(h), g, GROUP)
     assert bool(costs.isfinite().all()) and len(costs) == len(level_counts(30)) == 29
     assert level_counts(1) == [] and costs_of_entries(
-        weight[:1, :1], Inputs.of(h[:1, :1]), g[:1, :1], 4
+        weight[:1, :1], Inputs(h[:1, :1]), g[:1, :1], 4
     ).shape == (0, 2)
 
 
