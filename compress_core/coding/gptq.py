@@ -147,7 +147,7 @@ class _AlongInputs:
     def __init__(self, matrix: Tensor, swept: Swept, coding: Coding, dtype: torch.dtype) -> None:
         self.coding, self.dtype, self.order = coding, dtype, swept.order.tolist()
         self.weight = swept.diagonal if coding.searches(coding.bits) else None
-        self.group = None if coding.order else coding.group
+        self.group: int | None = None if coding.order else coding.group
         self.taken, self.marks = list[Grid](), list[Marks]()
         if coding.order:
             self.take(0, matrix.T)
@@ -171,7 +171,8 @@ class _AlongOutputs:
     """Of groups along outputs: each column has its own, taken when the sweep comes to it."""
 
     def __init__(self, matrix: Tensor, swept: Swept, coding: Coding, dtype: torch.dtype) -> None:
-        self.coding, self.dtype, self.out, self.group = coding, dtype, len(matrix), 1
+        self.coding, self.dtype, self.out = coding, dtype, len(matrix)
+        self.group: int | None = 1
         alike = matrix.new_ones(len(matrix))  # in one column all weigh the same
         self.weight = alike if coding.searches(coding.bits) else None
         self.taken = list[Grid]()

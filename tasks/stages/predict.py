@@ -145,7 +145,7 @@ class _Predict:
 class _Taps:
     """Reads inputs of layers; those of one tap follow one another, and it is read once."""
 
-    def __init__(self, work: Work, device: torch.device) -> None:
+    def __init__(self, work: Work, device: str) -> None:
         self.work, self.device = work, device
         self.last: tuple[Unit, Inputs] | None = None
 
