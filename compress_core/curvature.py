@@ -12,6 +12,8 @@ from torch import Tensor
 
 from compress_core.record import Packed, Record, pack_symmetric, unpack_symmetric
 
+STRIP = 128  # rows of a symmetric matrix that are multiplied at once, up to their diagonal
+
 
 @dataclass(frozen=True)
 class OutputFisher:
@@ -71,10 +73,30 @@ def divergence_by_rank(
     """
     w, u, v = (part.to(torch.float64) for part in (weight, u, v))
     rest = w - u @ v
-    slopes = fisher @ rest @ moment
-    beyond = (slopes * rest).sum()
-    across = ((u.T @ slopes) * v).sum(dim=1)
-    pairs = (u.T @ fisher @ u) * (v @ moment @ v.T)
+    moved, weighed = rest @ moment, fisher @ u
+    beyond = form_by_column(fisher, moved, rest).sum()
+    across = (weighed * (moved @ v.T)).sum(dim=0)
+    pairs = (u.T @ weighed) * (v @ moment @ v.T)
     each = pairs.diagonal() + 2 * (pairs.triu(1).sum(dim=1) + across)
     left = torch.cat([each.flip(0).cumsum(0).flip(0), each.new_zeros(1)])
     return ((left + beyond) / 2).clamp_min(0.0)  # below zero by rounding only
+
+
+def form_by_column(fisher: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """a_cᵀ G b_c of every column c of two matrices, (columns,), by half of the products.
+
+    G is symmetric: what is above its diagonal is counted with what is below. So each number is that
+    of its column where a is b, and else the sum of all is right where a bᵀ is symmetric.
+
+    Args:
+        fisher: G (out, out), symmetric.
+        a: (out, columns).
+        b: The same.
+    """
+    found = a.new_zeros(a.shape[1])
+    for start in range(0, len(a), STRIP):
+        own = slice(start, start + STRIP)
+        moved = fisher[own, own] @ a[own]
+        moved.addmm_(fisher[own, :start], a[:start], alpha=2)
+        found += (moved * b[own]).sum(dim=0)
+    return found

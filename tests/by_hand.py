@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from compress_core.coding.expected import costs_of_codes
+from compress_core.coding.expected import Inputs, costs_of_codes
 from compress_core.coding.expected_entries import costs_of_entries
 from compress_core.coding.parts import CodedParts
 from compress_core.curvature import divergence_by_rank
@@ -91,13 +91,13 @@ def prepare(method: Method, stack: Sequence[Seen], rank: int) -> Prepared:
 def evidence_of(method: Method, seen: Seen, prepared: Prepared | None) -> dict[str, Tensor]:
     """What is predicted of a layer all of whose outputs count alike, by field of Evidence."""
     moment, fisher = input_stats(seen).moment, torch.eye(len(seen.weight), dtype=torch.float64)
-    u, v = seen.weight[:, :0], seen.weight[:0]
+    u, v, inputs = seen.weight[:, :0], seen.weight[:0], Inputs(moment)
     if prepared is not None:
         u, v = prepared.arrays["ut"].T.double(), prepared.arrays["v"].double()
     return {
         "predicted": divergence_by_rank(seen.weight, u, v, moment, fisher),
-        "codes": costs_of_codes(seen.weight, u, v, moment, fisher, method.form, GROUP),
-        "entries": costs_of_entries(seen.weight, moment, fisher, GROUP),
+        "codes": costs_of_codes(seen.weight, u, v, inputs, fisher, method.form, GROUP),
+        "entries": costs_of_entries(seen.weight, inputs, fisher, GROUP),
     }
 
 

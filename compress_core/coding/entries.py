@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from compress_core.coding.gptq import Swept, sweep
-from compress_core.coding.grid import grid_of, spread
+from compress_core.coding.gptq import Marks, Swept, marks_of, round_columns
+from compress_core.coding.grid import grid_of
 from compress_core.coding.settings import Coding
 from compress_core.forms.codes import Coded
 from compress_core.sparse import Sparse
@@ -18,17 +18,16 @@ from compress_core.sparse import Sparse
 
 @dataclass
 class _Given:
-    """Grids that are all known beforehand; of :class:`compress_core.coding.gptq.Grids`."""
+    """Marks (in, out) of all columns; of :class:`compress_core.coding.gptq.Grids`, none to take."""
 
-    coding: Coding
-    scale: Tensor
-    zero: Tensor
+    marks: Marks
+    group: int | None = None
 
-    def whole_groups(self, columns: int) -> int:
-        return columns
+    def take(self, column: int, now: Tensor) -> None:
+        raise AssertionError("all are known")
 
-    def arrive(self, w: Tensor, column: int) -> None:
-        pass
+    def at(self, column: int) -> Marks:
+        return Marks(*(part[column] for part in self.marks))
 
 
 def gptq_entries(sparse: Sparse, swept: Swept, coding: Coding, dtype: torch.dtype) -> Coded:
@@ -51,13 +50,14 @@ def gptq_entries(sparse: Sparse, swept: Swept, coding: Coding, dtype: torch.dtyp
     if coding.searches(coding.bits):
         weight = swept.diagonal.expand(mask.shape)[mask]
     grid = grid_of(values, coding.bits, coding.group, dtype, weight)
-    scale, zero = (
-        Sparse(mask, part[0]).dense().T[swept.order]
-        for part in spread(grid, values.shape[1], coding.group)
-    )
-    places = mask.T[swept.order]
-    scale = torch.where(places, scale, 1.0)  # what has no scale is divided by one all the same
-    w = sparse.dense().T[swept.order].contiguous()
-    found = sweep(w, swept.factor, _Given(coding, scale, zero), places)
-    codes = found[swept.order.argsort()].T[mask]
+    marks = [
+        Sparse(mask, part[0].repeat_interleave(coding.group)[: len(values[0])]).dense()
+        for part in marks_of(grid, coding.bits)
+    ]
+    scale, least, most = (part.T[swept.order].contiguous() for part in marks)
+    scale.masked_fill_(scale == 0, 1.0)  # what has no scale is divided by one, and stays zero
+    given = _Given(Marks(scale, least, most))
+    steps = round_columns(sparse.dense().T[swept.order].contiguous(), swept.triangle, given)
+    zeros = grid.zeros[0].repeat_interleave(coding.group)[: len(values[0])]
+    codes = (steps[swept.order.argsort()].T[mask] + zeros).to(torch.uint8)
     return Coded(grid.scales, codes[None], grid.zeros)

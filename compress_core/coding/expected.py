@@ -10,17 +10,19 @@ so that with G the Fisher information of the outputs w_i = G_ii / 2 makes it nat
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from compress_core.coding.evened import evened
+from compress_core.curvature import form_by_column
 from compress_core.forms.codes import groups_of
 from compress_core.forms.names import FULL
-from compress_core.forms.pivot import Pivot
+from compress_core.forms.pivot import Pivot, pivot_rows
 from compress_core.forms.products import FORMS, product_form
-from compress_core.prune.obs import damped, inverse_factor
-from compress_core.sparse import unpack_bits
+from compress_core.prune.obs import damped, upper_factor
 
 DAMPING = 0.01  # of H, as in GPTQ
 PARTS = (0.125, 0.25, 0.5, 0.75, 1.0)  # of the ranks, at which a product is looked at
@@ -31,80 +33,126 @@ def steps_squared(bits: int) -> float:
     return float("inf") if bits >= FULL else float((2**bits - 1) ** 2)
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """A second moment, and what these costs read of it, made when it is asked for.
+
+    Attributes:
+        moment: H = E[x xᵀ], float64 (in, in).
+    """
+
+    moment: Tensor
+
+    @cached_property
+    def triangle(self) -> Tensor:
+        """R (in, in), upper triangular, with H + diag(added) = R Rᵀ.
+
+        Raises:
+            NumericsError: H is no second moment.
+        """
+        return upper_factor(damped(self.moment, DAMPING), DAMPING)
+
+    @cached_property
+    def added(self) -> Tensor:
+        """What damping adds to the diagonal, (in,)."""
+        return damped(self.moment, DAMPING).diagonal() - self.moment.diagonal()
+
+    @cached_property
+    def unsaid(self) -> Tensor:
+        """d (in,): of each input what those behind it leave unsaid; 0 where it is always zero."""
+        alive = self.moment.diagonal() > 0
+        return torch.where(alive, self.triangle.diagonal().square(), 0.0)
+
+
 def costs_of_codes(
-    weight: Tensor, u: Tensor, v: Tensor, moment: Tensor, fisher: Tensor, form: str, group: int
+    weight: Tensor, u: Tensor, v: Tensor, inputs: Inputs, fisher: Tensor, form: str, group: int
 ) -> Tensor:
     """κ of a weight first and then of its product at every rank, float64 (ranks + 2,).
 
     Arguments as of :func:`whole_cost_of_codes` and :func:`curve_of_codes`.
     """
-    left = _left(moment)
-    whole = u.new_tensor([_whole(weight, left, fisher, group)])
-    return torch.cat([whole.cpu(), _curve(u, v, moment, left, fisher, form, group)])
+    whole = u.new_tensor([whole_cost_of_codes(weight, inputs, fisher, group)])
+    return torch.cat([whole.cpu(), curve_of_codes(u, v, inputs, fisher, form, group)])
 
 
-def whole_cost_of_codes(weight: Tensor, moment: Tensor, fisher: Tensor, group: int) -> float:
+def whole_cost_of_codes(weight: Tensor, inputs: Inputs, fisher: Tensor, group: int) -> float:
     """κ of a layer's own weight, in nats per token.
 
     Args:
         weight: W (out, in), float64.
-        moment: H = E[x xᵀ] (in, in).
+        inputs: Their second moment.
         fisher: G (out, out).
         group: Codes that share a scale.
     """
-    return _whole(weight, _left(moment), fisher, group)
-
-
-def product_cost_of_codes(
-    u: Tensor, v: Tensor, moment: Tensor, fisher: Tensor, form: str, group: int
-) -> float:
-    """κ of both matrices of a product u v, (out, r) and (r, in), stored in a form; in nats."""
-    return _product(u, v, moment, _left(moment), fisher, form, group)
+    return float((fisher.diagonal() * _rows(weight, inputs.unsaid, group)).sum()) / 2
 
 
 def curve_of_codes(
-    u: Tensor, v: Tensor, moment: Tensor, fisher: Tensor, form: str, group: int
+    u: Tensor, v: Tensor, inputs: Inputs, fisher: Tensor, form: str, group: int
 ) -> Tensor:
     """κ at every rank of a decomposition, float64 (ranks + 1,): of some ranks, and lines between.
+
+    It is that of both matrices of the product, as they are stored, in nats.
 
     Args:
         u: (out, ranks), best component first, float64.
         v: (ranks, in).
-        moment: H (in, in).
+        inputs: Their second moment.
         fisher: G (out, out).
         form: In which products are stored, a key of ``FORMS``.
         group: Codes that share a scale.
     """
-    return _curve(u, v, moment, _left(moment), fisher, form, group)
-
-
-def _whole(weight: Tensor, left: Tensor, fisher: Tensor, group: int) -> float:
-    return float((fisher.diagonal() * _rows(weight, left, group)).sum()) / 2
-
-
-def _curve(
-    u: Tensor, v: Tensor, moment: Tensor, left: Tensor, fisher: Tensor, form: str, group: int
-) -> Tensor:
     assert form in FORMS
     ranks = u.shape[1]
     at = sorted({max(1, round(part * ranks)) for part in PARTS}) if ranks else []
-    known = [_product(u[:, :r], v[:r], moment, left, fisher, form, group) for r in at]
+    products = _Products(u, v, inputs, fisher, group)
+    known = [products.cost(form, rank) for rank in at]
     return _lines([0, *at], [0.0, *known], ranks)
 
 
-def _product(
-    u: Tensor, v: Tensor, moment: Tensor, left: Tensor, fisher: Tensor, form: str, group: int
-) -> float:
-    kind, _ = product_form(form, u.shape[1], u.shape[0], v.shape[1])
-    if kind is Pivot:
-        return _pivot(u, v, moment, left, fisher, group)
-    basis, v = evened(u, v, moment, DAMPING)
-    inner = (basis * (fisher @ basis)).sum(dim=0)
-    of_v = (inner * _rows(v, left, group)).sum()
-    # Groups of the out-factor run along its outputs.
-    spans = ranges(basis.T.contiguous(), group).square().T  # (out, r)
-    of_u = (fisher.diagonal()[:, None] * spans * _left(v @ moment @ v.T)).sum() / 12
-    return float(of_v + of_u) / 2
+class _Products:
+    """The products of the first components; what is made once serves all ranks."""
+
+    def __init__(self, u: Tensor, v: Tensor, inputs: Inputs, fisher: Tensor, group: int) -> None:
+        self.u, self.v, self.inputs, self.fisher, self.group = u, v, inputs, fisher, group
+
+    @cached_property
+    def basis(self) -> Tensor:
+        """Orthonormal; its first columns span what those of u do."""
+        return torch.linalg.qr(self.u)[0]
+
+    @cached_property
+    def inner(self) -> Tensor:
+        """v H vᵀ."""
+        return self.v @ self.inputs.moment @ self.v.T
+
+    def cost(self, form: str, rank: int) -> float:
+        """κ of both matrices at a rank."""
+        kind, _ = product_form(form, rank, self.u.shape[0], self.v.shape[1])
+        return (self._pivot(rank) if kind is Pivot else self._plain(rank)) / 2
+
+    def _plain(self, rank: int) -> float:
+        fisher, moment = self.fisher, self.inputs.moment
+        basis, v = evened(self.u[:, :rank], self.v[:rank], moment, DAMPING)
+        inner = form_by_column(fisher, basis, basis)
+        of_v = (inner * _rows(v, self.inputs.unsaid, self.group)).sum()
+        # Groups of the out-factor run along its outputs.
+        unsaid = Inputs(v @ moment @ v.T).unsaid
+        of_u = (unsaid * _rows(basis.T.contiguous(), fisher.diagonal(), self.group)).sum()
+        return float(of_v + of_u)
+
+    def _pivot(self, rank: int) -> float:
+        rows, others, c = pivot_rows(self.basis[:, :rank])
+        own = self.u[rows, :rank]
+        b, fisher = own @ self.v[:rank], self.fisher
+        spread = torch.zeros_like(self.u[:, :rank])
+        spread[rows] = torch.eye(rank).to(spread)
+        spread[others] = c
+        inner = form_by_column(fisher, spread, spread)  # an error of B is in all rows
+        of_b = (inner * _rows(b, self.inputs.unsaid, self.group)).sum()
+        unsaid = Inputs(own @ self.inner[:rank, :rank] @ own.T).unsaid
+        of_c = (fisher.diagonal()[others] * _rows(c, unsaid, self.group)).sum()
+        return float(of_b + of_c)
 
 
 def _lines(at: Sequence[int], known: Sequence[float], last: int) -> Tensor:
@@ -114,43 +162,20 @@ def _lines(at: Sequence[int], known: Sequence[float], last: int) -> Tensor:
     return found
 
 
-def _pivot(u: Tensor, v: Tensor, moment: Tensor, left: Tensor, fisher: Tensor, group: int) -> float:
-    tensors = Pivot.pack(u, v, torch.float64)
-    b, c = tensors["pivot_in"], tensors["weight"]
-    named = unpack_bits(tensors["pivot_rows"], len(u))
-    rows, others = named.nonzero().flatten(), (~named).nonzero().flatten()
-    spread = torch.zeros(len(u), len(b), dtype=torch.float64, device=u.device)
-    spread[rows] = torch.eye(len(b)).to(spread)
-    spread[others] = c
-    inner = (spread * (fisher @ spread)).sum(dim=0)  # an error of B is in all rows
-    of_b = (inner * _rows(b, left, group)).sum()
-    of_c = (fisher.diagonal()[others] * _rows(c, _left(b @ moment @ b.T), group)).sum()
-    return float(of_b + of_c) / 2
-
-
-def _left(moment: Tensor) -> Tensor:
-    return unsaid(moment, inverse_factor(damped(moment, DAMPING), DAMPING))
-
-
-def unsaid(moment: Tensor, factor: Tensor) -> Tensor:
-    """d (in,): of each input what those behind it leave unsaid; 0 where it is always zero.
-
-    Args:
-        moment: H (in, in).
-        factor: As :func:`inverse_factor` makes it of H, damped.
-    """
-    return torch.where(moment.diagonal() > 0, factor.diagonal().square().reciprocal(), 0.0)
-
-
-def _rows(matrix: Tensor, left: Tensor, group: int) -> Tensor:
+def _rows(matrix: Tensor, unsaid: Tensor, group: int) -> Tensor:
     """Σ_j range² d_j / 12 of every row, (rows,)."""
-    return (ranges(matrix, group).square() * left).sum(dim=1) / 12
+    weights = in_groups(unsaid[None], group).sum(dim=2)
+    return (spans(matrix, group).square() * weights).sum(dim=1) / 12
 
 
-def ranges(matrix: Tensor, group: int) -> Tensor:
-    """Of every number the range of its group, zero counted in: as large as the matrix."""
+def in_groups(matrix: Tensor, group: int) -> Tensor:
+    """(rows, groups, group), the last filled up with zeros."""
     length = matrix.shape[1]
     short = groups_of(length, group) * group - length
-    table = torch.nn.functional.pad(matrix, (0, short)).unflatten(1, (-1, group))
-    spans = table.amax(dim=2).clamp_min(0) - table.amin(dim=2).clamp_max(0)
-    return spans.repeat_interleave(group, dim=1)[:, :length]
+    return torch.nn.functional.pad(matrix, (0, short)).unflatten(1, (-1, group))
+
+
+def spans(matrix: Tensor, group: int) -> Tensor:
+    """Of every group of a row its range, zero counted in, (rows, groups)."""
+    table = in_groups(matrix, group)
+    return table.amax(dim=2).clamp_min(0) - table.amin(dim=2).clamp_max(0)

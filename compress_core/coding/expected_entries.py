@@ -11,13 +11,14 @@ scaled to that.
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from compress_core.coding.expected import DAMPING, ranges, unsaid
+from compress_core.coding.expected import Inputs, in_groups, spans
+from compress_core.curvature import form_by_column
 from compress_core.prune.fitted import BLOCK
-from compress_core.prune.obs import damped, inverse_factor, remove
-from compress_core.sparse import Sparse
+from compress_core.prune.obs import remove_to_each
 
 LEVELS = 32  # a layer may keep 1, 2, ... LEVELS - 1 of so many parts of its entries
 SWEPT = (4, 8, 16)  # levels at which the sweep is done
@@ -30,51 +31,78 @@ def level_counts(size: int) -> list[int]:
     return sorted({count for count in counts if count})
 
 
-def costs_of_entries(weight: Tensor, moment: Tensor, fisher: Tensor, group: int) -> Tensor:
+def costs_of_entries(weight: Tensor, inputs: Inputs, fisher: Tensor, group: int) -> Tensor:
     """What is lost at every level: by removing the others, and κ of rounding those that stay.
 
     Args:
         weight: W (out, in), float64.
-        moment: H = E[x xᵀ] (in, in).
+        inputs: Their second moment.
         fisher: G (out, out).
         group: Codes that share a scale: of entries that follow one another, row by row.
 
     Returns:
         float64 (levels, 2), in nats per token; the second is divided by (2^b - 1)² for b bits.
     """
-    alive, size = moment.diagonal() > 0, weight.numel()
-    factor = inverse_factor(damped(moment, DAMPING), DAMPING)
-    weights = fisher.diagonal()[:, None] * unsaid(moment, factor) / 2
-    rows = fisher.diagonal().sqrt()[:, None]
-    at, cuts, kappas = [0], [_lost(weight, moment, fisher)], [0.0]
-    for count in sorted({size * level // LEVELS for level in SWEPT} - {0}):
-        found = remove(rows * weight * alive, factor, count, None, BLOCK)
-        at.append(count)
-        cuts.append(_lost(weight - found.dense() / rows, moment, fisher))
-        kappas.append(_rounding(Sparse.of(weight, found.mask), weights, group))
-    everything = Sparse.of(weight, torch.ones_like(weight, dtype=torch.bool))
-    whole = _rounding(everything, weights, group)
-    scores = (weights * weight.square()).flatten().sort().values
-    removed = torch.cat([scores.new_zeros(1), scores.cumsum(0)]).flip(0)  # by what stays
-    scale = cuts[-1] / max(float(removed[at[-1]]), TINY)
+    size, importance = weight.numel(), fisher.diagonal()[:, None] * inputs.unsaid / 2
+    counts = sorted({size * level // LEVELS for level in SWEPT} - {0})
+    masks, lost = _swept(weight, inputs, fisher, counts)
+    whole = form_by_column(fisher, weight @ inputs.moment, weight).sum()
+    at, cuts = [0, *counts], [float(whole.clamp_min(0)) / 2, *lost]
+    kappas = [0.0, *(_rounding(weight, importance, mask, group) for mask in masks)]
+    everything = _rounding(weight, importance, None, group)
+    removed = _smallest(importance * weight.square())
+    scale = cuts[-1] / max(float(removed[size - at[-1]]), TINY)
     found_at = [
         (_between(n, at, cuts), _line(n, at, kappas))
         if n <= at[-1]
-        else (scale * float(removed[n]), _line(n, [at[-1], size], [kappas[-1], whole]))
+        else (
+            scale * float(removed[size - n]),
+            _line(n, [at[-1], size], [kappas[-1], everything]),
+        )
         for n in level_counts(size)
     ]
     return torch.tensor(found_at, dtype=torch.float64).reshape(-1, 2)
 
 
-def _lost(error: Tensor, moment: Tensor, fisher: Tensor) -> float:
-    """½ tr(G E H Eᵀ)."""
-    return float(((fisher @ error @ moment) * error).sum().clamp_min(0)) / 2
+def _swept(
+    weight: Tensor, inputs: Inputs, fisher: Tensor, counts: list[int]
+) -> tuple[list[Tensor], list[float]]:
+    """Which entries a sweep keeps with each of some counts, and ½ tr(G E H Eᵀ) of what it loses.
+
+    H + δ = R Rᵀ, and of E R the sweep knows every number: nothing where an entry stays. So it is
+    ½ tr(G (E R) (E R)ᵀ) − ½ δ tr(G E Eᵀ), and nothing has to be multiplied by H.
+    """
+    rows, triangle = fisher.diagonal().sqrt(), inputs.triangle
+    scaled = rows[:, None] * weight * (inputs.moment.diagonal() > 0)
+    found = remove_to_each(scaled, triangle, counts, BLOCK)
+    alike = fisher / rows / rows[:, None]
+    masks, lost = [], []
+    for one in range(len(counts)):
+        errors, kept = found.errors[:, one].T, found.kept[:, one].T
+        beyond = (errors - found.wanted[:, one].T) * triangle.diagonal()
+        both = form_by_column(alike, beyond, beyond) - inputs.added * form_by_column(
+            alike, errors, errors
+        )
+        masks.append(kept)
+        lost.append(float(both.sum().clamp_min(0)) / 2)
+    return masks, lost
 
 
-def _rounding(entries: Sparse, weights: Tensor, group: int) -> float:
-    """κ of some entries of the weight."""
-    spans = ranges(entries.values[None], group)[0]
-    return float((spans.square() * weights[entries.mask]).sum()) / 12
+def _rounding(weight: Tensor, importance: Tensor, kept: Tensor | None, group: int) -> float:
+    """κ of some entries of a weight, or of all."""
+    parts = [weight.flatten(), importance.flatten()]
+    if kept is not None:
+        places = kept.flatten().nonzero().flatten()
+        parts = [part[places] for part in parts]
+    values, weights = (part[None] for part in parts)
+    weighed = spans(values, group).square() * in_groups(weights, group).sum(dim=2)
+    return float(weighed.sum()) / 12
+
+
+def _smallest(scores: Tensor) -> Tensor:
+    """The sum of so many of the smallest, from none to all; NumPy sorts by vector instructions."""
+    ordered = torch.from_numpy(np.sort(scores.cpu().numpy(), axis=None))
+    return torch.cat([ordered.new_zeros(1), ordered.cumsum(0)])
 
 
 def _line(count: int, at: list[int], known: list[float]) -> float:

@@ -10,17 +10,18 @@ input that is always zero takes its nearest code and spreads no error.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from compress_core.coding.grid import Grid, codes_at, grid_of, spread
+from compress_core.coding.grid import Grid, grid_of
 from compress_core.coding.settings import Coding
 from compress_core.errors import NumericsError
 from compress_core.fit import Moments
-from compress_core.forms.codes import Coded, groups_of
-from compress_core.prune.obs import damped, inverse_factor
+from compress_core.forms.codes import Coded
+from compress_core.prune.obs import damped, upper_factor
+from compress_core.prune.sweep import sweep
 from compress_core.prune.wanda import second_moment
 
 BLOCK = 128  # columns behind which updates are collected
@@ -33,12 +34,12 @@ class Swept:
     Attributes:
         diagonal: Of H, (in,).
         order: In which columns are rounded, (in,).
-        factor: U (in, in) of :func:`inverse_factor`, columns in that order.
+        triangle: R (in, in) of :func:`upper_factor`, columns in that order.
     """
 
     diagonal: Tensor
     order: Tensor
-    factor: Tensor
+    triangle: Tensor
 
     @classmethod
     def of(cls, moment: Tensor, coding: Coding) -> "Swept":
@@ -52,7 +53,7 @@ class Swept:
         if coding.order:
             order = h.diagonal().argsort(descending=True, stable=True)
         ready = damped(h, coding.damping)[order][:, order]
-        return cls(h.diagonal(), order, inverse_factor(ready, coding.damping))
+        return cls(h.diagonal(), order, upper_factor(ready, coding.damping))
 
 
 def gptq(
@@ -75,124 +76,121 @@ def gptq(
     """
     if not bool(matrix.isfinite().all()):
         raise NumericsError(f"a matrix {tuple(matrix.shape)} to be rounded is not finite")
-    w = matrix.T.clone(memory_format=torch.contiguous_format)
-    grids = _Grids(w, swept.diagonal, coding, dtype, along)
-    if coding.order and along == 1:
-        grids.take_all(w)
-    order, back = swept.order, swept.order.argsort()
-    codes = sweep(w[order], swept.factor, grids.ordered(order))[back]
-    if along == 0:
-        return Coded(grids.scales[back], codes, grids.zeros[back])
-    return Coded(grids.scales, codes.T.contiguous(), grids.zeros)
+    kind = _AlongInputs if along == 1 else _AlongOutputs
+    grids, back = kind(matrix, swept, coding, dtype), swept.order.argsort()
+    steps = round_columns(matrix.T[swept.order].contiguous(), swept.triangle, grids)[back]
+    grid, lines = grids.stored(back), steps.T if along == 1 else steps
+    zeros = grid.zeros.repeat_interleave(coding.group, dim=1)[:, : lines.shape[1]]
+    return Coded(grid.scales, (lines + zeros).to(torch.uint8).contiguous(), grid.zeros)
 
 
-def sweep(w: Tensor, factor: Tensor, grids: "Grids", places: Tensor | None = None) -> Tensor:
-    """Codes of a matrix with columns in rows, (in, out), which is changed; as whole uint8.
+class Marks(NamedTuple):
+    """What the numbers of a column can become: whole multiples of a scale, in some range.
 
-    Args:
-        w: The matrix, float64.
-        factor: As of :class:`Swept`.
-        grids: Of it, in the order of the sweep.
-        places: Where it has numbers, bool (in, out); elsewhere it stays zero, and what the columns
-            before would add there goes on to those behind. None for everywhere.
+    Attributes:
+        scale: (out,), above zero.
+        least: The least multiple, (out,); with ``most`` zero where nothing is stored.
+        most: The largest.
     """
-    codes = torch.empty(w.shape, dtype=torch.uint8, device=w.device)
-    diagonal, columns, block = factor.diagonal(), len(w), grids.whole_groups(BLOCK)
-    for start in range(0, columns, block):
-        stop = min(start + block, columns)
-        errors = torch.empty_like(w[start:stop])
-        for j in range(start, stop):
-            grids.arrive(w, j)
-            scale, zero = grids.scale[j], grids.zero[j]
-            found = codes_at(w[j], scale, zero, grids.coding.bits)
-            codes[j] = found.to(torch.uint8)
-            stands_for = (found - zero) * scale
-            if places is not None:
-                stands_for.masked_fill_(~places[j], 0.0)
-            error = (w[j] - stands_for) / diagonal[j]
-            errors[j - start] = error
-            w[j + 1 : stop].addr_(factor[j, j + 1 : stop], error, alpha=-1.0)
-        w[stop:] -= factor[start:stop, stop:].T @ errors
-    return codes
+
+    scale: Tensor
+    least: Tensor
+    most: Tensor
 
 
 class Grids(Protocol):
     """What a sweep asks of the grids of its numbers.
 
     Attributes:
-        coding: By which they were taken.
-        scale: Of every number, float64, (in, out) in the order of the sweep.
-        zero: Beside it.
+        group: Columns whose grids are taken together; None where all are known beforehand.
     """
 
-    coding: Coding
-    scale: Tensor
-    zero: Tensor
+    group: int | None
 
-    def whole_groups(self, columns: int) -> int:
-        """About so many columns that no group lies on both sides of their end."""
+    def take(self, column: int, now: Tensor) -> None:
+        """Takes those of some columns from the first on, as they are now, (group, out)."""
         ...
 
-    def arrive(self, w: Tensor, column: int) -> None:
-        """Takes the grid of what a column opens, from (in, out) as it is now."""
+    def at(self, column: int) -> Marks:
+        """Those of a column of the sweep."""
         ...
 
 
-class _Grids:
-    """Scales and zeros, taken as a sweep goes.
+def round_columns(w: Tensor, triangle: Tensor, grids: Grids) -> Tensor:
+    """The sweep: of every number the multiple of its scale that stands for it, float64 (in, out).
 
-    Attributes:
-        scales: As they will be stored, (out, groups); with groups along outputs (in, groups), in
-            the order of the sweep.
-        zeros: Beside them.
-        scale: Of every number, float64, (in, out) in the order of the sweep.
-        zero: Beside it.
+    Args:
+        w: The matrix, float64 (in, out), columns in rows in the order of the sweep.
+        triangle: As of :class:`Swept`.
+        grids: Of the matrix.
     """
+    wanted, steps = torch.zeros_like(w), torch.empty_like(w)
 
-    def __init__(
-        self, w: Tensor, weight: Tensor, coding: Coding, dtype: torch.dtype, along: int
-    ) -> None:
-        self.coding, self.along, self.complete = coding, along, False
-        columns, rows = w.shape
-        shape = (rows, groups_of(columns, coding.group))
-        if along == 0:
-            shape = (columns, groups_of(rows, coding.group))
-            weight = weight.new_ones(rows)  # in one column all weigh the same
-        self.weight = weight if coding.searches(coding.bits) else None
-        self.scales = torch.empty(shape, dtype=dtype, device=w.device)
-        self.zeros = torch.empty(shape, dtype=torch.uint8, device=w.device)
-        self.scale, self.zero = torch.empty_like(w), torch.empty_like(w)
+    def arrive(column: int, errors: Tensor) -> None:
+        grids.take(column, w[column : column + len(errors)] - errors)
 
-    def whole_groups(self, columns: int) -> int:
-        """About so many columns that no group lies on both sides of their end."""
-        group = self.coding.group if self.along == 1 else 1
-        return max(group, columns // group * group)
+    def err(j: int, error: Tensor) -> None:
+        scale, least, most = grids.at(j)
+        torch.sub(w[j], wanted[j], out=steps[j]).div_(scale).round_().clamp_(least, most)
+        torch.addcmul(w[j], steps[j], scale, value=-1, out=error)
 
-    def arrive(self, w: Tensor, column: int) -> None:
-        """Takes the grid of what a column opens, from (in, out) as it is now."""
-        if self.along == 0:
-            grid = self._of(w[column][None], self.weight)
-            self.scales[column], self.zeros[column] = grid.scales[0], grid.zeros[0]
-            scale, zero = spread(grid, w.shape[1], self.coding.group)
-            self.scale[column], self.zero[column] = scale[0], zero[0]
-        elif not self.complete and column % self.coding.group == 0:
-            place = slice(column, column + self.coding.group)
-            grid = self._of(w[place].T, None if self.weight is None else self.weight[place])
-            group = column // self.coding.group
-            self.scales[:, group], self.zeros[:, group] = grid.scales[:, 0], grid.zeros[:, 0]
-            scale, zero = spread(grid, len(w[place]), self.coding.group)
-            self.scale[place], self.zero[place] = scale.T, zero.T
+    if grids.group is None:
+        sweep(triangle, wanted, err, BLOCK)
+    else:
+        sweep(triangle, wanted, err, BLOCK, grids.group, arrive)
+    return steps
 
-    def take_all(self, w: Tensor) -> None:
-        """Takes those of all groups along inputs, before the sweep, in the order of storage."""
-        for column in range(len(w)):
-            self.arrive(w, column)
-        self.complete = True
 
-    def ordered(self, order: Tensor) -> "_Grids":
-        """With what is known of every number in the order of the sweep."""
-        self.scale, self.zero = self.scale[order], self.zero[order]
-        return self
+class _AlongInputs:
+    """Of groups along inputs: taken as the sweep goes, or before it where its order is another."""
 
-    def _of(self, lines: Tensor, weight: Tensor | None) -> Grid:
-        return grid_of(lines, self.coding.bits, self.coding.group, self.scales.dtype, weight)
+    def __init__(self, matrix: Tensor, swept: Swept, coding: Coding, dtype: torch.dtype) -> None:
+        self.coding, self.dtype, self.order = coding, dtype, swept.order.tolist()
+        self.weight = swept.diagonal if coding.searches(coding.bits) else None
+        self.group: int | None = None if coding.order else coding.group
+        self.taken, self.marks = list[Grid](), list[Marks]()
+        if coding.order:
+            self.take(0, matrix.T)
+
+    def take(self, column: int, now: Tensor) -> None:
+        coding = self.coding
+        weight = None if self.weight is None else self.weight[column : column + len(now)]
+        grid = grid_of(now.T, coding.bits, coding.group, self.dtype, weight)
+        self.taken.append(grid)
+        self.marks += map(Marks, *(part.T.contiguous() for part in marks_of(grid, coding.bits)))
+
+    def at(self, column: int) -> Marks:
+        return self.marks[self.order[column] // self.coding.group]
+
+    def stored(self, back: Tensor) -> Grid:
+        """All of them, (out, groups)."""
+        return Grid(*(torch.cat(parts, dim=1) for parts in zip(*self.taken, strict=True)))
+
+
+class _AlongOutputs:
+    """Of groups along outputs: each column has its own, taken when the sweep comes to it."""
+
+    def __init__(self, matrix: Tensor, swept: Swept, coding: Coding, dtype: torch.dtype) -> None:
+        self.coding, self.dtype, self.out = coding, dtype, len(matrix)
+        self.group: int | None = 1
+        alike = matrix.new_ones(len(matrix))  # in one column all weigh the same
+        self.weight = alike if coding.searches(coding.bits) else None
+        self.taken = list[Grid]()
+
+    def take(self, column: int, now: Tensor) -> None:
+        coding = self.coding
+        self.taken.append(grid_of(now, coding.bits, coding.group, self.dtype, self.weight))
+
+    def at(self, column: int) -> Marks:
+        marks = marks_of(self.taken[column], self.coding.bits)
+        return Marks(*(part[0].repeat_interleave(self.coding.group)[: self.out] for part in marks))
+
+    def stored(self, back: Tensor) -> Grid:
+        """All of them in the order of storage, (in, groups)."""
+        return Grid(*(torch.cat(parts)[back] for parts in zip(*self.taken, strict=True)))
+
+
+def marks_of(grid: Grid, bits: int) -> Marks:
+    """The marks of every group, float64, of the shape of its scales."""
+    scales, zeros = grid.scales.to(torch.float64), grid.zeros.to(torch.float64)
+    return Marks(scales, -zeros, 2**bits - 1 - zeros)

@@ -141,15 +141,17 @@ def pivot_rows(basis: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.T
     if rank == 0 or rank == out:
         rows = torch.arange(out, device=basis.device)
         return rows[:rank], rows[rank:], basis.new_zeros(out - rank, rank)
-    pivots = torch.linalg.lu_factor(basis).pivots.tolist()
+    factor, pivots = torch.linalg.lu_factor(basis)
     order = list(range(out))
-    for step, pivot in enumerate(pivots):
+    for step, pivot in enumerate(pivots.tolist()):
         order[step], order[pivot - 1] = order[pivot - 1], order[step]
     rows, others = torch.tensor(order, device=basis.device).split([rank, out - rank])
-    c = _made_of(basis, rows, others)
+    c = torch.linalg.solve_triangular(
+        factor[:rank], factor[rank:], upper=False, left=False, unitriangular=True
+    )
     for _ in range(MOST_SWAPS * rank):
-        at = int(c.abs().argmax())
-        row, column = divmod(at, rank)
+        row = int(torch.maximum(c.amax(dim=1), -c.amin(dim=1)).argmax())
+        column = int(c[row].abs().argmax())
         pivot = c[row, column].clone()
         if abs(float(pivot)) <= LARGEST:
             break
@@ -157,7 +159,7 @@ def pivot_rows(basis: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.T
         of_column, of_row = c[:, column].clone(), c[row].clone()
         of_column[row] += 1
         of_row[column] -= 1
-        c -= torch.outer(of_column / pivot, of_row)
+        c.addr_(of_column / pivot, of_row, alpha=-1)
         rows, others = rows.clone(), others.clone()
         rows[column], others[row] = others[row].clone(), rows[column].clone()
     rows, others = rows.sort().values, others.sort().values

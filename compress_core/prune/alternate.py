@@ -11,7 +11,7 @@ from compress_core.decompose import LowRank, eigen_descending, project
 from compress_core.errors import ConfigError
 from compress_core.fit import PREFIX, Moments, Start, start_share
 from compress_core.metric import SecondMoment
-from compress_core.prune.obs import check_surgery, damped, inverse_factor, remove
+from compress_core.prune.obs import check_surgery, damped, remove, upper_factor
 from compress_core.prune.select import UNSTRUCTURED, read_pattern, select_rows
 from compress_core.prune.wanda import input_scale, second_moment
 from compress_core.sparse import Sparse
@@ -108,11 +108,11 @@ class HassleFree:
             told: Is given the least squared error so far after every turn.
         """
         rank, pattern = share.rank or 0, read_pattern(self.pattern)
-        factor, metric = inverse_factor(h, self.damping), SecondMoment(h)
+        triangle, metric = upper_factor(h, self.damping), SecondMoment(h)
         u, v = weight.new_zeros(weight.shape[0], 0), weight.new_zeros(0, weight.shape[1])
         best, least = None, float("inf")
         for _ in range(self.iterations if rank else 1):
-            sparse = remove(weight - u @ v, factor, share.nonzeros, pattern, self.blocksize)
+            sparse = remove(weight - u @ v, triangle, share.nonzeros, pattern, self.blocksize)
             rest = weight - sparse.dense()
             u, v, energy = project(rest, metric, rank)
             error = float(energy[rank:].sum())

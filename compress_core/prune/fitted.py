@@ -15,7 +15,7 @@ from torch import Tensor
 from compress_core.decompose import LowRank
 from compress_core.errors import ConfigError
 from compress_core.fit import DENSE, PREFIX, Moments, Start, start_share
-from compress_core.prune.obs import check_surgery, damped, inverse_factor, remove
+from compress_core.prune.obs import check_surgery, damped, remove, upper_factor
 from compress_core.prune.wanda import second_moment, without_factors
 from compress_core.refine.masked import masked_solve
 from compress_core.sparse import Sparse
@@ -59,11 +59,11 @@ class FitEntries:
             NumericsError: The second moment is not positive definite in spite of its damping.
         """
         h = damped(gram, self.damping)
-        factor = inverse_factor(h, self.damping)
+        triangle = upper_factor(h, self.damping)
         # What is added to the second moment pulls to the dense weight.
         target = target + weight @ (h - gram)
-        ideal = (target @ factor.T @ factor) * (gram.diagonal() > 0)
-        found = remove(ideal, factor, count, None, BLOCK)
+        ideal = _divided(target, triangle) * (gram.diagonal() > 0)
+        found = remove(ideal, triangle, count, None, BLOCK)
         values = masked_solve(found.dense(), found.mask, h, target, self.steps)
         return without_factors(Sparse.of(values, found.mask))
 
@@ -95,3 +95,11 @@ class PrefixFitEntries:
         target = weight @ torch.lerp(gram, cross, self.toward_dense)
         share = start_share(start)
         return FitEntries(self.damping, self.steps).solve(weight, share.nonzeros, gram, target)
+
+
+def _divided(target: Tensor, triangle: Tensor) -> Tensor:
+    """T H⁻¹ with H = R Rᵀ."""
+    solve = torch.linalg.solve_triangular
+    return solve(
+        triangle, solve(triangle.T, target, upper=False, left=False), upper=True, left=False
+    )

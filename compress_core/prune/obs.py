@@ -1,12 +1,11 @@
 """Optimal brain surgeon, column by column (SparseGPT, arXiv 2301.00774).
 
 With H the second moment of the inputs and F the columns from j on, removing w_j costs
-w_j² / [H_F⁻¹]_jj and is made up for best by w_F −= w_j / [H_F⁻¹]_jj · H_F⁻¹[:, j]. All H_F⁻¹ are
-read from one factor: with H⁻¹ = Uᵀ U and U upper triangular, [H_F⁻¹]_jj = U_jj² and the column is
-U_jj U_jF.
+w_j² / [H_F⁻¹]_jj and is made up for best by w_F −= w_j / [H_F⁻¹]_jj · H_F⁻¹[:, j]. All of it is
+read from one factor of H: see ``sweep``.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -23,6 +22,7 @@ from compress_core.prune.select import (
     best_of_groups,
     read_pattern,
 )
+from compress_core.prune.sweep import sweep
 from compress_core.prune.wanda import second_moment, without_factors
 from compress_core.sparse import Sparse
 
@@ -52,9 +52,9 @@ class SparseGPT:
         """``share.nonzeros`` entries, their values changed to make up for the others."""
         share = start_share(start)
         gram = second_moment(moments)
-        factor = inverse_factor(damped(gram, self.damping), self.damping)
+        triangle = upper_factor(damped(gram, self.damping), self.damping)
         pattern, read = read_pattern(self.pattern), weight * (gram.diagonal() > 0)
-        return without_factors(remove(read, factor, share.nonzeros, pattern, self.blocksize))
+        return without_factors(remove(read, triangle, share.nonzeros, pattern, self.blocksize))
 
 
 def check_surgery(damping: float, blocksize: int) -> None:
@@ -84,10 +84,8 @@ def damped(gram: Tensor, damping: float, own: float = 0.0) -> Tensor:
     return gram + torch.diag(added)
 
 
-def inverse_factor(h: Tensor, damping: float) -> Tensor:
-    """U (in, in), upper triangular, with H⁻¹ = Uᵀ U.
-
-    H = R Rᵀ with R upper triangular is a Cholesky factorisation from the last row up, and U = R⁻¹.
+def upper_factor(h: Tensor, damping: float) -> Tensor:
+    """R (in, in), upper triangular, with H = R Rᵀ: a Cholesky factorisation from the last row up.
 
     Raises:
         NumericsError: H is not positive definite.
@@ -98,12 +96,11 @@ def inverse_factor(h: Tensor, damping: float) -> Tensor:
             f"the second moment {tuple(h.shape)} of the inputs is not positive definite at "
             f"damping={damping:g}: give more calibration text or more damping"
         )
-    identity = torch.eye(len(h), dtype=h.dtype, device=h.device)
-    return torch.linalg.solve_triangular(lower.flip(0, 1), identity, upper=True)
+    return lower.flip(0, 1)
 
 
 def remove(
-    weight: Tensor, factor: Tensor, count: int, pattern: Pattern | None, blocksize: int
+    weight: Tensor, triangle: Tensor, count: int, pattern: Pattern | None, blocksize: int
 ) -> Sparse:
     """The sweep, keeping ``count`` entries, or by ``pattern`` where there is one.
 
@@ -113,53 +110,77 @@ def remove(
 
     Args:
         weight: float64 (out, in).
-        factor: Of :func:`inverse_factor`.
+        triangle: Of :func:`upper_factor`.
         count: Entries that stay.
         pattern: N:M, whose masks are chosen when the sweep arrives at them.
         blocksize: Columns in a block.
     """
-    columns = weight.shape[1]
+    select, width = _best_of_blocks(count, weight.shape[1]), blocksize
     if pattern is not None:
-        width = pattern.of
-        blocksize = max(width, blocksize // width * width)
-
-        def select(scores: Tensor, first: int) -> Tensor:
-            return best_of_groups(scores, pattern)
-    else:
-        width = blocksize
-
-        def select(scores: Tensor, first: int) -> Tensor:
-            behind = first + scores.shape[1]
-            return best_of_all(scores, count * behind // columns - count * first // columns)
-
-    return sweep(weight, factor, select, width, blocksize)
+        select, width = lambda scores, first: best_of_groups(scores, pattern), pattern.of
+    found = prune(weight, triangle, [select], width, blocksize)
+    return Sparse.of(weight - found.errors[:, 0].T, found.kept[:, 0].T.contiguous())
 
 
-def sweep(weight: Tensor, factor: Tensor, select: Select, width: int, blocksize: int) -> Sparse:
-    """Goes through the columns; every ``width`` of them ``select`` says which entries stay.
+def remove_to_each(
+    weight: Tensor, triangle: Tensor, counts: Sequence[int], blocksize: int
+) -> "Pruned":
+    """What :func:`remove` leaves with each of some counts, all in one sweep."""
+    selects = [_best_of_blocks(count, weight.shape[1]) for count in counts]
+    return prune(weight, triangle, selects, blocksize, blocksize)
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What is left of a weight by each of some choices, all (in, choices, out), columns in rows.
+
+    Attributes:
+        errors: W − W′, float64.
+        wanted: What they would best have been, each for those before it; see ``sweep``.
+        kept: Which entries stay: their errors are the wanted ones.
+    """
+
+    errors: Tensor
+    wanted: Tensor
+    kept: Tensor
+
+
+def prune(
+    weight: Tensor, triangle: Tensor, selects: Sequence[Select], width: int, blocksize: int
+) -> Pruned:
+    """Goes through the columns; every ``width`` of them it is chosen which entries stay.
 
     Args:
-        weight: float64 (out, in).
-        factor: U (in, in) of :func:`inverse_factor`.
-        select: Chooses by w_j² / [H_F⁻¹]_jj, given as (out, width).
-        width: Columns chosen at once; divides ``blocksize``.
+        weight: W, float64 (out, in).
+        triangle: R (in, in) of :func:`upper_factor`.
+        selects: Choose by w_j² / [H_F⁻¹]_jj, given as (out, width); each makes a W′ of its own.
+        width: Columns chosen at once.
         blocksize: Columns after which the rest of the weight is brought up to date.
     """
-    columns = weight.shape[1]
-    # Columns in rows, so that each is contiguous.
-    w = weight.T.clone(memory_format=torch.contiguous_format)
-    kept = torch.zeros_like(w, dtype=torch.bool)
-    diagonal = factor.diagonal()
-    for start in range(0, columns, blocksize):
-        stop = min(start + blocksize, columns)
-        errors = torch.zeros_like(w[start:stop])
-        for j in range(start, stop):
-            if (j - start) % width == 0:
-                group = slice(j, min(j + width, stop))
-                scores = (w[group] / diagonal[group, None]).square()
-                kept[group] = select(scores.T, j).T
-            error = w[j].masked_fill(kept[j], 0.0) / diagonal[j]
-            errors[j - start] = error
-            w[j + 1 : stop].addr_(factor[j, j + 1 : stop], error, alpha=-1.0)
-        w[stop:] -= factor[start:stop, stop:].T @ errors
-    return Sparse.of(w.T, kept.T.contiguous())
+    columns, diagonal = weight.T.contiguous()[:, None], triangle.diagonal()
+    wanted = weight.new_zeros(weight.shape[1], len(selects), len(weight))
+    kept = torch.zeros_like(wanted, dtype=torch.bool)
+
+    def arrive(j: int, errors: Tensor) -> None:
+        group = slice(j, j + width)
+        now = columns[group] - errors
+        scores = (now * diagonal[group, None, None]).square_()
+        for one, select in enumerate(selects):
+            kept[group, one] = select(scores[:, one].T, j).T
+
+    def err(j: int, error: Tensor) -> None:
+        # What stays errs as those before it want it to, and what goes by all that it was.
+        torch.where(kept[j], wanted[j], columns[j], out=error)
+
+    sweep(triangle, wanted, err, blocksize, width, arrive)
+    return Pruned(torch.where(kept, wanted, columns), wanted, kept)
+
+
+def _best_of_blocks(count: int, columns: int) -> Select:
+    """The best of every block of columns, ``count`` in all."""
+
+    def select(scores: Tensor, first: int) -> Tensor:
+        behind = first + scores.shape[1]
+        return best_of_all(scores, count * behind // columns - count * first // columns)
+
+    return select

@@ -6,14 +6,16 @@ and v = uᵀ T H⁺, which needs no root of H.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
-from compress_core.decompose import LowRank, eigen_descending
+from compress_core.decompose import LowRank, project
 from compress_core.errors import ConfigError
 from compress_core.fit import PREFIX, Moments, Start, start_factors
+from compress_core.metric import SecondMoment
 from compress_core.refine.inverse import inverse
 from compress_core.refine.least_squares import INPUT_FLOOR
 
@@ -47,21 +49,22 @@ class CrossTruncate:
         assert gram is not None and cross is not None
         inverted = inverse(gram, INPUT_FLOOR)
         own, lag = weight @ gram, weight @ (cross - gram)  # W H and W Δ
-        beta = self._beta(own @ weight.T, lag @ weight.T, lag @ inverted @ lag.T, factors.rank)
-        target = own + beta * lag
-        vectors, _ = eigen_descending(_symmetric(target @ inverted @ target.T))
-        u = vectors[:, : factors.rank]
-        return LowRank(u, u.T @ target @ inverted)
+        q, _, _ = project(weight, SecondMoment(gram), factors.rank)
+        pairs = [(own, weight), (lag, weight), (lag @ inverted, lag)]  # S Sᵀ, D Sᵀ and D Dᵀ
+        target = own + self._beta(pairs, q) * lag
+        u, along, _ = project(target, SecondMoment(inverted), factors.rank)
+        return LowRank(u, along @ inverted)
 
-    def _beta(self, own: Tensor, mixed: Tensor, lag: Tensor, rank: int) -> float:
-        """Closed form of ACES; own = S Sᵀ, mixed = D Sᵀ, lag = D Dᵀ, each (out, out)."""
-        vectors, _ = eigen_descending(_symmetric(own))
-        q = vectors[:, :rank]
-        whole = [float(m.trace()) for m in (own, mixed, lag)]
-        outside = [
-            total - float((q * (m @ q)).sum())
-            for total, m in zip(whole, (own, mixed, lag), strict=True)
-        ]
+    def _beta(self, pairs: Sequence[tuple[Tensor, Tensor]], q: Tensor) -> float:
+        """Closed form of ACES.
+
+        Args:
+            pairs: S Sᵀ, D Sᵀ and D Dᵀ, each as what its two factors are, (out, in).
+            q: Orthonormal (out, rank), of the best subspace at β = 0.
+        """
+        whole = [float((x * y).sum()) for x, y in pairs]
+        inside = [float(((q.T @ x) * (q.T @ y)).sum()) for x, y in pairs]
+        outside = [total - part for total, part in zip(whole, inside, strict=True)]
         (a, b, c), (big_a, big_b, big_c) = outside, whole
         low, high = (alpha / (1 + alpha) for alpha in (self.least, self.most))
         candidates = [low, high]
@@ -77,7 +80,3 @@ class CrossTruncate:
             return (a + 2 * b * beta + c * beta**2) / all_of_it if all_of_it > 0 else 0.0
 
         return min(candidates, key=energy_outside)
-
-
-def _symmetric(matrix: Tensor) -> Tensor:
-    return (matrix + matrix.T) / 2

@@ -132,19 +132,20 @@ def masked_solve(start: Tensor, mask: Tensor, p: Tensor, t: Tensor, steps: int) 
         t: (out, in).
         steps: Of conjugate gradients.
     """
-    diagonal = p.diagonal()
+    diagonal, places = p.diagonal(), mask.to(p.dtype)
     scale = torch.where(diagonal > 0, 1 / diagonal, 0.0)
-    found, residual = start, (t - start @ p) * mask
-    preconditioned = residual * scale
-    direction, strength = preconditioned, (residual * preconditioned).sum(1, keepdim=True)
+    # In place: what it takes beside the products is time to go through memory.
+    found, residual = start.clone(), (t - start @ p).mul_(places)
+    direction, preconditioned, moved, product = (torch.zeros_like(t) for _ in range(4))
+    strength = direction.new_zeros(len(t), 1)
     for _ in range(steps):
-        moved = (direction @ p) * mask
-        curvature = (direction * moved).sum(1, keepdim=True)
+        torch.mul(residual, scale, out=preconditioned)
+        now = torch.mul(residual, preconditioned, out=product).sum(1, keepdim=True)
+        preconditioned.addcmul_(torch.where(strength > 0, now / strength, 0.0), direction)
+        direction, preconditioned, strength = preconditioned, direction, now
+        torch.mm(direction, p, out=moved).mul_(places)
+        curvature = torch.mul(direction, moved, out=product).sum(1, keepdim=True)
         step = torch.where(curvature > 0, strength / curvature, 0.0)
-        found = found + step * direction
-        residual = residual - step * moved
-        preconditioned = residual * scale
-        now = (residual * preconditioned).sum(1, keepdim=True)
-        direction = preconditioned + torch.where(strength > 0, now / strength, 0.0) * direction
-        strength = now
+        found.addcmul_(step, direction)
+        residual.addcmul_(step, moved, value=-1)
     return found

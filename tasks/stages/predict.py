@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 
 from compress_core.allocate.base import Curvature
-from compress_core.coding.expected import costs_of_codes
+from compress_core.coding.expected import Inputs, costs_of_codes
 from compress_core.coding.expected_entries import LEVELS, costs_of_entries
 from compress_core.curvature import OutputFisher, divergence_by_rank
 from compress_core.errors import NumericsError
@@ -63,6 +63,7 @@ def _unit(job: Job, curvature: Curvature, name: str, stack: Stack, inputs: dict[
     entries = {"entries": True} if curvature.entries else {}
     widest = max(member.out_features for member in members)
     into = members[0].in_features
+    matrices = 12 if curvature.entries else 6  # of its size; a sweep holds some per share
     return Unit(
         "predict",
         name,
@@ -75,7 +76,7 @@ def _unit(job: Job, curvature: Curvature, name: str, stack: Stack, inputs: dict[
         inputs=inputs,
         cost=Cost(
             products={EXACT: sum(map(_operations, members))},
-            memory=8 * (2 * widest**2 + 3 * into**2 + 6 * widest * into),
+            memory=8 * (3 * widest**2 + 4 * into**2 + matrices * widest * into),
             disk=8 * (stack.as_layer.paying_rank + 1 + (2 * LEVELS if curvature.entries else 0)),
         ),
     )
@@ -94,9 +95,10 @@ class _Predict:
         self.curvature = curvature
 
     def __call__(self, work: Work) -> None:
+        taps = _Taps(work, self.job.model.device)
         for done, unit in enumerate(work.missing):
             stack = self.job.stacks[unit.name]
-            parts = [self._of_member(work, unit, stack, i) for i in range(len(stack.members))]
+            parts = [self._of_member(taps, unit, stack, i) for i in range(len(stack.members))]
             curves = {name: sum(part[name] for part in parts) for name in parts[0]}
             with work.draft(unit) as draft:
                 for name, curve in curves.items():
@@ -107,24 +109,24 @@ class _Predict:
             work.progress(done + 1, len(work.missing))
 
     def _of_member(
-        self, work: Work, unit: Unit, stack: Stack, index: int
+        self, taps: "_Taps", unit: Unit, stack: Stack, index: int
     ) -> dict[str, torch.Tensor]:
         """The curves of one layer of a stack, by its own rows, inputs and gradients."""
-        layer, device = stack.members[index], self.job.model.device
-        inputs = InputStats.unpack(Stored(work.artifact(unit.inputs[f"inputs {index}"])))
+        layer, work, device = stack.members[index], taps.work, taps.device
+        inputs = taps.read(unit.inputs[f"inputs {index}"])
         outputs = OutputFisher.unpack(Stored(work.artifact(unit.inputs[f"outputs {index}"])))
-        moment, fisher = inputs.moment.to(device), outputs.damped(self.curvature.damp).to(device)
+        fisher = outputs.damped(self.curvature.damp).to(device)
         weight = dense_weight_of(self.job, layer).to(device)
         factors = self._factors(work, unit, stack, layer)
         found = {}
         if factors is not None:
-            found[PREDICTED] = divergence_by_rank(weight, *factors, moment, fisher).cpu()
+            found[PREDICTED] = divergence_by_rank(weight, *factors, inputs.moment, fisher).cpu()
         w, group = weight.to(torch.float64), stack.as_layer.group
         if self.curvature.codes:
             u, v = (part.to(torch.float64) for part in factors or (w[:, :0], w[:0]))
-            found[CODES] = costs_of_codes(w, u, v, moment, fisher, stack.form, group)
+            found[CODES] = costs_of_codes(w, u, v, inputs, fisher, stack.form, group)
         if self.curvature.entries:
-            found[ENTRIES] = costs_of_entries(w, moment, fisher, group)
+            found[ENTRIES] = costs_of_entries(w, inputs, fisher, group)
         return found
 
     def _factors(
@@ -138,3 +140,18 @@ class _Predict:
         ranks = len(get_tensor(record.artifact, "loss")) - 1
         whole = decomposer.realise(record.tensor, Share(ranks))
         return whole.u[rows_of(stack, layer)].to(device), whole.v.to(device)
+
+
+class _Taps:
+    """Reads inputs of layers; those of one tap follow one another, and it is read once."""
+
+    def __init__(self, work: Work, device: str) -> None:
+        self.work, self.device = work, device
+        self.last: tuple[Unit, Inputs] | None = None
+
+    def read(self, source: Unit) -> Inputs:
+        """What a ``collect`` unit measured."""
+        if self.last is None or self.last[0] is not source:
+            stats = InputStats.unpack(Stored(self.work.artifact(source)))
+            self.last = source, Inputs(stats.moment.to(self.device))
+        return self.last[1]

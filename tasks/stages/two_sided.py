@@ -37,15 +37,14 @@ def side_settings(job: Job) -> dict[str, Any]:
 
 
 def side_cost(job: Job, layer: LayerRef, rank: int, cost: Cost) -> Cost:
-    """The cost of a unit with what that adds to it: A and its inverse, A W, and A⁻¹ u."""
+    """The cost of a unit with what that adds to it: two factorisations, A W, and A⁻¹ u."""
     if job.method.two_sided is None:
         return cost
     out = layer.out_features
-    products = 2.0 * out**2 * (2 * out + layer.in_features + rank)
+    products = out**2 * (2 * out / 3 + 2 * layer.in_features + rank)
     return replace(
         cost,
         products=add(cost.products, {EXACT: products}),
-        eigen=cost.eigen + float(out**3),
         memory=cost.memory + 8 * (5 * out**2 + layer.dense_cost),
     )
 
@@ -60,7 +59,7 @@ def read_root(job: Job, work: Work, unit: Unit) -> Root:
 
 
 def read_lengths(job: Job, work: Work, unit: Unit) -> Tensor:
-    """Those of its rows, (out,).
+    """Those of its columns, (out,).
 
     Raises:
         NumericsError: As :meth:`TwoSided.lengths`.

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from compress_core.coding.error import error_by_width, output_error
 from compress_core.coding.expected import (
-    product_cost_of_codes,
+    Inputs,
+    curve_of_codes,
     steps_squared,
     whole_cost_of_codes,
 )
@@ -71,7 +72,7 @@ def test_of_every_layer_gptq_costs_about_what_is_expected(
     """Less where few inputs are damped; more at 2 bits, where numbers leave their groups' ends."""
     for weight, moment in layers.values():
         fisher = torch.eye(len(weight), dtype=torch.float64)
-        expected = whole_cost_of_codes(weight, moment, fisher, 32) / steps_squared(bits)
+        expected = whole_cost_of_codes(weight, Inputs(moment), fisher, 32) / steps_squared(bits)
         real = error_by_width(weight, moment, Coding(), torch.bfloat16, fisher, [bits])[bits]
         assert least < real / expected < most
 
@@ -85,7 +86,7 @@ def test_products_in_codes_cost_less_than_is_expected(layers: Layers, form: str)
         u, v, _ = project(weight, SecondMoment(moment), min(weight.shape) // 2)
         found = code_layer(LowRank(u, v), moment, Coding(4), form, torch.bfloat16).low
         real = output_error(u @ v - found.u @ found.v, moment, fisher)
-        expected = product_cost_of_codes(u, v, moment, fisher, form, 32) / steps_squared(4)
+        expected = curve_of_codes(u, v, Inputs(moment), fisher, form, 32)[-1] / steps_squared(4)
         assert 0.15 < real / expected < 1
 
 

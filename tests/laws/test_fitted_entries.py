@@ -11,6 +11,7 @@ from torch import Tensor
 
 from compress_core.coding.entries import gptq_entries
 from compress_core.coding.error import output_error
+from compress_core.coding.expected import Inputs
 from compress_core.coding.expected_entries import LEVELS, SWEPT, costs_of_entries, level_counts
 from compress_core.coding.gptq import Swept, gptq
 from compress_core.coding.grid import decoded, nearest
@@ -20,7 +21,7 @@ from compress_core.decompose import LowRank
 from compress_core.errors import ConfigError
 from compress_core.fit import Moments
 from compress_core.prune.fitted import FitEntries, PrefixFitEntries
-from compress_core.prune.obs import damped, inverse_factor, remove
+from compress_core.prune.obs import damped, remove, upper_factor
 from compress_core.sparse import Sparse
 from compress_core.two_sided import FitTwoSided, TwoSided
 from compress_core.types import Share
@@ -47,12 +48,12 @@ def entries_of(low: LowRank) -> Sparse:
 @pytest.mark.parametrize("seed", range(3))
 def test_at_swept_levels_the_cost_is_that_of_what_the_sweep_leaves(seed: int) -> None:
     weight, h, g = case(24, 32, seed)
-    counts, costs = level_counts(weight.numel()), costs_of_entries(weight, h, g, GROUP)
+    counts, costs = level_counts(weight.numel()), costs_of_entries(weight, Inputs(h), g, GROUP)
     assert len(counts) == LEVELS - 1 == len(costs)
-    rows, factor = g.diagonal().sqrt()[:, None], inverse_factor(damped(h, 0.01), 0.01)
+    rows, triangle = g.diagonal().sqrt()[:, None], upper_factor(damped(h, 0.01), 0.01)
     for level in SWEPT:
         count = weight.numel() * level // LEVELS
-        kept = remove(rows * weight, factor, count, None, 128).dense() / rows
+        kept = remove(rows * weight, triangle, count, None, 128).dense() / rows
         lost = ((g @ (weight - kept) @ h) * (weight - kept)).sum() / 2
         assert float(costs[counts.index(count), 0]) == pytest.approx(float(lost))
     assert bool((costs[:, 0].diff() <= 0).all()), "more entries never lose more"
@@ -61,7 +62,8 @@ def test_at_swept_levels_the_cost_is_that_of_what_the_sweep_leaves(seed: int) ->
 def test_where_inputs_are_apart_and_outputs_alike_the_smallest_entries_go() -> None:
     """H = G = 1: ½ Σ w² of those, above the swept levels, too."""
     weight, _, _ = case(20, 32, 1)
-    costs = costs_of_entries(weight, torch.eye(32, dtype=WIDE), torch.eye(20, dtype=WIDE), GROUP)
+    inputs, alike = Inputs(torch.eye(32, dtype=WIDE)), torch.eye(20, dtype=WIDE)
+    costs = costs_of_entries(weight, inputs, alike, GROUP)
     smallest = weight.square().flatten().sort().values
     for count, (lost, _) in zip(level_counts(weight.numel()), costs.tolist(), strict=True):
         if count * LEVELS // weight.numel() in SWEPT or 2 * count > weight.numel():
@@ -71,10 +73,10 @@ def test_where_inputs_are_apart_and_outputs_alike_the_smallest_entries_go() -> N
 def test_an_input_that_is_always_zero_costs_nothing_and_a_tiny_layer_has_few_levels() -> None:
     weight, h, g = case(6, 5, 2)
     h[2], h[:, 2] = 0.0, 0.0
-    costs = costs_of_entries(weight, h, g, GROUP)
+    costs = costs_of_entries(weight, Inputs(h), g, GROUP)
     assert bool(costs.isfinite().all()) and len(costs) == len(level_counts(30)) == 29
     assert level_counts(1) == [] and costs_of_entries(
-        weight[:1, :1], h[:1, :1], g[:1, :1], 4
+        weight[:1, :1], Inputs(h[:1, :1]), g[:1, :1], 4
     ).shape == (0, 2)
 
 
@@ -86,7 +88,7 @@ def test_a_fit_has_just_so_many_entries_and_no_more_error_than_the_sweep(
     count = 1 + seed % (rows * columns)
     found = entries_of(FitEntries().fit(weight, Share(0, count), Moments(dense=h)))
     ridged = damped(h, 0.01)
-    swept = remove(weight, inverse_factor(ridged, 0.01), count, None, 128)
+    swept = remove(weight, upper_factor(ridged, 0.01), count, None, 128)
     assert found.nonzeros == count and torch.equal(found.mask, swept.mask)
     error, before = (output_error(weight - x.dense(), ridged) for x in (found, swept))
     assert error <= before * (1 + 1e-9) + 1e-20 * float(weight.square().sum())

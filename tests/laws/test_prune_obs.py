@@ -11,7 +11,7 @@ from torch import Tensor
 from compress_core.decompose import LowRank
 from compress_core.errors import ConfigError, NumericsError
 from compress_core.fit import Moments
-from compress_core.prune.obs import SparseGPT, damped, inverse_factor, remove, sweep
+from compress_core.prune.obs import SparseGPT, damped, prune, remove, upper_factor
 from compress_core.prune.select import best_of_all, read_pattern
 from compress_core.prune.wanda import Wanda
 from compress_core.types import Share
@@ -87,11 +87,11 @@ def test_without_correlation_sparsegpt_removes_the_least_squares_and_changes_not
 ) -> None:
     weight, h = made(rows, columns, seed)
     h, count = torch.diag(h.diagonal()), int(part * rows * columns)
-    factor = inverse_factor(h, 0)
-    sparse = remove(weight, factor, count, None, columns)
+    triangle = upper_factor(h, 0)
+    sparse = remove(weight, triangle, count, None, columns)
     saliency = weight.square() / torch.linalg.inv(h).diagonal()
     assert torch.equal(sparse.mask, best_of_all(saliency, count))
-    sparse = remove(weight, factor, count, None, blocksize)
+    sparse = remove(weight, triangle, count, None, blocksize)
     torch.testing.assert_close(sparse.dense(), weight * sparse.mask)
 
 
@@ -109,10 +109,10 @@ def brute_force(weight: Tensor, h: Tensor, mask: Tensor) -> Tensor:
 @pytest.mark.parametrize("seed", range(5))
 def test_the_sweep_is_optimal_brain_surgery(blocksize: int, seed: int) -> None:
     weight, h = made(6, 6, seed)
-    factor = inverse_factor(h, 0)
-    torch.testing.assert_close(factor.T @ factor, torch.linalg.inv(h))
-    assert torch.equal(factor, factor.triu())
-    sparse = remove(weight, factor, 18, None, blocksize)
+    triangle = upper_factor(h, 0)
+    torch.testing.assert_close(triangle @ triangle.T, h)
+    assert torch.equal(triangle, triangle.triu())
+    sparse = remove(weight, triangle, 18, None, blocksize)
     expected = brute_force(weight, h, sparse.mask)
     torch.testing.assert_close(sparse.dense(), expected, atol=1e-10, rtol=1e-9)
 
@@ -123,18 +123,19 @@ def test_for_its_mask_the_sweep_lies_between_leaving_the_rest_alone_and_fitting_
 ) -> None:
     """Of one row with one removal it is the optimum; in general no better than least squares."""
     weight, h = made(rows, columns, seed)
-    factor, count = inverse_factor(h, 0), int(part * rows * columns)
-    sparse = remove(weight, factor, count, None, 128)
+    triangle, count = upper_factor(h, 0), int(part * rows * columns)
+    sparse = remove(weight, triangle, count, None, 128)
     best = torch.zeros_like(weight)
     for row, mask, target in zip(best, sparse.mask, weight @ h, strict=True):
         row[mask] = torch.linalg.solve(h[mask][:, mask], target[mask])
     assert error(weight, sparse.dense(), h) >= error(weight, best, h) * (1 - 1e-6)
     first = torch.ones_like(weight, dtype=torch.bool)
     first[:, 0] = False
-    removed = sweep(weight, factor, lambda scores, at: first[:, at : at + scores.shape[1]], 4, 4)
+    choice = lambda scores, at: first[:, at : at + scores.shape[1]]  # noqa: E731
+    removed = weight - prune(weight, triangle, [choice], 4, 4).errors[:, 0].T
     wanted = torch.zeros_like(weight)
     wanted[:, 1:] = torch.linalg.solve(h[1:, 1:], (weight @ h)[:, 1:], left=False)
-    torch.testing.assert_close(removed.dense(), wanted, atol=1e-8, rtol=1e-8)
+    torch.testing.assert_close(removed, wanted, atol=1e-8, rtol=1e-8)
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -162,7 +162,7 @@ each_fitter = pytest.mark.parametrize("name", FITTERS)
 
 def in_metric(fitter: Fitter, root: Root) -> FitTwoSided:
     """The fitter in the metric of a root."""
-    return FitTwoSided(fitter, lambda: root, lambda: root.root.norm(dim=1))
+    return FitTwoSided(fitter, lambda: root, lambda: root.lower.norm(dim=1))
 
 
 def fitted(
@@ -249,9 +249,9 @@ def test_without_an_earlier_error_cross_statistics_truncate() -> None:
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_lengths_of_the_root_s_rows_need_no_root(seed: int) -> None:
+def test_lengths_of_the_factors_rows_need_no_factor(seed: int) -> None:
     fisher = fisher_of(14, seed)
-    wanted = torch.linalg.vector_norm(TwoSided().root(fisher).root, dim=1)
+    wanted = torch.linalg.vector_norm(TwoSided().root(fisher).lower, dim=1)
     torch.testing.assert_close(TwoSided().lengths(fisher), wanted)
 
 
@@ -268,7 +268,7 @@ def test_no_gradient_at_all_is_refused() -> None:
 def test_damping_that_is_lost_in_rounding_is_refused() -> None:
     gradient = torch.linspace(1, 2, 8, dtype=torch.float64)[None]
     known = OutputFisher(1, gradient.T @ gradient)  # one token: one direction
-    assert TwoSided(1e-3).root(known).inverse.isfinite().all()
+    assert TwoSided(1e-3).root(known).lower.isfinite().all()
     with pytest.raises(
         NumericsError, match="singular to rounding: give more than metric_damp=1e-0"
     ):
