@@ -16,6 +16,7 @@ from torch import Tensor
 from compress_core.errors import ModelError
 from compress_core.hf.ahead import PIECE, AheadCheckpoint
 from compress_core.hf.checkpoint import Checkpoint
+from compress_core.hf.stream import BlockStream
 from storage.digests import DigestCache
 from tasks.engine import dense_model
 from tasks.engine.dense_model import DenseModel
@@ -223,3 +224,23 @@ def test_a_model_reads_its_own_blocks_ahead_and_for_cuda_pins_them(
     assert checkpoint._block_of == {
         ".".join(name): int(name[2]) for name in own if name[:2] == ["model", "layers"]
     }
+
+
+@pytest.mark.parametrize("pinned", [False, True])
+def test_a_model_that_is_read_ahead_gives_the_same_bits(
+    pinned: bool, tmp_path: Path, reads: Reads
+) -> None:
+    inputs = pico.make_inputs(tmp_path / "inputs")
+    model = DenseModel(inputs.model, DigestCache(tmp_path / "digests.json"))
+    tokens = torch.arange(96).reshape(4, 24)
+    found = []
+    blocks = [[model.layout.stored[n] for n in names] for names in model.layout.block_parameters]
+    ahead = AheadCheckpoint(inputs.model, blocks, pinned)
+    for checkpoint in (model.checkpoint, ahead):
+        stream = BlockStream(checkpoint, model.layout)
+        states = stream.embed(tokens, 2)
+        for block in (0, 0, 1, 2, 0):  # as who measures a block again and again
+            stream.run_block(block, states, 2)
+        found.append(states)
+    assert torch.equal(*found) and found[0].isfinite().all()
+    assert pinned == any(not by_asking for _, by_asking in reads)
