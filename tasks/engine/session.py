@@ -26,6 +26,7 @@ from tasks.engine.work import (
     Group,
     Work,
 )
+from tasks.engine.writer import Writer
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 2.0
 """Seconds between looks whether another flow has finished what it has in hand."""
@@ -66,6 +67,7 @@ class Session:
 
     Attributes:
         name: Its own, drawn at random; a process that computes for it has the same.
+        store_now: The store, whatever is still on its way into it.
         stopping: Set when the command was told to stop: groups run in threads, where Ctrl-C does
             not reach them.
     """
@@ -82,7 +84,7 @@ class Session:
         confirm: Callable[[str], None] = lambda stage: None,
         command: str | None = None,
     ) -> None:
-        self.store = store
+        self.store_now = store
         self.refresh = frozenset(refresh)
         self.listener = listener
         self.info = dict(info or {})
@@ -92,21 +94,51 @@ class Session:
         self.name = uuid4().hex
         self.command = command or uuid4().hex
         self.stopping = Event()
-        self.manifests: dict[Unit, Manifest] = {}
         self.refreshed = set() if refreshed is None else refreshed
+        self._manifests: dict[Unit, Manifest] = {}
+        self._writer: Writer | None = None  # of the group that is computed
+
+    @property
+    def store(self) -> Store:
+        """The store, with all in it that was computed: commits that go on are waited for.
+
+        Raises:
+            BaseException: As one of them did.
+        """
+        self._wait()
+        return self.store_now
+
+    @property
+    def manifests(self) -> dict[Unit, Manifest]:
+        """Of all units that are done; waits and raises as :attr:`store`."""
+        self._wait()
+        return self._manifests
+
+    def manifest(self, unit: Unit) -> Manifest:
+        """Of a unit that is done; its own commit, if it goes on, is waited for.
+
+        Raises:
+            BaseException: As a commit did.
+        """
+        self._wait(unit)
+        return self._manifests[unit]
+
+    def _wait(self, unit: Unit | None = None) -> None:
+        if self._writer is not None:
+            self._writer.wait(unit)
 
     def done(self, unit: Unit, manifest: Manifest) -> None:
         """A unit has its artifact, whose recipe stays on disk: thousands of them are no trifle."""
-        self.manifests[unit] = replace(manifest, recipe={})
+        self._manifests[unit] = replace(manifest, recipe={})
 
     def artifact(self, unit: Unit) -> Artifact:
-        """The artifact of a unit that is done."""
-        return self.store.open(self.manifests[unit].key, unit.stage)
+        """The artifact of a unit that is done; waits and raises as :meth:`manifest`."""
+        return self.store_now.open(self.manifest(unit).key, unit.stage)
 
     def recipe(self, unit: Unit) -> dict[str, Any]:
         """The recipe of a unit whose inputs are done."""
         return unit.recipe(
-            lambda upstream: self.manifests[upstream].digest,
+            lambda upstream: self.manifest(upstream).digest,
             lambda upstream, part: part(self.artifact(upstream)),
         )
 
@@ -269,6 +301,9 @@ class Session:
         if STAGES[group.stage].alone:
             self.release()
         try:
-            group.compute(work)
+            with work.writer as self._writer:
+                group.compute(work)
         except NumericsError as error:
             raise NumericsError(f"stage {group.stage}, {group.label}: {error}") from error
+        finally:
+            self._writer = None

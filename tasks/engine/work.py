@@ -2,7 +2,8 @@
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
+from copy import deepcopy
 from dataclasses import dataclass, field
 from time import perf_counter, process_time
 from typing import TYPE_CHECKING, Any
@@ -13,12 +14,18 @@ from storage.draft import Draft
 from storage.keys import recipe_key
 from tasks.engine.stages import STAGES
 from tasks.engine.units import Outcome, Unit
+from tasks.engine.writer import Writer
 
 if TYPE_CHECKING:
     from tasks.engine.session import Session
 
 SECONDS, CPU_SECONDS = "seconds", "cpu_seconds"
-"""Of an artifact's circumstances: how long it took, and what all threads of the process spent."""
+"""Of an artifact's circumstances: how long it took, and what all threads of the process spent.
+
+Both from when the unit before was handed over to be committed until this one was. A commit goes on
+beside what is computed next: it takes that one's time only where it is waited for, its processor's
+seconds are among that one's, and those of a group's last units are on nobody's record.
+"""
 SESSION, COMMAND = "session", "command"  # which one made it, of all that work with a store
 ONCE = "once"  # in the recipe of what cannot be made again
 
@@ -69,6 +76,7 @@ class Work:
     Attributes:
         outcomes: What became of units that were found, and of all once they are computed.
         drafting: The unit whose draft is open.
+        writer: Commits drafts whose block has ended, while the computation goes on.
     """
 
     session: "Session"
@@ -79,18 +87,23 @@ class Work:
     recipes: dict[Unit, dict[str, Any]] = field(default_factory=dict)
     seconds: dict[Unit, float] = field(default_factory=dict)
     drafting: Unit | None = None
+    writer: Writer = field(default_factory=Writer)
     _mark: float = field(default_factory=perf_counter)
     _cpu_mark: float = field(default_factory=process_time)
 
     @property
     def place(self) -> str:
-        """Stage, group and unit in hand; before its draft is open, the next one that is missing."""
+        """Stage, group and unit in hand; before its draft is open, the next one that is missing.
+
+        Where a commit has failed it is that one's unit.
+        """
         place = f"stage {self.group.stage}, {self.group.label}"
         waiting = [unit for unit in self.missing if unit not in self.seconds]
-        unit = self.drafting or next(iter(waiting), None)
+        known = self.writer.failed or self.drafting
+        unit = known or next(iter(waiting), None)
         if unit is None or unit.name == self.group.label:
             return place
-        return f"{place}, {unit.name}{'' if self.drafting or len(waiting) == 1 else ' or later'}"
+        return f"{place}, {unit.name}{'' if known or len(waiting) == 1 else ' or later'}"
 
     def add(self, unit: Unit, key: str, recipe: dict[str, Any]) -> None:
         """Puts a unit on the list."""
@@ -113,18 +126,24 @@ class Work:
 
         Raises:
             Interrupted: The command was told to stop.
+            BaseException: A commit has failed, so.
         """
         if self.session.stopping.is_set():
             raise Interrupted
+        self.writer.check()
         label = f"{self.group.stage} {self.group.label}"
         self.session.listener(f"{label} {detail}" if detail else label, done, total)
 
     def draft(self, unit: Unit) -> AbstractContextManager[Draft]:
-        """A draft that becomes the unit's artifact when its block ends without an error."""
+        """A draft that becomes the unit's artifact when its block has ended without an error.
+
+        That goes on beside what is computed next. Whoever asks the session for the unit, or for its
+        store, waits for it; all of a group's are there when it ends.
+        """
         return _Commit(self, unit)
 
     def elapsed(self) -> tuple[float, float]:
-        """Seconds since the last unit of the group was committed, and the processor's."""
+        """Seconds since the group's last unit was handed over, and the processor's."""
         now, cpu = perf_counter(), process_time()
         seconds, self._mark = now - self._mark, now
         spent, self._cpu_mark = cpu - self._cpu_mark, cpu
@@ -135,8 +154,9 @@ class _Commit(AbstractContextManager[Draft]):
     def __init__(self, work: Work, unit: Unit) -> None:
         self.work = work
         self.unit = unit
-        manifests = work.session.manifests
-        self.draft = work.session.store.draft(
+        session = work.session
+        manifests = {up: session.manifest(up) for up in unit.upstream.values()}
+        self.draft = session.store_now.draft(
             key=work.keys[unit],
             stage=unit.stage,
             unit=unit.name,
@@ -154,18 +174,29 @@ class _Commit(AbstractContextManager[Draft]):
         return self.opened
 
     def __exit__(self, *error: Any) -> None:
-        if error[0] is None:
-            try:
-                self.work.session.confirm(self.unit.stage)
-            except BaseException:
-                self.draft.__exit__(*sys.exc_info())
-                raise
-            seconds, spent = self.work.elapsed()
-            self.work.seconds[self.unit] = seconds
-            self.opened.info |= {SECONDS: seconds, CPU_SECONDS: spent}
-            session = self.work.session
-            self.opened.info |= {SESSION: session.name, COMMAND: session.command}
-        self.draft.__exit__(*error)
-        if error[0] is None:
-            self.work.drafting = None
-            self.work.session.done(self.unit, self.opened.manifest)
+        if error[0] is not None:
+            self.draft.__exit__(*error)
+            return
+        work, session, opened = self.work, self.work.session, self.opened
+        try:
+            session.confirm(self.unit.stage)
+            seconds, spent = work.elapsed()
+            opened.info |= {SECONDS: seconds, CPU_SECONDS: spent}
+            opened.info |= {SESSION: session.name, COMMAND: session.command}
+            # what the computation goes on to change is not what was kept
+            opened.attrs, opened.info = deepcopy(opened.attrs), deepcopy(opened.info)
+            work.writer.make_room()
+        except BaseException:
+            self.draft.__exit__(*sys.exc_info())
+            raise
+        work.writer.take(self.unit, self._commit, self._discard)
+        work.seconds[self.unit] = seconds
+        work.drafting = None
+
+    def _commit(self) -> None:
+        self.draft.__exit__(None, None, None)
+        self.work.session.done(self.unit, self.opened.manifest)
+
+    def _discard(self, error: BaseException) -> None:
+        with suppress(BaseException):  # what is raised is that error again
+            self.draft.__exit__(type(error), error, error.__traceback__)

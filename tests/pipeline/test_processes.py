@@ -18,6 +18,7 @@ from flows.settings.reading import write_yaml
 from storage.gc import collect_garbage
 from tasks.engine.session import Session
 from tasks.engine.work import Group
+from tasks.engine.writer import MOST
 from tests.pipeline import pico
 from tests.pipeline.conftest import Run
 from tests.pipeline.forking import run_script
@@ -47,8 +48,9 @@ def test_killed_at_any_moment_the_same_command_goes_on(
     assert (found.digests, found.problems) == (cold_walk.digests, [])
     assert pico.payload(store) == pico.payload(cold_walk.session.store.root)
     assert pico.scratch_left(store) == []
-    orphans = list((store / "tmp").iterdir())
-    assert len(orphans) == (1 if when == "before" else 0)
+    orphans = sorted((store / "tmp").iterdir())
+    at_least = 1 if when == "before" else 0  # of what waited behind it, and was being written
+    assert at_least <= len(orphans) <= MOST + 1
     report = collect_garbage(found.session.store, {o.key for o in found.outcomes}, dry_run=False)
     assert (report.removed, report.orphans) == ([], orphans)
     assert list((store / "tmp").iterdir()) == []
