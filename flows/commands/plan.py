@@ -27,7 +27,8 @@ def plan_as_run_or_sweep(
     Raises:
         ConfigError: As `run` and `sweep` would.
     """
-    opened = open_command(as_run_or_sweep(file_and_flags(given, file)), Reporter(quiet=True))
+    settings = as_run_or_sweep(file_and_flags(given, file))
+    opened = open_command(settings, Reporter(quiet=True), planning=True)
     workspace = opened.workspace
     planner = Planner(workspace.store, opened.settings.refresh)
     planned = [unit for pipeline in opened.pipelines for unit in planner.plan(pipeline)]
@@ -36,6 +37,7 @@ def plan_as_run_or_sweep(
     curves = {label: foretold(planner, pipeline) for label, pipeline in methods.items()}
     if as_json:
         found = {"units": [asdict(unit) for unit in planned], "estimate": asdict(expected)}
+        found["notes"] = list(workspace.notes)
         curve = {label: [asdict(point) for point in points] for label, points in curves.items()}
         print_json({**found, "predicted": {label: own for label, own in curve.items() if own}})
     else:

@@ -19,6 +19,7 @@ from storage.keys import ABSENT, Difference, differences, recipe_key
 from storage.manifest import Manifest
 from storage.store import Store
 from tasks.engine.cost import MODEL, Cost
+from tasks.engine.dense_model import NOT_THERE
 from tasks.engine.free_memory import free_memory
 from tasks.engine.units import Unit, View
 
@@ -80,6 +81,9 @@ class Planner:
         return None if known is None else self.store.open(known.key, unit.stage)
 
     def _fate(self, unit: Unit, recipe: dict[str, Any], name: str) -> Planned:
+        gone = [role for role, digest in unit.sources.items() if digest.startswith(NOT_THERE)]
+        if gone:
+            return self._planned_as(unit, "run", f"not there: {', '.join(gone)}", None)
         candidates = self.store.candidates(unit.stage, unit.name)
         waiting = {role: up for role, up in unit.upstream.items() if up not in self._done}
         if waiting:

@@ -8,9 +8,9 @@ from typing import Protocol, cast
 import torch
 
 from flows.report.console import Reporter
+from flows.runs.notes import Notes
 from flows.runs.pipeline import Pipeline
 from flows.runs.worker import Done, run_order
-from flows.runs.workspace import Notes
 from flows.server.workers import WorkerError, Workers
 from flows.settings.config import Settings
 from flows.settings.heap import give_back

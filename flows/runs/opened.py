@@ -124,8 +124,13 @@ class Opened:
         return settings.model_copy(update={"batch_size": batch, "device": device})
 
 
-def open_command(settings: Settings, reporter: Reporter) -> Opened:
+def open_command(settings: Settings, reporter: Reporter, planning: bool = False) -> Opened:
     """Checks everything that can be refused before a stage runs, and builds what will.
+
+    Args:
+        settings: What is asked for.
+        reporter: Who tells people.
+        planning: Whether it is only planned, for which a model needs no weights.
 
     Raises:
         CompressError, StorageError: Something the user asked for cannot be had.
@@ -136,7 +141,7 @@ def open_command(settings: Settings, reporter: Reporter) -> Opened:
     runs = settings.runs()
     kepts = [run.kept for run in runs if run.kept is not None]
     methods = check_methods(settings, list(dict.fromkeys(run.method for run in runs)), kepts)
-    workspace = open_workspace(settings)
+    workspace = open_workspace(settings, planning)
     workspace.methods |= methods
     workspace.notes += idle_notes(settings, methods)
     if isinstance(settings, RunConfig):

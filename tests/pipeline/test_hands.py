@@ -13,9 +13,9 @@ from compress_core.errors import NumericsError
 from flows.report.console import Reporter
 from flows.runs import hands as hands_module
 from flows.runs.hands import Elsewhere
+from flows.runs.notes import Notes
 from flows.runs.pipeline import Pipeline
 from flows.runs.worker import Done, _Opened, run_order
-from flows.runs.workspace import Notes
 from flows.server.workers import WorkerError
 from flows.settings.config import RunConfig
 from storage.errors import ArtifactMissingError

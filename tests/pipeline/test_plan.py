@@ -180,5 +180,5 @@ def test_the_command_takes_the_flags_of_run_and_of_sweep(
     assert "seed 3 → 4" in text and "MB at most beyond the libraries" in " ".join(text.split())
     plan_as_run_or_sweep(sweep_settings(inputs, warm_home), None, True, printed.append)
     assert capsys.readouterr().out == ""
-    assert set(printed[0]) == {"units", "estimate", "predicted"}
+    assert set(printed[0]) == {"units", "estimate", "notes", "predicted"}
     json.dumps(printed[0])
