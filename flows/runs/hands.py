@@ -14,7 +14,7 @@ from flows.runs.worker import Done, run_order
 from flows.server.workers import WorkerError, Workers
 from flows.settings.config import Settings
 from flows.settings.heap import give_back
-from tasks.engine.order import Order, places_of, read_by
+from tasks.engine.order import Order, Waiting, places_of, read_by, share_of_threads
 from tasks.engine.prefect_task import run_group
 from tasks.engine.session import Session
 from tasks.engine.units import Outcome
@@ -82,8 +82,8 @@ class Elsewhere:
         self.here = Here(session)
         self._numbers = {group: number for number, group in enumerate(pipeline.groups)}
         self._places = places_of(pipeline.groups)
-        self._waiting = _strands(groups)
-        self._strand = {group: tuple(strand) for strand in self._waiting for group in strand}
+        self._waiting = Waiting(groups)
+        self._strand: dict[Group, tuple[Group, ...]] = {}  # of those that were begun
         self._out: dict[int, list[Group]] = {}  # number of the first group, as it was sent
         self._lost: Counter[int] = Counter()
         self._ended: SimpleQueue[tuple[int, Callable[[], Done]]] = SimpleQueue()
@@ -100,12 +100,12 @@ class Elsewhere:
 
     def _hand_out(self) -> None:
         """Sends what is ready, as long as there is somebody for it."""
-        for strand in list(self._waiting):
-            if len(self._out) >= self.workers.at_once:
+        while len(self._out) < self.workers.at_once:
+            strand = self._waiting.take(self.session.manifests)
+            if strand is None:
                 return
-            if all(unit in self.session.manifests for unit in read_by(strand)):
-                self._waiting.remove(strand)
-                self._begin(strand)
+            self._strand |= dict.fromkeys(strand, tuple(strand))
+            self._begin(strand)
 
     def _begin(self, strand: list[Group]) -> None:
         """Finds the cached groups at the beginning of a strand, and sends the rest."""
@@ -139,11 +139,10 @@ class Elsewhere:
         )
 
     def _threads(self, groups: int) -> int | None:
-        """Of this machine's, a share; a strand, which can only go step by step, has them all."""
+        """Of this machine's; a cluster's processes know their own."""
         if self.workers.cluster is not None:
             return None
-        threads = torch.get_num_threads()
-        return threads if groups > 1 else max(1, threads // self.workers.count)
+        return share_of_threads(torch.get_num_threads(), self.workers.count, groups)
 
     def _await(self) -> None:
         """Waits until something ends, and looks now and then how far strands are."""
@@ -186,11 +185,3 @@ class Elsewhere:
 
     def _has(self, group: Group) -> bool:
         return all(unit in self.session.manifests for unit in group.units)
-
-
-def _strands(groups: Sequence[Group]) -> list[list[Group]]:
-    """Groups that belong in one process together, each alone but for those of a strand."""
-    found: dict[object, list[Group]] = {}
-    for group in groups:
-        found.setdefault(group.strand or group, []).append(group)
-    return list(found.values())

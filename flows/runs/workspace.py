@@ -123,15 +123,22 @@ class Workspace:
 
 def allowed_for_one(settings: Settings) -> int | None:
     """Bytes that --memory leaves each process that computes; None without it."""
-    return None if settings.memory is None else settings.memory // sharing_memory(settings)
+    return None if settings.memory is None else memory_of_one(settings, 0)
+
+
+def memory_of_one(settings: Settings, free: int) -> int:
+    """Bytes of each process that computes, libraries and all, where so many are free besides."""
+    return (settings.memory or free + LIBRARIES) // sharing_memory(settings)
 
 
 def allowed_memory(settings: Settings, device: str) -> int:
-    """Bytes of a device's memory that a command may still take, when the libraries are loaded."""
+    """Bytes of a device's memory that each process that computes may still take, when the libraries
+    are loaded.
+    """
     free = free_memory(device)
-    if settings.memory is None or device != choose_device(settings.device):
+    if device != choose_device(settings.device):
         return free  # --memory is of the device where the model runs
-    return min(free, max(0, settings.memory - LIBRARIES))
+    return min(free, max(0, memory_of_one(settings, free) - LIBRARIES))
 
 
 def _room(settings: Settings, device: str) -> Room:

@@ -16,7 +16,8 @@ from flows.report import lines as lines_module
 from flows.report.console import EVERY, NEXT, Reporter
 from flows.report.lines import duration, size
 from flows.report.tables import Column, aligned, fitted_tables, number, wrap_name
-from flows.runs.forecast import Estimate, Planned
+from flows.runs.estimate import Estimate
+from flows.runs.forecast import Planned
 from flows.settings.config import DEFAULT_METHOD, RunConfig, build_config
 from tasks.engine.cost import Cost
 from tasks.engine.units import Outcome
@@ -185,9 +186,12 @@ def estimated(**changes: Any) -> Estimate:
     return replace(
         Estimate(
             seconds=130.0,
+            workers=1,
+            alone=130.0,
             stages={"collect": 130.0},
             memory=1_100_000_000,
             largest=Planned("collect", "a", "run", "", None, Cost(memory=1_100_000_000)),
+            together=1_900_000_000,
             disk=1_620_000_000,
             models=[400_000_000, 450_000_000],
             free_memory=22_000_000_000,
