@@ -15,6 +15,7 @@ from flows.server.workers import WorkerError, Workers
 from flows.settings.config import Settings
 from flows.settings.heap import give_back
 from tasks.engine.order import Order, Waiting, places_of, read_by, share_of_threads
+from tasks.engine.peak_memory import Peak
 from tasks.engine.prefect_task import run_group
 from tasks.engine.session import Session
 from tasks.engine.units import Outcome
@@ -64,7 +65,7 @@ class Elsewhere:
         workers: Who computes.
         settings: The command's configuration, as they are to open it.
         notes: Gets what they want people to know.
-        reporter: Told how much memory they took.
+        reporter: Told, in a stage, how much memory they took for it.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class Elsewhere:
         self._lost: Counter[int] = Counter()
         self._ended: SimpleQueue[tuple[int, Callable[[], Done]]] = SimpleQueue()
         self._done: dict[Group, list[Outcome]] = {}
+        self._peaks: dict[Group, Peak] = {}
 
     def outcomes(self, group: Group) -> list[Outcome]:
         """Waits for a group; meanwhile all workers have something to do."""
@@ -96,6 +98,8 @@ class Elsewhere:
             if group not in self._done:
                 assert self._out, f"nothing makes what {group.stage} {group.label} reads"
                 self._await()
+        if group in self._peaks:  # of what was computed while another stage was in hand, too
+            self.reporter.elsewhere(self._peaks.pop(group))
         return self._done.pop(group)
 
     def _hand_out(self) -> None:
@@ -162,8 +166,8 @@ class Elsewhere:
             return
         for note in done.notes:
             self._tell(note)
-        self.reporter.elsewhere(done.memory)
         for group, made in zip(self._out.pop(first), done.outcomes, strict=True):
+            self._peaks[group] = done.peaks[group.line]  # the last one is yet to be asked for
             if not self._has(group):
                 self.session.settle(group, made)
                 self._done[group] = made
