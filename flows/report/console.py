@@ -65,7 +65,7 @@ class Reporter:
         self._units = units
         self._outcomes: list[Outcome] = []
         self._of_group = 1  # units of the group in hand
-        self._inside = ("", 0.0)  # what it is about, and the share of it that is done
+        self._inside = ("", 0.0)  # what it is about, and how many of its units that comes to
         self._elsewhere = Peak()  # of other processes that computed
         self._started = perf_counter()
 
@@ -142,8 +142,8 @@ class Reporter:
         passed = perf_counter() - self._started
         if not self._units:
             return f"{duration(passed)} so far"
-        label, share = self._inside
-        done = len(self._outcomes) + self._of_group * share
+        label, within = self._inside
+        done = len(self._outcomes) + within
         cached = sum(outcome.state == "cached" for outcome in self._outcomes)
         computed = done - cached
         left = "time left not known yet"
@@ -161,11 +161,24 @@ class Reporter:
     def inside(self, label: str, done: int, total: int) -> None:
         """Progress within the group in hand; the bar moves on within it, too."""
         share = min(1.0, done / max(1, total))
-        about = f"{label.removeprefix(self._name).strip()}  {done}/{total}"  # the line has the name
-        self._inside = (about, share)
+        self._show(f"{label}  {done}/{total}", self._of_group * share)
+
+    def beside(self, labels: Sequence[str], units: float) -> None:
+        """Progress of others within several groups of the stage.
+
+        Args:
+            labels: Of those that are in hand, each with how far it is.
+            units: That all of that comes to, with what is done and has yet to be told.
+        """
+        more = f" and {len(labels) - 1} more" if labels[1:] else ""
+        self._show(f"{next(iter(labels), '')}{more}", units)
+
+    def _show(self, label: str, within: float) -> None:
+        about = label.removeprefix(self._name).strip()  # the line has the name
+        self._inside = (about, within)
         if self._progress is not None:
-            within = len(self._outcomes) + self._of_group * share
-            self._progress.update(self._task, completed=round(within, 2), inside=about)
+            completed = round(len(self._outcomes) + within, 2)
+            self._progress.update(self._task, completed=completed, inside=about)
 
     def elsewhere(self, peak: Peak) -> None:
         """Another process has computed of the stage in hand, and took so much at most."""

@@ -4,10 +4,12 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 from typing import Protocol, cast
+from uuid import UUID
 
 import torch
 
 from flows.report.console import Reporter
+from flows.runs.inside import Reading
 from flows.runs.notes import Notes
 from flows.runs.pipeline import Pipeline
 from flows.runs.worker import Done, run_order
@@ -65,7 +67,7 @@ class Elsewhere:
         workers: Who computes.
         settings: The command's configuration, as they are to open it.
         notes: Gets what they want people to know.
-        reporter: Told, in a stage, how much memory they took for it.
+        reporter: Told, in a stage, how far they are and how much memory they took for it.
     """
 
     def __init__(
@@ -86,6 +88,8 @@ class Elsewhere:
         self._waiting = Waiting(groups)
         self._strand: dict[Group, tuple[Group, ...]] = {}  # of those that were begun
         self._out: dict[int, list[Group]] = {}  # number of the first group, as it was sent
+        self._runs: dict[int, UUID] = {}  # the same to its task's run
+        self._reading = Reading(self._tell)
         self._lost: Counter[int] = Counter()
         self._ended: SimpleQueue[tuple[int, Callable[[], Done]]] = SimpleQueue()
         self._done: dict[Group, list[Outcome]] = {}
@@ -98,6 +102,7 @@ class Elsewhere:
             if group not in self._done:
                 assert self._out, f"nothing makes what {group.stage} {group.label} reads"
                 self._await()
+                self._show(group.line)
         if group in self._peaks:  # of what was computed while another stage was in hand, too
             self.reporter.elsewhere(self._peaks.pop(group))
         return self._done.pop(group)
@@ -136,7 +141,7 @@ class Elsewhere:
         )
         label = groups[0].label + (f" to {groups[-1].label}" if len(groups) > 1 else "")
         self._out[numbers[0]] = groups
-        self.workers.submit(
+        self._runs[numbers[0]] = self.workers.submit(
             run_order,
             {"line": groups[0].line, "label": label, "order": order},
             lambda result: self._ended.put((numbers[0], result)),
@@ -186,6 +191,21 @@ class Elsewhere:
                 if outcomes is None:
                     break
                 self._done[group] = outcomes
+
+    def _show(self, line: str) -> None:
+        """Tells how far those groups of a stage are that are done, but for their turn, or begun."""
+        units = float(sum(len(group.units) for group in self._done if group.line == line))
+        labels = []
+        found = self._reading.of([self._runs[first] for first in self._out])
+        for first, groups in self._out.items():
+            group = next((group for group in groups if not self._has(group)), None)
+            inside = found.get(self._runs[first])
+            if group is None or inside is None or group.line != line:
+                continue
+            if inside.label.startswith(f"{group.stage} {group.label}"):  # not of the one before
+                units += inside.share * len(group.units)
+                labels.append(inside.label)
+        self.reporter.beside(labels, units)
 
     def _has(self, group: Group) -> bool:
         return all(unit in self.session.manifests for unit in group.units)

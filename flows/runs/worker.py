@@ -9,6 +9,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, State
 
+from flows.runs.inside import Telling
 from flows.runs.pipeline import Pipeline, build_pipeline
 from flows.runs.stores import FOLDER
 from flows.runs.workspace import Workspace, open_workspace
@@ -50,6 +51,7 @@ def run_order(line: str, label: str, order: Order) -> State[Done]:
         torch.set_num_threads(order.threads)
     opened = _OPENED.get(order)
     told, outcomes, peaks = len(opened.workspace.notes), [], dict[str, Peak]()
+    opened.session.listener = Telling(opened.workspace.notes.append)
     try:
         provide(opened.session, opened.pipeline.groups, order)
         for number in order.numbers:

@@ -1,11 +1,13 @@
 """Groups of a run that others compute: what is sent, in which order, and what comes of it."""
 
+import math
 import pickle
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
+from uuid import UUID, uuid4
 
 import pytest
 
@@ -47,7 +49,7 @@ class Fakes:
         self.lose: Callable[[Order], bool] = lambda order: False
         self.monkeypatch = monkeypatch
 
-    def submit(self, task: Any, parameters: Mapping[str, Any], then: Then) -> None:
+    def submit(self, task: Any, parameters: Mapping[str, Any], then: Then) -> UUID:
         assert task is run_order
         order = parameters["order"]
         assert len(pickle.dumps(order)) < 20_000  # of a configuration and numbers
@@ -56,6 +58,7 @@ class Fakes:
         self.most = max(self.most, len(self.out))
         if len(self.out) == self.at_once:
             self.work()
+        return uuid4()
 
     def work(self) -> None:
         """One of what is out is done."""
@@ -120,9 +123,10 @@ class Run:
 
 @pytest.fixture(autouse=True)
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cached groups are found without Prefect's server."""
+    """Cached groups are found without Prefect's server, and nobody tells it how far they are."""
     monkeypatch.setattr(hands_module.Here, "outcomes", lambda self, group: self.session.run(group))
     monkeypatch.setattr(hands_module, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("flows.runs.inside.EVERY", math.inf)
 
 
 @pytest.mark.parametrize("seed", range(3))
