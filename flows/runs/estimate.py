@@ -12,6 +12,7 @@ from flows.runs.machine import Machine, known_machine
 from flows.runs.schedule import Played, Processes, play
 from flows.runs.workspace import LIBRARIES, Workspace, allowed_for_one
 from flows.settings.checks import sharing_memory, workers_of
+from flows.settings.threads import affinity, cores, cpu_quota
 from tasks.engine.cost import MODEL, Cost
 from tasks.engine.free_memory import free_memory
 from tasks.engine.work import Group
@@ -118,11 +119,12 @@ def estimate(runs: Sequence[Mapping[Group, Sequence[Planned]]], workspace: Works
     settings, device = workspace.settings, workspace.model.device
     home, computes_in = settings.home.expanduser(), workspace.model.compute_dtype
     shared = sharing_memory(settings) > 1
-    processes = Processes(workers_of(settings), torch.get_num_threads(), shared)
+    threads, here = torch.get_num_threads(), cores(affinity(), cpu_quota())
+    processes = Processes(workers_of(settings), threads, here if shared else None)
     speeds = _Speeds(home, device, computes_in, todo)
     stages: dict[str, float] = {}
     for unit in todo:
-        took = speeds.seconds(unit.cost, processes.threads)
+        took = speeds.seconds(unit.cost, threads)
         stages[unit.stage] = stages.get(unit.stage, 0.0) + took
     largest, most = largest_of(planned, computes_in)
     played = [_play(run, speeds, processes) for run in runs]

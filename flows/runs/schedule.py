@@ -21,21 +21,24 @@ class Processes:
 
     Attributes:
         count: How many processes.
-        threads: That one has, of a product.
-        divided: Whether those are of one machine, and so all that there are.
+        threads: That a process has which computes alone.
+        cores: Of the one machine whose threads they divide; None where each has its own.
     """
 
     count: int
     threads: int
-    divided: bool
+    cores: int | None = None
 
     def threads_of(self, groups: int) -> int:
         """Threads for an order of so many groups."""
-        return share_of_threads(self.threads, self.count, groups) if self.divided else self.threads
+        alone = self.cores is None
+        return self.threads if alone else share_of_threads(self.threads, self.count, groups)
 
     def slower(self, wanted: int) -> float:
         """By what everything takes longer while so many threads want to run."""
-        return max(1.0, wanted / self.threads) if self.divided else 1.0
+        if self.cores is None:
+            return 1.0
+        return max(1.0, wanted / max(self.cores, self.threads))  # one alone is as fast as measured
 
 
 @dataclass(frozen=True)

@@ -43,11 +43,11 @@ def cases(draw: Any, chained: bool = True) -> Case:
     return groups, dict(zip(groups, map(float, took), strict=True))
 
 
-def played(case: Case, count: int, threads: int = 1, divided: bool = False) -> float:
+def played(case: Case, count: int, threads: int = 1, cores: int | None = None) -> float:
     """Seconds; those of a case are of one thread, and two of them are twice as fast."""
     groups, took = case
     todo = {group: 1 for group, seconds in took.items() if seconds}
-    processes = Processes(count, threads, divided)
+    processes = Processes(count, threads, cores)
     return play(groups, todo, lambda group, own: took.get(group, 0.0) / own, processes).seconds
 
 
@@ -66,7 +66,7 @@ def longest_chain(groups: Sequence[Group], took: Mapping[Group, float]) -> float
 @given(cases())
 def test_one_process_takes_the_sum(case: Case) -> None:
     assert played(case, 1) == pytest.approx(sum(case[1].values()))
-    assert played(case, 1, 4, divided=True) == pytest.approx(sum(case[1].values()) / 4)
+    assert played(case, 1, 4, cores=4) == pytest.approx(sum(case[1].values()) / 4)
 
 
 @given(cases(), st.integers(1, 5))
@@ -87,7 +87,7 @@ def test_processes_that_divide_threads_win_nothing_where_those_divide_the_work(
     case: Case, count: int, threads: int
 ) -> None:
     """Twice the threads are twice as fast here: the machine has no more to give."""
-    found = played(case, count, threads, divided=True)
+    found = played(case, count, threads, cores=threads)
     assert found >= sum(case[1].values()) / threads - 1e-9
 
 
@@ -98,10 +98,10 @@ def test_processes_that_divide_threads_win_where_those_do_not_divide_the_work() 
     def alone(group: Group, threads: int) -> float:
         return 1.0
 
-    assert play(groups, todo, alone, Processes(1, 2, True)).seconds == 4
-    found = play(groups, todo, alone, Processes(2, 2, True))
+    assert play(groups, todo, alone, Processes(1, 2, 2)).seconds == 4
+    found = play(groups, todo, alone, Processes(2, 2, 2))
     assert (found.seconds, found.memory) == (2, 10)
-    crowded = play(groups, todo, alone, Processes(4, 2, True))
+    crowded = play(groups, todo, alone, Processes(4, 2, 2))
     assert crowded.seconds == 2  # each of four has half a thread
 
 
@@ -114,11 +114,18 @@ def test_a_strand_has_all_threads_and_others_go_on_beside_it() -> None:
         seen.append((group.label, threads))
         return 12.0 / threads
 
-    found = play(groups, todo, took, Processes(2, 4, True))
+    found = play(groups, todo, took, Processes(2, 4, 4))
     assert seen == [("0", 4), ("1", 4), ("2", 2), ("3", 2)]
     # 3 s; then six threads want to run on four: 3 s of the strand take 4.5, and 1.5 are left of 2
     assert found.seconds == pytest.approx(3 + 4.5 + 3 + 6)
     assert share_of_threads(1, 4, 1) == 1
+
+
+def test_processes_of_fewer_threads_than_there_are_cores_have_cores_of_their_own() -> None:
+    groups = made([[]] * 4, [""] * 4)
+    case = groups, dict.fromkeys(groups, 6.0)
+    assert [played(case, count, 1, cores=2) for count in (1, 2, 4)] == [24, 12, 12]
+    assert played(case, 1, 8, cores=2) == 24 / 8  # as it was measured
 
 
 @pytest.mark.parametrize("method", ["svd_llm", "saes_svd:prefix=block", "soco"])
