@@ -134,12 +134,15 @@ class Checkpoint:
             )
         self.config = read_json(inside(self.folder, self.folder / "config.json"))
         _check_kind(self.folder, self.config, compressed)
-        self.files = weight_files(self.folder, self.config)
+        self.files = self._find_files()
         self._handles = [_open(file) for file in self.files]
         self._handle_of = {name: handle for handle in self._handles for name in handle.keys()}  # noqa: SIM118
         pairs = zip(self.files, self._handles, strict=True)
         self._file_of = {name: file for file, handle in pairs for name in handle.keys()}  # noqa: SIM118
         self.names = sorted(self._handle_of)
+
+    def _find_files(self) -> list[Path]:
+        return weight_files(self.folder, self.config)
 
     def shape(self, key: str) -> tuple[int, ...]:
         """The shape of the tensor stored under `key`, from the header alone."""

@@ -18,7 +18,7 @@ _TOKENIZER = (
     *("*.model", "*.tiktoken", "tekken.json", "tokenization_*.py"),
     *("*.jinja", "chat_template*", "additional_chat_templates/*"),
 )
-_WEIGHTS = (".safetensors", ".index.json", ".bin", ".pt", ".pth", ".gguf")
+WEIGHTS = (".safetensors", ".index.json", ".bin", ".pt", ".pth", ".gguf")
 _OTHERS = ("generation_config.json", "LICENSE*", "NOTICE*")
 
 
@@ -101,4 +101,4 @@ def _imported(module: Path) -> list[Path]:
 
 def _may_be_vocabulary(text: str) -> bool:
     name = 0 < len(text) < 256 and not set(text) & set("/\\\0\n") and text not in (".", "..")
-    return name and not text.endswith(_WEIGHTS)
+    return name and not text.endswith(WEIGHTS)

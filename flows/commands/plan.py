@@ -9,9 +9,11 @@ from typing import Any
 from compress_core.errors import ConfigError
 from flows.report.console import Reporter
 from flows.report.lines import duration, entry, make_console, say
-from flows.runs.forecast import Estimate, Planned, Planner, estimate
+from flows.runs.estimate import Estimate, estimate
+from flows.runs.forecast import Planned, Planner
 from flows.runs.foretold import Foretold, foretold
 from flows.runs.opened import open_command
+from flows.runs.workspace import LIBRARIES
 from flows.settings.config import DEFAULT_METHOD, RunConfig, Settings, SweepConfig, build_config
 from flows.settings.reading import file_and_flags
 
@@ -27,19 +29,22 @@ def plan_as_run_or_sweep(
     Raises:
         ConfigError: As `run` and `sweep` would.
     """
-    opened = open_command(as_run_or_sweep(file_and_flags(given, file)), Reporter(quiet=True))
+    settings = as_run_or_sweep(file_and_flags(given, file))
+    opened = open_command(settings, Reporter(quiet=True), planning=True)
     workspace = opened.workspace
     planner = Planner(workspace.store, opened.settings.refresh)
-    planned = [unit for pipeline in opened.pipelines for unit in planner.plan(pipeline)]
-    expected = estimate(planned, workspace)
+    runs = [planner.groups(pipeline) for pipeline in opened.pipelines]
+    planned = [unit for run in runs for units in run.values() for unit in units]
+    expected = estimate(runs, workspace)
     methods = {pipeline.config.label: pipeline for pipeline in opened.pipelines}  # at any budget
     curves = {label: foretold(planner, pipeline) for label, pipeline in methods.items()}
     if as_json:
         found = {"units": [asdict(unit) for unit in planned], "estimate": asdict(expected)}
+        found["notes"] = list(workspace.notes)
         curve = {label: [asdict(point) for point in points] for label, points in curves.items()}
         print_json({**found, "predicted": {label: own for label, own in curve.items() if own}})
     else:
-        _print(planned, expected, workspace.notes)
+        _print(planned, expected, workspace.notes, opened.settings.cluster is not None)
         _print_curves(curves)
 
 
@@ -70,7 +75,9 @@ def as_run_or_sweep(values: dict[str, Any]) -> Settings:
     return build_config(RunConfig, values | ({"kept": kepts[0]} if kepts else {}), None)
 
 
-def _print(planned: list[Planned], expected: Estimate, notes: list[str]) -> None:
+def _print(
+    planned: list[Planned], expected: Estimate, notes: list[str], cluster: bool = False
+) -> None:
     console = make_console()
     for note in notes:
         entry(console, "note", note)
@@ -84,23 +91,10 @@ def _print(planned: list[Planned], expected: Estimate, notes: list[str]) -> None
     say(console, f"{todo} of {len(planned)} units to run")
     if not todo:
         return
-    entry(
-        console,
-        "time",
-        f"about {duration(expected.seconds)}, if the machine does nothing else "
-        f"(the model runs in {expected.computes_in})",
-    )
-    allowed = expected.allowed_memory
+    entry(console, "time", _time(expected, cluster))
     for what in expected.not_counted:
         entry(console, "", f"not counted: {what}")
-    entry(
-        console,
-        "memory",
-        f"{expected.memory / 1e6:,.0f} MB at most beyond the libraries"
-        + (f" ({expected.largest.stage}), " if expected.largest else ", ")
-        + f"{expected.free_memory / 1e6:,.0f} MB free"
-        + ("" if allowed is None else f", {allowed / 1e6:,.0f} MB allowed in all"),
-    )
+    entry(console, "memory", _memory(expected))
     entry(
         console,
         "disk",
@@ -113,6 +107,32 @@ def _print(planned: list[Planned], expected: Estimate, notes: list[str]) -> None
     entry(console, "model", f"{sizes} MB on disk")
     for shortage in expected.shortages:
         entry(console, "note", shortage)
+
+
+def _time(expected: Estimate, cluster: bool) -> str:
+    """How long it takes, and what that supposes."""
+    computes = f"the model runs in {expected.computes_in}"
+    if expected.workers == 1:
+        idle = "if the machine does nothing else"
+        return f"about {duration(expected.seconds)}, {idle} ({computes})"
+    idle = "if its machines are like this one and do" if cluster else "if the machine does"
+    return (
+        f"about {duration(expected.seconds)} with {expected.workers} processes, their start aside "
+        f"({duration(expected.alone)} in one), {idle} nothing else ({computes})"
+    )
+
+
+def _memory(expected: Estimate) -> str:
+    """What one process needs, all that share its memory need, and there is."""
+    each = "" if expected.workers == 1 else " a process"
+    stage = f" ({expected.largest.stage})" if expected.largest else ""
+    told = f"{expected.memory / 1e6:,.0f} MB at most{each} beyond the libraries{stage}, "
+    if expected.together > expected.memory + LIBRARIES:
+        told += f"{expected.together / 1e6:,.0f} MB of all at once with those, "
+    told += f"{expected.free_memory / 1e6:,.0f} MB free"
+    if expected.allowed_memory is None:
+        return told
+    return f"{told}, {expected.allowed_memory / 1e6:,.0f} MB allowed{each} in all"
 
 
 def _print_curves(curves: Mapping[str, Sequence[Foretold]]) -> None:

@@ -16,7 +16,7 @@ from rich.table import Column
 
 from flows.report.lines import duration, entry, make_console, say, size
 from flows.report.tables import entries_part, sweep_tables
-from tasks.engine.peak_memory import PeakMemory
+from tasks.engine.peak_memory import Peak, PeakMemory
 from tasks.engine.units import Outcome
 
 EVERY = 25.0  # seconds between lines while something computes: at most 30, with some to spare
@@ -65,8 +65,8 @@ class Reporter:
         self._units = units
         self._outcomes: list[Outcome] = []
         self._of_group = 1  # units of the group in hand
-        self._inside = ("", 0.0)  # what it is about, and the share of it that is done
-        self._elsewhere = 0  # bytes that another process took at most
+        self._inside = ("", 0.0)  # what it is about, and how many of its units that comes to
+        self._elsewhere = Peak()  # of other processes that computed
         self._started = perf_counter()
 
     def say(self, line: str) -> None:
@@ -88,18 +88,19 @@ class Reporter:
         The last line is for a stage that ended well.
         """
         self._begin(name, units)
-        peak = PeakMemory()
+        memory = PeakMemory()
         try:
             with self._bar() if self._bars else self._lines():
                 yield
         finally:
-            peak.stop()
+            peak = memory.stop()
         seconds = perf_counter() - self._started
+        whose = ""
+        if self._elsewhere.ram:
+            peak, whose = self._elsewhere, " a worker"
         gpu = f", GPU {size(peak.accelerator)}" if peak.accelerator else ""
-        memory = f"peak {size(peak.ram)}{gpu}"
-        if self._elsewhere:
-            memory = f"peak {size(self._elsewhere)} a worker"
-        self.say(f"{name:<12} {_count(self._outcomes):<28} {seconds:8.1f} s  {memory}")
+        took = f"peak {size(peak.ram)}{gpu}{whose}"
+        self.say(f"{name:<12} {_count(self._outcomes):<28} {seconds:8.1f} s  {took}")
 
     @contextmanager
     def working(self, name: str) -> Iterator[None]:
@@ -141,8 +142,8 @@ class Reporter:
         passed = perf_counter() - self._started
         if not self._units:
             return f"{duration(passed)} so far"
-        label, share = self._inside
-        done = len(self._outcomes) + self._of_group * share
+        label, within = self._inside
+        done = len(self._outcomes) + within
         cached = sum(outcome.state == "cached" for outcome in self._outcomes)
         computed = done - cached
         left = "time left not known yet"
@@ -160,15 +161,28 @@ class Reporter:
     def inside(self, label: str, done: int, total: int) -> None:
         """Progress within the group in hand; the bar moves on within it, too."""
         share = min(1.0, done / max(1, total))
-        about = f"{label.removeprefix(self._name).strip()}  {done}/{total}"  # the line has the name
-        self._inside = (about, share)
-        if self._progress is not None:
-            within = len(self._outcomes) + self._of_group * share
-            self._progress.update(self._task, completed=round(within, 2), inside=about)
+        self._show(f"{label}  {done}/{total}", self._of_group * share)
 
-    def elsewhere(self, memory: int) -> None:
-        """Another process has computed, and took so many bytes at most."""
-        self._elsewhere = max(self._elsewhere, memory)
+    def beside(self, labels: Sequence[str], units: float) -> None:
+        """Progress of others within several groups of the stage.
+
+        Args:
+            labels: Of those that are in hand, each with how far it is.
+            units: That all of that comes to, with what is done and has yet to be told.
+        """
+        more = f" and {len(labels) - 1} more" if labels[1:] else ""
+        self._show(f"{next(iter(labels), '')}{more}", units)
+
+    def _show(self, label: str, within: float) -> None:
+        about = label.removeprefix(self._name).strip()  # the line has the name
+        self._inside = (about, within)
+        if self._progress is not None:
+            completed = round(len(self._outcomes) + within, 2)
+            self._progress.update(self._task, completed=completed, inside=about)
+
+    def elsewhere(self, peak: Peak) -> None:
+        """Another process has computed of the stage in hand, and took so much at most."""
+        self._elsewhere |= peak
 
     def advance(self, outcomes: Sequence[Outcome]) -> None:
         """A group of the stage is done."""

@@ -38,7 +38,7 @@ class Progress:
         self._done += units
         if perf_counter() - self._last >= EVERY or (self._artifact and self._done == self._units):
             self._last = perf_counter()
-            self._note = _tried(lambda: self._show(stage), self._note)
+            self._note = tried(lambda: self._show(stage), self._note)
 
     def _show(self, stage: str) -> None:
         from prefect.artifacts import create_progress_artifact, update_progress_artifact
@@ -63,7 +63,7 @@ def show_run(home: Path, result: Mapping[str, Any], note: Note) -> None:
         create_table_artifact([_row(result)], "eigenpress-result", what)
         create_link_artifact(_link(home, result), what, "eigenpress-model")
 
-    _tried(show, note)
+    tried(show, note)
 
 
 def show_sweep(results: Sequence[Mapping[str, Any]], report: Path | None, note: Note) -> None:
@@ -75,10 +75,10 @@ def show_sweep(results: Sequence[Mapping[str, Any]], report: Path | None, note: 
         if report is not None:
             create_link_artifact(report.as_uri(), report.name, "eigenpress-report")
 
-    _tried(show, note)
+    tried(show, note)
 
 
-def _tried(show: Callable[[], None], note: Note) -> Note:
+def tried(show: Callable[[], None], note: Note) -> Note:
     """Shows something; where Prefect does not take it, says so and returns who is told no more."""
     try:
         show()

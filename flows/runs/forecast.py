@@ -4,27 +4,22 @@ A unit is cached, or to run with the parts of its key that changed, or it waits 
 that will run and is reused after all if that one's result turns out unchanged.
 """
 
-import shutil
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
-from flows.runs.machine import Machine, known_machine
 from flows.runs.pipeline import Pipeline
-from flows.runs.workspace import LIBRARIES, Workspace, allowed_for_one
 from storage.artifact import Artifact
 from storage.keys import ABSENT, Difference, differences, recipe_key
 from storage.manifest import Manifest
 from storage.store import Store
-from tasks.engine.cost import MODEL, Cost
-from tasks.engine.free_memory import free_memory
+from tasks.engine.cost import Cost
+from tasks.engine.dense_model import NOT_THERE
 from tasks.engine.units import Unit, View
+from tasks.engine.work import Group
 
 KINDS = "settings sources inputs code"  # parts of a recipe, in the order they are told
 MOST_WORDS = 4
-UNIT_SECONDS = 0.02  # of a unit's key, its artifact and its place in the flow
 
 
 @dataclass(frozen=True)
@@ -60,8 +55,13 @@ class Planner:
 
     def plan(self, pipeline: Pipeline) -> list[Planned]:
         """The fates of all units of a run that no earlier run of the same plan has in common."""
-        found = []
+        return [unit for units in self.groups(pipeline).values() for unit in units]
+
+    def groups(self, pipeline: Pipeline) -> dict[Group, list[Planned]]:
+        """As :meth:`plan`, by group."""
+        found: dict[Group, list[Planned]] = {}
         for group in pipeline.groups:
+            found[group] = []
             for unit in group.units:
                 recipe = unit.recipe(self._digest, self._view)
                 name = recipe_key(recipe)
@@ -71,7 +71,7 @@ class Planner:
                     planned = replace(planned, published=True)
                 if name not in self._planned:
                     self._planned.add(name)
-                    found.append(planned)
+                    found[group].append(planned)
         return found
 
     def artifact(self, unit: Unit) -> Artifact | None:
@@ -80,6 +80,9 @@ class Planner:
         return None if known is None else self.store.open(known.key, unit.stage)
 
     def _fate(self, unit: Unit, recipe: dict[str, Any], name: str) -> Planned:
+        gone = [role for role, digest in unit.sources.items() if digest.startswith(NOT_THERE)]
+        if gone:
+            return self._planned_as(unit, "run", f"not there: {', '.join(gone)}", None)
         candidates = self.store.candidates(unit.stage, unit.name)
         waiting = {role: up for role, up in unit.upstream.items() if up not in self._done}
         if waiting:
@@ -154,136 +157,3 @@ def describe_change(change: Difference) -> str:
 def _short(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 24 else f"{text[:20]}…"
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What the units that may run will take, on this machine when it does nothing else.
-
-    Attributes:
-        seconds: In all, the start of the command aside.
-        stages: Stage to its part of them.
-        memory: Peak bytes on the device, the libraries aside.
-        largest: What takes them.
-        disk: Bytes that are added to the data directory: to the store, and copies of the models.
-        models: Bytes of each compressed model's folder, ascending.
-        free_memory: Bytes that the device still has.
-        free_disk: Bytes that the data directory's disk still has.
-        computes_in: Dtype of the models' products.
-        not_counted: What may run too and has no estimate.
-        allowed_memory: Bytes that --memory allows; None without it.
-    """
-
-    seconds: float
-    stages: dict[str, float]
-    memory: int
-    largest: Planned | None
-    disk: int
-    models: list[int]
-    free_memory: int
-    free_disk: int
-    computes_in: str
-    not_counted: list[str]
-    allowed_memory: int | None = None
-
-    @property
-    def shortages(self) -> list[str]:
-        """What will not fit, a sentence each."""
-        found = [] if self.refusal is None else [self.refusal]
-        for what, needed, free in (
-            ("memory", self.memory + LIBRARIES, self.free_memory),
-            ("disk", self.disk, self.free_disk),
-        ):
-            if needed > free:
-                found.append(
-                    f"{what} will not do: {needed / 1e6:,.0f} MB needed, {free / 1e6:,.0f} MB free"
-                )
-        return found
-
-    @property
-    def refusal(self) -> str | None:
-        """Why a run is refused: what needs more than --memory allows, and what would help."""
-        return refusal(self.largest, self.memory, self.allowed_memory)
-
-
-def refusal(largest: Planned | None, needed: int, allowed: int | None) -> str | None:
-    """Why a run is refused, if it is.
-
-    Args:
-        largest: What takes the most memory.
-        needed: Its bytes, the libraries aside.
-        allowed: Bytes that --memory allows, if any.
-    """
-    if allowed is None or largest is None or needed + LIBRARIES <= allowed:
-        return None
-    if largest.cost.whole:
-        why = (
-            "it holds the whole model, which cannot go block by block: give more, or leave out "
-            "what asks for it (an allocator or training that needs gradients, --tasks)"
-        )
-    else:
-        why = "give more, or a smaller --batch-size, --length or --samples"
-    return (
-        f"--memory {allowed / 1e6:,.0f} MB will not do: {largest.stage}, {largest.unit} needs "
-        f"about {(needed + LIBRARIES) / 1e6:,.0f} MB, {LIBRARIES / 1e6:,.0f} of them for "
-        f"libraries; {why}"
-    )
-
-
-def largest_of(planned: Sequence[Planned], computes_in: str) -> tuple[Planned | None, int]:
-    """What takes the most memory of all that may run, and its bytes."""
-    todo = [unit for unit in planned if unit.state != "cached"]
-    largest = max(todo, key=lambda unit: memory(unit.cost, computes_in), default=None)
-    return largest, 0 if largest is None else memory(largest.cost, computes_in)
-
-
-def estimate(planned: Sequence[Planned], workspace: Workspace) -> Estimate:
-    """Work by kind, divided by what this machine does of each in a second."""
-    todo = [unit for unit in planned if unit.state != "cached"]
-    device, home = workspace.model.device, workspace.settings.home.expanduser()
-    computes_in = workspace.model.compute_dtype
-    stages: dict[str, float] = {}
-    if todo:
-        wanted = {computes_in, *(kind for unit in todo for kind in unit.cost.products)}
-        machine = known_machine(home, device, sorted(wanted - {MODEL}))
-        for unit in todo:
-            took = seconds(unit.cost, machine, computes_in)
-            stages[unit.stage] = stages.get(unit.stage, 0.0) + took
-    largest, most = largest_of(planned, computes_in)
-    return Estimate(
-        seconds=sum(stages.values()),
-        stages=stages,
-        memory=most,
-        largest=largest,
-        disk=sum(unit.cost.disk * (2 if unit.published else 1) for unit in todo),
-        models=sorted({unit.cost.disk for unit in planned if unit.stage == "materialise"}),
-        free_memory=free_memory(device),
-        free_disk=shutil.disk_usage(home).free,
-        computes_in=computes_in,
-        not_counted=_not_counted(todo),
-        allowed_memory=allowed_for_one(workspace.settings),
-    )
-
-
-def seconds(cost: Cost, machine: Machine, computes_in: str) -> float:
-    """How long a unit takes; what it stores is read once, too."""
-    products = sum(
-        count / machine.products[computes_in if kind == MODEL else kind]
-        for kind, count in cost.products.items()
-    )
-    disk = cost.disk / machine.write + cost.disk / machine.read
-    return (
-        UNIT_SECONDS + products + cost.eigen / machine.eigen + cost.logits / machine.logits + disk
-    )
-
-
-def memory(cost: Cost, computes_in: str) -> int:
-    """Peak bytes of a unit."""
-    return cost.memory + cost.held * getattr(torch, computes_in).itemsize
-
-
-def _not_counted(todo: Sequence[Planned]) -> list[str]:
-    """Evaluations of unknown length."""
-    return [
-        unit.unit for unit in todo if unit.stage == "evaluate" and not unit.cost.products.get(MODEL)
-    ]

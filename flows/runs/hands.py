@@ -4,17 +4,20 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 from typing import Protocol, cast
+from uuid import UUID
 
 import torch
 
 from flows.report.console import Reporter
+from flows.runs.inside import Reading
+from flows.runs.notes import Notes
 from flows.runs.pipeline import Pipeline
 from flows.runs.worker import Done, run_order
-from flows.runs.workspace import Notes
 from flows.server.workers import WorkerError, Workers
 from flows.settings.config import Settings
 from flows.settings.heap import give_back
-from tasks.engine.order import Order, places_of, read_by
+from tasks.engine.order import Order, Waiting, places_of, read_by, share_of_threads
+from tasks.engine.peak_memory import Peak
 from tasks.engine.prefect_task import run_group
 from tasks.engine.session import Session
 from tasks.engine.units import Outcome
@@ -64,7 +67,7 @@ class Elsewhere:
         workers: Who computes.
         settings: The command's configuration, as they are to open it.
         notes: Gets what they want people to know.
-        reporter: Told how much memory they took.
+        reporter: Told, in a stage, how far they are and how much memory they took for it.
     """
 
     def __init__(
@@ -82,12 +85,15 @@ class Elsewhere:
         self.here = Here(session)
         self._numbers = {group: number for number, group in enumerate(pipeline.groups)}
         self._places = places_of(pipeline.groups)
-        self._waiting = _strands(groups)
-        self._strand = {group: tuple(strand) for strand in self._waiting for group in strand}
+        self._waiting = Waiting(groups)
+        self._strand: dict[Group, tuple[Group, ...]] = {}  # of those that were begun
         self._out: dict[int, list[Group]] = {}  # number of the first group, as it was sent
+        self._runs: dict[int, UUID] = {}  # the same to its task's run
+        self._reading = Reading(self._tell)
         self._lost: Counter[int] = Counter()
         self._ended: SimpleQueue[tuple[int, Callable[[], Done]]] = SimpleQueue()
         self._done: dict[Group, list[Outcome]] = {}
+        self._peaks: dict[Group, Peak] = {}
 
     def outcomes(self, group: Group) -> list[Outcome]:
         """Waits for a group; meanwhile all workers have something to do."""
@@ -96,16 +102,19 @@ class Elsewhere:
             if group not in self._done:
                 assert self._out, f"nothing makes what {group.stage} {group.label} reads"
                 self._await()
+                self._show(group.line)
+        if group in self._peaks:  # of what was computed while another stage was in hand, too
+            self.reporter.elsewhere(self._peaks.pop(group))
         return self._done.pop(group)
 
     def _hand_out(self) -> None:
         """Sends what is ready, as long as there is somebody for it."""
-        for strand in list(self._waiting):
-            if len(self._out) >= self.workers.at_once:
+        while len(self._out) < self.workers.at_once:
+            strand = self._waiting.take(self.session.manifests)
+            if strand is None:
                 return
-            if all(unit in self.session.manifests for unit in read_by(strand)):
-                self._waiting.remove(strand)
-                self._begin(strand)
+            self._strand |= dict.fromkeys(strand, tuple(strand))
+            self._begin(strand)
 
     def _begin(self, strand: list[Group]) -> None:
         """Finds the cached groups at the beginning of a strand, and sends the rest."""
@@ -132,18 +141,17 @@ class Elsewhere:
         )
         label = groups[0].label + (f" to {groups[-1].label}" if len(groups) > 1 else "")
         self._out[numbers[0]] = groups
-        self.workers.submit(
+        self._runs[numbers[0]] = self.workers.submit(
             run_order,
             {"line": groups[0].line, "label": label, "order": order},
             lambda result: self._ended.put((numbers[0], result)),
         )
 
     def _threads(self, groups: int) -> int | None:
-        """Of this machine's, a share; a strand, which can only go step by step, has them all."""
+        """Of this machine's; a cluster's processes know their own."""
         if self.workers.cluster is not None:
             return None
-        threads = torch.get_num_threads()
-        return threads if groups > 1 else max(1, threads // self.workers.count)
+        return share_of_threads(torch.get_num_threads(), self.workers.count, groups)
 
     def _await(self) -> None:
         """Waits until something ends, and looks now and then how far strands are."""
@@ -163,8 +171,8 @@ class Elsewhere:
             return
         for note in done.notes:
             self._tell(note)
-        self.reporter.elsewhere(done.memory)
         for group, made in zip(self._out.pop(first), done.outcomes, strict=True):
+            self._peaks[group] = done.peaks[group.line]  # the last one is yet to be asked for
             if not self._has(group):
                 self.session.settle(group, made)
                 self._done[group] = made
@@ -184,13 +192,20 @@ class Elsewhere:
                     break
                 self._done[group] = outcomes
 
+    def _show(self, line: str) -> None:
+        """Tells how far those groups of a stage are that are done, but for their turn, or begun."""
+        units = float(sum(len(group.units) for group in self._done if group.line == line))
+        labels = []
+        found = self._reading.of([self._runs[first] for first in self._out])
+        for first, groups in self._out.items():
+            group = next((group for group in groups if not self._has(group)), None)
+            inside = found.get(self._runs[first])
+            if group is None or inside is None or group.line != line:
+                continue
+            if inside.label.startswith(f"{group.stage} {group.label}"):  # not of the one before
+                units += inside.share * len(group.units)
+                labels.append(inside.label)
+        self.reporter.beside(labels, units)
+
     def _has(self, group: Group) -> bool:
         return all(unit in self.session.manifests for unit in group.units)
-
-
-def _strands(groups: Sequence[Group]) -> list[list[Group]]:
-    """Groups that belong in one process together, each alone but for those of a strand."""
-    found: dict[object, list[Group]] = {}
-    for group in groups:
-        found.setdefault(group.strand or group, []).append(group)
-    return list(found.values())

@@ -2,7 +2,8 @@
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -47,7 +48,9 @@ class Machine:
     measured: str
 
 
-def known_machine(home: Path, device: str, dtypes: Sequence[str]) -> Machine:
+def known_machine(
+    home: Path, device: str, dtypes: Sequence[str], threads: int | None = None
+) -> Machine:
     """The machine's rates, from the home where they were measured lately for the same set-up.
 
     Measured again for another device, number of threads or version of torch, for a dtype that is
@@ -57,9 +60,11 @@ def known_machine(home: Path, device: str, dtypes: Sequence[str]) -> Machine:
         home: Data directory; its file ``machine.json`` is written.
         device: "cpu" or "cuda".
         dtypes: Of the products, by torch's names.
+        threads: That products are divided among; None for as many as now.
     """
     file = home / FILE
-    name = f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    threads = threads or torch.get_num_threads()
+    name = f"{device}, {threads} threads, torch {torch.__version__}"
     kept = _read(file)
     try:
         found = Machine(**kept[name])
@@ -69,9 +74,21 @@ def known_machine(home: Path, device: str, dtypes: Sequence[str]) -> Machine:
         dtypes = sorted({*dtypes, *found.products})
     except (KeyError, TypeError, ValueError):  # not there, or of another version's form
         pass
-    found = measure(device, dtypes, home)
+    with _threads(threads):
+        found = measure(device, dtypes, home)
     write_record(file, {"format": FORMAT, "machines": kept | {name: asdict(found)}}, indent=1)
     return found
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Products are divided among so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _read(file: Path) -> dict[str, Any]:

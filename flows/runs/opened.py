@@ -4,9 +4,10 @@
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from pydantic import ByteSize
 
@@ -14,15 +15,16 @@ from compress_core.errors import ConfigError
 from flows.report.console import Reporter
 from flows.report.lines import size
 from flows.runs.budget import MOST, at_kept, resolve_budget
-from flows.runs.forecast import Planner, largest_of, memory, refusal
+from flows.runs.estimate import largest_of, memory, refusal
+from flows.runs.forecast import Planner
 from flows.runs.hands import Elsewhere, Hands, Here
 from flows.runs.pipeline import Pipeline, build_pipeline, with_absolute_paths
 from flows.runs.records import new_name
 from flows.runs.results import registered_name
 from flows.runs.workspace import (
-    LIBRARIES,
     Workspace,
     allowed_for_one,
+    memory_of_one,
     open_workspace,
     read_texts,
 )
@@ -116,16 +118,22 @@ class Opened:
     def _sent(self) -> Settings:
         """The command's settings for one of several processes, which divide the memory."""
         settings = with_absolute_paths(self.settings)
-        if (sharing := sharing_memory(settings)) > 1:
-            memory = settings.memory or free_memory("cpu") + LIBRARIES
-            settings = settings.model_copy(update={"memory": ByteSize(memory // sharing)})
-        batch = replace(self.workspace, settings=settings).batch_size
-        device = self.workspace.model.device
-        return settings.model_copy(update={"batch_size": batch, "device": device})
+        # what it is told is its own already: it shares with nobody
+        own: dict[str, Any] = {"runner": HERE, "workers": None, "cluster": None}
+        if sharing_memory(settings) > 1:
+            own["memory"] = ByteSize(memory_of_one(settings, free_memory("cpu")))
+        workspace = self.workspace
+        own |= {"batch_size": workspace.batch_size, "device": workspace.model.device}
+        return settings.model_copy(update=own)
 
 
-def open_command(settings: Settings, reporter: Reporter) -> Opened:
+def open_command(settings: Settings, reporter: Reporter, planning: bool = False) -> Opened:
     """Checks everything that can be refused before a stage runs, and builds what will.
+
+    Args:
+        settings: What is asked for.
+        reporter: Who tells people.
+        planning: Whether it is only planned, for which a model needs no weights.
 
     Raises:
         CompressError, StorageError: Something the user asked for cannot be had.
@@ -136,7 +144,7 @@ def open_command(settings: Settings, reporter: Reporter) -> Opened:
     runs = settings.runs()
     kepts = [run.kept for run in runs if run.kept is not None]
     methods = check_methods(settings, list(dict.fromkeys(run.method for run in runs)), kepts)
-    workspace = open_workspace(settings)
+    workspace = open_workspace(settings, planning)
     workspace.methods |= methods
     workspace.notes += idle_notes(settings, methods)
     if isinstance(settings, RunConfig):

@@ -9,6 +9,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, State
 
+from flows.runs.inside import Telling
 from flows.runs.pipeline import Pipeline, build_pipeline
 from flows.runs.stores import FOLDER
 from flows.runs.workspace import Workspace, open_workspace
@@ -17,7 +18,7 @@ from flows.settings.heap import give_back, share_one_heap
 from storage.layout import Layout
 from tasks.engine.order import Order, provide
 from tasks.engine.own_device import own_device
-from tasks.engine.peak_memory import PeakMemory
+from tasks.engine.peak_memory import Peak, PeakMemory
 from tasks.engine.session import Session
 from tasks.engine.units import Outcome
 
@@ -29,12 +30,12 @@ class Done:
     Attributes:
         outcomes: Of every group, in order.
         notes: What people should know.
-        memory: Bytes that the process had in memory at most meanwhile.
+        peaks: Line that people see a stage by, to the most memory that the process took for it.
     """
 
     outcomes: list[list[Outcome]]
     notes: list[str]
-    memory: int
+    peaks: dict[str, Peak]
 
 
 @task(cache_policy=NO_CACHE, persist_result=False, task_run_name="{line} · {label}")
@@ -49,23 +50,25 @@ def run_order(line: str, label: str, order: Order) -> State[Done]:
     if order.threads is not None:
         torch.set_num_threads(order.threads)
     opened = _OPENED.get(order)
-    told, peak = len(opened.workspace.notes), PeakMemory()
+    told, outcomes, peaks = len(opened.workspace.notes), [], dict[str, Peak]()
+    opened.session.listener = Telling(opened.workspace.notes.append)
     try:
         provide(opened.session, opened.pipeline.groups, order)
-        outcomes = []
         for number in order.numbers:
-            outcomes.append(opened.session.run(opened.pipeline.groups[number]))
+            group, memory = opened.pipeline.groups[number], PeakMemory()
+            try:
+                outcomes.append(opened.session.run(group))
+            finally:
+                peaks[group.line] = peaks.get(group.line, Peak()) | memory.stop()
             give_back()
     except Exception as error:
         error.add_note(f"in process {os.getpid()}:\n{traceback.format_exc()}")  # lost on the way
         raise
-    finally:
-        peak.stop()
-    computed = sum(one.state == "computed" for group in outcomes for one in group)
+    computed = sum(one.state == "computed" for made in outcomes for one in made)
     total = sum(map(len, outcomes))
     return Completed(
         message=f"{computed} computed, {total - computed} reused",
-        data=Done(outcomes, opened.workspace.notes[told:], peak.ram),
+        data=Done(outcomes, opened.workspace.notes[told:], peaks),
     )
 
 

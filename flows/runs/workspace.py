@@ -1,6 +1,6 @@
 """What all runs of one command share: store, model, texts and tasks, opened and checked once."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -8,7 +8,6 @@ from uuid import uuid4
 
 from compress_core.batch import windows_at_once
 from compress_core.errors import ConfigError
-from compress_core.hf.binding import unwrapped
 from compress_core.hf.checkpoint import resolve_model
 from compress_core.hf.lm_eval_tasks import TaskSpec, find_tasks
 from compress_core.hf.states import Room
@@ -16,6 +15,7 @@ from compress_core.hf.text import clip_length
 from compress_core.method import Method
 from compress_core.methods import build_method
 from compress_core.versions import library_versions
+from flows.runs.notes import Notes, notes_of
 from flows.runs.stores import open_store
 from flows.settings.checks import check_windows, choose_device, sharing_memory
 from flows.settings.config import RunConfig, Settings
@@ -36,28 +36,6 @@ LIBRARIES = 800_000_000
 STATES_SHARE = 4
 """Hidden states of one model are in memory where they take at most one in so many free bytes, and
 on an accelerator where that is so of half as many."""
-
-
-class Notes(list[str]):
-    """What people should be told: together when a run begins, and from then on at once.
-
-    Attributes:
-        tell: Tells one; None until a run begins.
-    """
-
-    tell: Callable[[str], None] | None = None
-
-    def add(self, note: str) -> None:
-        """One more."""
-        self.append(note)
-        if self.tell is not None:
-            self.tell(note)
-
-    def begin(self, tell: Callable[[str], None]) -> None:
-        """Tells those that there are, and from now on each as it comes."""
-        self.tell = tell
-        for note in self:
-            tell(note)
 
 
 @dataclass
@@ -145,15 +123,22 @@ class Workspace:
 
 def allowed_for_one(settings: Settings) -> int | None:
     """Bytes that --memory leaves each process that computes; None without it."""
-    return None if settings.memory is None else settings.memory // sharing_memory(settings)
+    return None if settings.memory is None else memory_of_one(settings, 0)
+
+
+def memory_of_one(settings: Settings, free: int) -> int:
+    """Bytes of each process that computes, libraries and all, where so many are free besides."""
+    return (settings.memory or free + LIBRARIES) // sharing_memory(settings)
 
 
 def allowed_memory(settings: Settings, device: str) -> int:
-    """Bytes of a device's memory that a command may still take, when the libraries are loaded."""
+    """Bytes of a device's memory that each process that computes may still take, when the libraries
+    are loaded.
+    """
     free = free_memory(device)
-    if settings.memory is None or device != choose_device(settings.device):
+    if device != choose_device(settings.device):
         return free  # --memory is of the device where the model runs
-    return min(free, max(0, settings.memory - LIBRARIES))
+    return min(free, max(0, memory_of_one(settings, free) - LIBRARIES))
 
 
 def _room(settings: Settings, device: str) -> Room:
@@ -165,8 +150,12 @@ def _room(settings: Settings, device: str) -> Room:
     )
 
 
-def open_workspace(settings: Settings) -> Workspace:
+def open_workspace(settings: Settings, planning: bool = False) -> Workspace:
     """Opens store and model and finds the tasks.
+
+    Args:
+        settings: The command's.
+        planning: Whether nothing will be computed, so that a model without weights will do.
 
     Raises:
         CompressError, StorageError: Something the user asked for cannot be had.
@@ -189,24 +178,11 @@ def open_workspace(settings: Settings) -> Workspace:
         name,
         settings.compute,
         _room(settings, device),
+        weightless=planning,
     )
     length = clip_length(settings.length, model.config)
-    if length < settings.length:
-        notes.append(
-            f"windows are {length} tokens long, not {settings.length}: "
-            "the model's context ends there"
-        )
-    if unused := model.layout.unused:
-        notes.append(
-            f"not part of the model and so neither counted nor written: {unused[0]}"
-            + (f" and {len(unused) - 1} more tensors in its files" if unused[1:] else "")
-        )
-    if wrappers := model.layout.wrappers:
-        wrapped = next(key for key in model.keys if unwrapped(key, wrappers) != key)
-        notes.append(
-            f"tensors have names that transformers does not know, like {wrapped}: read and written "
-            f"as {unwrapped(wrapped, wrappers)}"
-        )
+    for note in notes_of(model, settings.length, length):
+        notes.add(note)
     if settings.calibration is not None:
         check_windows(settings.samples, length, free_memory("cpu"))
     tasks = find_tasks(settings.tasks, settings.task_path) if settings.tasks else []

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import psutil
 from prefect import Task
@@ -67,13 +68,16 @@ class Workers:
         task: Task[..., Any],
         parameters: Mapping[str, Any],
         then: Callable[[Callable[[], Any]], None],
-    ) -> None:
+    ) -> UUID:
         """Sends a task.
 
         Args:
             task: It.
             parameters: What it is called with.
             then: Told when it has ended, with what gives its result, or raises as it did.
+
+        Returns:
+            By what Prefect knows the task's run.
 
         Raises:
             WorkerError: The cluster cannot be reached.
@@ -91,6 +95,7 @@ class Workers:
                     f"--runner {self.kind}: {where} does not answer ({error})"
                 ) from error
         future.add_done_callback(lambda ended: then(lambda: self._result(ended, runner)))
+        return UUID(str(future.task_run_id))
 
     def _result(self, future: PrefectFuture[Any], runner: TaskRunner[Any]) -> Any:
         """What a task came to.

@@ -22,23 +22,33 @@ def prepare_threads() -> None:
 
 
 def thread_settings(
-    environment: Mapping[str, str], cores: int, quota: float | None
+    environment: Mapping[str, str], there: int, quota: float | None
 ) -> dict[str, str]:
     """What is to be added to an environment.
 
     Args:
         environment: What is there.
-        cores: Cores that the process may run on.
+        there: Cores that the process may run on.
         quota: Cores' worth of time that it may take; None where there is no limit.
 
     Returns:
-        Variables that are not in ``environment``. Without a quota below ``cores`` no count is
+        Variables that are not in ``environment``. Without a quota below ``there`` no count is
         among them: OpenMP and MKL count the cores of the affinity, MKL without hyperthreads.
     """
     added = {} if any(name in environment for name in WAITING) else dict(PASSIVE)
-    if quota is not None and quota < cores and not any(name in environment for name in COUNTS):
-        added["OMP_NUM_THREADS"] = str(max(1, math.ceil(quota)))
+    if quota is not None and quota < there and not any(name in environment for name in COUNTS):
+        added["OMP_NUM_THREADS"] = str(cores(there, quota))
     return added
+
+
+def cores(there: int, quota: float | None) -> int:
+    """Cores that a process may keep busy.
+
+    Args:
+        there: Cores that it may run on.
+        quota: Cores' worth of time that it may take; None where there is no limit.
+    """
+    return there if quota is None else min(there, max(1, math.ceil(quota)))
 
 
 def affinity() -> int:

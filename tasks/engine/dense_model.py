@@ -12,16 +12,19 @@ from compress_core.hf.ahead import AheadCheckpoint
 from compress_core.hf.binding import key_mapping, unwrapped
 from compress_core.hf.checkpoint import Checkpoint
 from compress_core.hf.companions import companion_files, tokenizer_files
+from compress_core.hf.described import Described, bind_described, lacks_weights
 from compress_core.hf.layout import inspect_model, load_config
 from compress_core.hf.loading import load_model
 from compress_core.hf.states import Room
 from compress_core.hf.stream import BlockStream
 from compress_core.hf.text import load_tokenizer
+from compress_core.hf.whole import bind_whole
 from compress_core.types import ModelLayout
 from storage.digests import DigestCache, file_digest, safetensors_digests
 from storage.keys import recipe_key
 
 FOLDER = "model"  # what an artifact that holds a model folder calls it
+NOT_THERE = "not there: "  # what begins in place of a digest of what a plan does without
 
 # What a configuration says that no number depends on.
 IGNORED_CONFIG = ("_name_or_path", "transformers_version", "use_cache", "torch_dtype", "dtype")
@@ -38,9 +41,12 @@ class DenseModel:
         name: What people call it; else the folder's name.
         compute: In which dtype it runs, one of `compress_core.compute.COMPUTE`.
         room: Where hidden states between its blocks are kept.
+        weightless: Whether a folder without weights will do, as for a plan: what its configuration
+            describes has shapes and no numbers.
 
     Attributes:
         compute_dtype: The dtype that comes to, which is part of the keys of all that runs it.
+        described: Whether there are no weights; digests of theirs then begin with ``NOT_THERE``.
 
     Raises:
         ModelError: The folder is not a model that can be compressed.
@@ -55,14 +61,17 @@ class DenseModel:
         name: str | None = None,
         compute: str = "model",
         room: Room | None = None,
+        weightless: bool = False,
     ) -> None:
         self.folder = folder
         self.name = name or folder.resolve().name
         self.device = device
         self.trust_remote_code = trust_remote_code
         self.room = room or Room()
-        self.checkpoint = Checkpoint(folder)
-        self.layout: ModelLayout = inspect_model(self.checkpoint, trust_remote_code)
+        self.described = weightless and lacks_weights(folder)
+        self.checkpoint = Described(folder) if self.described else Checkpoint(folder)
+        binding = bind_described if self.described else bind_whole
+        self.layout: ModelLayout = inspect_model(self.checkpoint, trust_remote_code, binding)
         self.compute_dtype = compute_dtype(compute, self.layout.dtype, device)
         self._digests = digests
         companion_files(folder)  # one that leads out of the folder is refused before any stage
@@ -113,6 +122,8 @@ class DenseModel:
     @cached_property
     def stored(self) -> dict[str, str]:
         """Checkpoint key to content digest, for every tensor that the model loads."""
+        if self.described:
+            return {key: f"{NOT_THERE}{key}" for key in self.keys}
         found: dict[str, str] = {}
         for file in self.checkpoint.files:
             found |= self._digests.of(file, "safetensors", safetensors_digests)
@@ -127,9 +138,16 @@ class DenseModel:
     @cached_property
     def tokenizer_digest(self) -> str:
         """Content of the files that decide tokenisation."""
+        if self.described and not self.has_tokenizer:
+            return f"{NOT_THERE}tokenizer"
         return recipe_key(
             {file.name: self._file_digest(file) for file in tokenizer_files(self.folder)}
         )
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether the folder has any file of one."""
+        return any(file.name != "config.json" for file in tokenizer_files(self.folder))
 
     @cached_property
     def companions_digest(self) -> str:
@@ -147,7 +165,7 @@ class DenseModel:
     @cached_property
     def digest(self) -> str:
         """Content of the whole model: configuration and every tensor that it loads."""
-        return recipe_key({"config": self.config_digest, "tensors": self.stored})
+        return self._of_weights({"config": self.config_digest, "tensors": self.stored})
 
     @cached_property
     def parameters(self) -> int:
@@ -188,4 +206,7 @@ class DenseModel:
         """Content of the named parameters, and of those buffers that the files hold."""
         keys = self.layout.stored
         names = [*parameters, *(name for name in buffers if name in keys)]
-        return recipe_key({name: self.stored[keys[name]] for name in names})
+        return self._of_weights({name: self.stored[keys[name]] for name in names})
+
+    def _of_weights(self, digests: dict[str, Any]) -> str:
+        return f"{NOT_THERE if self.described else ''}{recipe_key(digests)}"

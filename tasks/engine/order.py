@@ -1,9 +1,9 @@
-"""What is sent to another process: which groups of units to do, and what their inputs are called.
+"""What is sent to another process: which groups of units to do, when, and their inputs' names.
 
 No closure, model or tensor is in it: that process builds the same groups of the configuration.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,6 +60,48 @@ def read_by(groups: Iterable[Group], before: Iterable[Group] = ()) -> list[Unit]
     units = [unit for group in [*before, *groups] for unit in group.units]
     read = [*(up for unit in units for up in unit.upstream.values()), *units]
     return [unit for unit in dict.fromkeys(read) if unit not in made]
+
+
+class Waiting:
+    """Groups that nobody has in hand yet, in order, those of one strand together.
+
+    Args:
+        groups: All of them.
+    """
+
+    def __init__(self, groups: Sequence[Group]) -> None:
+        strands: dict[object, list[Group]] = {}
+        for group in groups:
+            strands.setdefault(group.strand or group, []).append(group)
+        self._strands = [(strand, read_by(strand)) for strand in strands.values()]
+
+    def __len__(self) -> int:
+        return len(self._strands)
+
+    def take(self, done: Container[Unit]) -> list[Group] | None:
+        """The first strand whose inputs are all done, which waits no longer; None for none.
+
+        Args:
+            done: Units; what was among them stays so.
+        """
+        for place, (strand, missing) in enumerate(self._strands):
+            while missing and missing[-1] in done:
+                missing.pop()
+            if not missing:
+                del self._strands[place]
+                return strand
+        return None
+
+
+def share_of_threads(threads: int, processes: int, groups: int) -> int:
+    """Threads of a machine's for one of the processes that compute on it.
+
+    Args:
+        threads: Of the machine.
+        processes: How many compute.
+        groups: In the order: those of a strand, which can only go step by step, have all threads.
+    """
+    return threads if groups > 1 else max(1, threads // processes)
 
 
 def provide(session: Session, groups: Sequence[Group], order: Order) -> None:

@@ -2,6 +2,7 @@
 
 import resource
 import sys
+from dataclasses import dataclass
 from threading import Event, Thread
 from typing import Any
 
@@ -11,20 +12,34 @@ EVERY = 0.05  # seconds between looks
 UNIT = 1 if sys.platform == "darwin" else 1024  # bytes of what the system counts its maximum in
 
 
+@dataclass(frozen=True)
+class Peak:
+    """The most memory that something took.
+
+    Attributes:
+        ram: Bytes of the computer's memory.
+        accelerator: Bytes that tensors had on CUDA devices, added up; 0 without one in use.
+    """
+
+    ram: int = 0
+    accelerator: int = 0
+
+    def __or__(self, other: "Peak") -> "Peak":
+        """The most of either."""
+        most = max(self.accelerator, other.accelerator)
+        return Peak(max(self.ram, other.ram), most)
+
+
 class PeakMemory:
     """The most memory that the process had in a time.
 
     The system's own maximum is of the whole life of the process: where it rises it is the answer,
     and where it does not, the largest of many looks is. Linux would let us set it back; it stays
     the truth for whoever else asks for it.
-
-    Attributes:
-        ram: Bytes of the computer's memory, once :meth:`stop` was called.
-        accelerator: Bytes that tensors had on CUDA devices, added up; 0 without one in use.
     """
 
     def __init__(self) -> None:
-        self.ram = self.accelerator = 0
+        self._ram = 0
         self._process = psutil.Process()
         self._before = _maximum()
         self._devices = _cuda_devices()
@@ -36,20 +51,19 @@ class PeakMemory:
 
     def _look(self) -> None:
         while True:
-            self.ram = max(self.ram, int(self._process.memory_info().rss))
+            self._ram = max(self._ram, int(self._process.memory_info().rss))
             if self._ended.wait(EVERY):
                 return
 
-    def stop(self) -> "PeakMemory":
-        """Ends the time; may be called again."""
+    def stop(self) -> Peak:
+        """Ends the time, and says what was taken in it; may be called again."""
         self._ended.set()
         self._watch.join()
-        self.ram = max(self.ram, int(self._process.memory_info().rss))
+        self._ram = max(self._ram, int(self._process.memory_info().rss))
         if (after := _maximum()) > self._before:
-            self.ram = after
+            self._ram = after
         devices = self._devices or _cuda_devices()  # CUDA may have begun since
-        self.accelerator = sum(_cuda().max_memory_allocated(device) for device in devices)
-        return self
+        return Peak(self._ram, sum(_cuda().max_memory_allocated(device) for device in devices))
 
 
 def _maximum() -> int:

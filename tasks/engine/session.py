@@ -94,6 +94,7 @@ class Session:
         self.name = uuid4().hex
         self.command = command or uuid4().hex
         self.stopping = Event()
+        self._recipes: dict[Unit, tuple[str, dict[str, Any]]] = {}  # of units about to be found
         self.refreshed = set() if refreshed is None else refreshed
         self._manifests: dict[Unit, Manifest] = {}
         self._writer: Writer | None = None  # of the group that is computed
@@ -186,8 +187,8 @@ class Session:
 
     def _look_up(self, unit: Unit) -> tuple[str, dict[str, Any], Manifest | None]:
         """Key, recipe and what the store has of it; ``refresh`` takes that away, once."""
-        recipe = self.recipe(unit)
-        key = recipe_key(recipe)
+        known = self._recipes.pop(unit, None)
+        key, recipe = known if known is not None else self._keyed(unit)
         if self._is_stale(unit, key):
             with suppress(ArtifactMissingError):  # removed this moment: computed anyway
                 self.store.remove(key)
@@ -202,13 +203,23 @@ class Session:
         manifest = self.store.peek(key, unit.stage)
         return manifest is not None and manifest.info.get(COMMAND) != self.command
 
+    def _keyed(self, unit: Unit) -> tuple[str, dict[str, Any]]:
+        """Key and recipe of a unit whose inputs are done."""
+        recipe = self.recipe(unit)
+        return recipe_key(recipe), recipe
+
     def absent(self, group: Group) -> bool:
-        """Whether any unit of a group, whose inputs are done, is still to be computed."""
-        keys = {unit: recipe_key(self.recipe(unit)) for unit in group.units}
-        return any(
-            self._is_stale(unit, key) or self.store.find(key, unit.stage) is None
-            for unit, key in keys.items()
-        )
+        """Whether any unit of a group, whose inputs are done, is still to be computed.
+
+        Where none is, the group is run next, and no key is computed again.
+        """
+        keyed = {}
+        for unit in group.units:
+            key, _ = keyed[unit] = self._keyed(unit)
+            if self._is_stale(unit, key) or self.store.find(key, unit.stage) is None:
+                return True
+        self._recipes |= keyed
+        return False
 
     def standing(self, group: Group) -> list[Outcome] | None:
         """What became of a group that other processes make, once all of it is there."""

@@ -16,9 +16,11 @@ from flows.report import lines as lines_module
 from flows.report.console import EVERY, NEXT, Reporter
 from flows.report.lines import duration, size
 from flows.report.tables import Column, aligned, fitted_tables, number, wrap_name
-from flows.runs.forecast import Estimate, Planned
+from flows.runs.estimate import Estimate
+from flows.runs.forecast import Planned
 from flows.settings.config import DEFAULT_METHOD, RunConfig, build_config
 from tasks.engine.cost import Cost
+from tasks.engine.peak_memory import Peak
 from tasks.engine.units import Outcome
 
 LONG = "cap:init=activation:lambda_scale=0.1:refit=prefix"
@@ -185,9 +187,12 @@ def estimated(**changes: Any) -> Estimate:
     return replace(
         Estimate(
             seconds=130.0,
+            workers=1,
+            alone=130.0,
             stages={"collect": 130.0},
             memory=1_100_000_000,
             largest=Planned("collect", "a", "run", "", None, Cost(memory=1_100_000_000)),
+            together=1_900_000_000,
             disk=1_620_000_000,
             models=[400_000_000, 450_000_000],
             free_memory=22_000_000_000,
@@ -266,6 +271,25 @@ def test_a_stages_line_has_the_memory_that_it_took(capsys: pytest.CaptureFixture
         number, unit = told.split()
         peaks.append(float(number) * {"MB": 1, "GB": 1000}[unit])
     assert 250 < peaks[0] - peaks[1] < 350  # of the second stage, not of the process
+
+
+def test_of_a_stage_that_others_compute_the_line_has_what_the_largest_of_them_took(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def told() -> str:
+        return " ".join(capsys.readouterr().out.split())
+
+    reporter = Reporter()
+    with reporter.stage("decompose", 2):
+        reporter.elsewhere(Peak(3_000_000_000, 20_000_000))
+        reporter.elsewhere(Peak(2_000_000_000, 40_000_000))
+    assert told().endswith(" s peak 3.00 GB, GPU 40 MB a worker")
+    with reporter.stage("realise", 2):
+        reporter.elsewhere(Peak(1_000_000_000))
+    assert told().endswith(" s peak 1.00 GB a worker")
+    with reporter.stage("register", 1):
+        pass
+    assert "a worker" not in told()
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, cast
+from uuid import uuid4
 
 import pytest
 import torch
@@ -101,6 +102,8 @@ def blocked() -> set[int]:
 
 class Starts:
     """A runner that starts a process in a thread, as those of the libraries do."""
+
+    task_run_id = uuid4()
 
     def submit(self, task: object, parameters: object) -> "Starts":
         words = "import signal; print(signal.SIGINT in signal.pthread_sigmask(0, ()))"

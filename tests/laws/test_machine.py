@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from flows.runs import machine
-from flows.runs.forecast import UNIT_SECONDS, memory, seconds
+from flows.runs.estimate import UNIT_SECONDS, memory, seconds
 from flows.runs.machine import Machine, known_machine, measure
 from storage.records import read_record, write_record
 from tasks.engine.cost import MODEL, Cost

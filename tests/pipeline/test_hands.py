@@ -1,11 +1,13 @@
 """Groups of a run that others compute: what is sent, in which order, and what comes of it."""
 
+import math
 import pickle
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
+from uuid import UUID, uuid4
 
 import pytest
 
@@ -13,13 +15,14 @@ from compress_core.errors import NumericsError
 from flows.report.console import Reporter
 from flows.runs import hands as hands_module
 from flows.runs.hands import Elsewhere
+from flows.runs.notes import Notes
 from flows.runs.pipeline import Pipeline
 from flows.runs.worker import Done, _Opened, run_order
-from flows.runs.workspace import Notes
 from flows.server.workers import WorkerError
 from flows.settings.config import RunConfig
 from storage.errors import ArtifactMissingError
 from tasks.engine.order import Order, places_of, provide, read_by
+from tasks.engine.peak_memory import Peak
 from tasks.engine.session import Session
 from tasks.engine.work import Group
 from tests.pipeline import pico
@@ -46,7 +49,7 @@ class Fakes:
         self.lose: Callable[[Order], bool] = lambda order: False
         self.monkeypatch = monkeypatch
 
-    def submit(self, task: Any, parameters: Mapping[str, Any], then: Then) -> None:
+    def submit(self, task: Any, parameters: Mapping[str, Any], then: Then) -> UUID:
         assert task is run_order
         order = parameters["order"]
         assert len(pickle.dumps(order)) < 20_000  # of a configuration and numbers
@@ -55,6 +58,7 @@ class Fakes:
         self.most = max(self.most, len(self.out))
         if len(self.out) == self.at_once:
             self.work()
+        return uuid4()
 
     def work(self) -> None:
         """One of what is out is done."""
@@ -119,9 +123,10 @@ class Run:
 
 @pytest.fixture(autouse=True)
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cached groups are found without Prefect's server."""
+    """Cached groups are found without Prefect's server, and nobody tells it how far they are."""
     monkeypatch.setattr(hands_module.Here, "outcomes", lambda self, group: self.session.run(group))
     monkeypatch.setattr(hands_module, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("flows.runs.inside.EVERY", math.inf)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -164,7 +169,9 @@ def test_groups_of_a_strand_are_taken_over_while_it_goes_on(
     strand = [group for group in run.pipeline.groups if group.strand == "hidden states"]
     for group in run.pipeline.groups[: run.pipeline.groups.index(strand[0])]:
         run.session.run(group)
-    run.hands._waiting.remove(strand)
+    while run.hands._waiting.take(run.session.manifests) != strand:
+        pass  # the others are as they are sent
+    run.hands._strand = dict.fromkeys(strand, tuple(strand))
     run.hands._send(strand)
     run.hands._look()
     assert list(run.hands._done) == strand[:-1]
@@ -329,3 +336,64 @@ def test_a_process_that_outlives_a_command_opens_the_next_one_anew(
     assert "model.layers.1.mlp.down_proj" in found.computed["decompose"]
     assert found.digests == pico.walk(own.settings(tmp_path / "alone")).digests
     assert asked == ["cpu"]  # a device that is claimed twice is found taken
+
+
+def test_a_stages_line_has_what_its_own_groups_took_elsewhere(
+    inputs: pico.Inputs, home: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever line is open as they end: later stages are computed while earlier ones go on."""
+    taken: list[int] = []
+
+    class Counted:
+        """Every group takes more than those before it, and none of it on a device."""
+
+        def stop(self) -> Peak:
+            taken.append(1_000_000 * (len(taken) + 1))
+            return Peak(taken[-1], 7 * taken[-1])
+
+    monkeypatch.setattr("flows.runs.worker.PeakMemory", Counted)
+    run = Run(inputs.settings(home), Fakes(1, monkeypatch))
+    made: dict[str, list[int]] = {}
+
+    def computing(self: Session, group: Group, original: Any = Session.run) -> Any:
+        if self is not run.session:
+            made.setdefault(group.line, []).append(1_000_000 * (len(taken) + 1))
+        return original(self, group)
+
+    monkeypatch.setattr(Session, "run", computing)
+    found: dict[str, Peak] = {}
+    line, outcomes = [""], run.hands.outcomes
+
+    def asked(group: Group) -> Any:
+        line[0] = group.line
+        return outcomes(group)
+
+    def tell(peak: Peak) -> None:
+        found[line[0]] = found.get(line[0], Peak()) | peak
+
+    monkeypatch.setattr(run.hands, "outcomes", asked)
+    monkeypatch.setattr(run.hands.reporter, "elsewhere", tell)
+    run.go()
+    assert {line: peak.ram for line, peak in found.items()} == {
+        line: max(own) for line, own in made.items()
+    }
+    assert all(peak.accelerator == 7 * peak.ram for peak in found.values())
+
+
+def test_no_key_of_what_is_cached_is_computed_twice(
+    inputs: pico.Inputs, warm_home: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed: Counter[str] = Counter()
+    keyed = Session.recipe
+
+    def counting(self: Session, unit: Any) -> Any:
+        computed[f"{unit.stage} {unit.name}"] += 1
+        return keyed(self, unit)
+
+    monkeypatch.setattr(Session, "recipe", counting)
+    run = Run(inputs.settings(warm_home), Fakes(0, monkeypatch))
+    afterwards = {g.units[-1] for g in run.pipeline.groups if g.after is not None}
+    assert run.go().computed == {}
+    assert set(computed.values()) <= {1, 2}
+    twice = {name for name, times in computed.items() if times == 2}
+    assert twice == {f"{unit.stage} {unit.name}" for unit in afterwards}  # told its recipe

@@ -8,7 +8,8 @@ import pytest
 from compress_core.errors import ConfigError
 from flows.commands.plan import plan_as_run_or_sweep
 from flows.report.console import Reporter
-from flows.runs.forecast import Planned, refusal
+from flows.runs.estimate import refusal
+from flows.runs.forecast import Planned
 from flows.runs.opened import open_command, whole_notes
 from flows.runs.workspace import LIBRARIES, open_workspace
 from flows.settings.config import RunConfig

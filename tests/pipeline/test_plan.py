@@ -1,6 +1,7 @@
 """A plan says what a run would compute, and why, and touches nothing."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,10 +10,14 @@ from typing import Any
 import pytest
 
 from flows.commands.plan import plan_as_run_or_sweep
-from flows.runs.forecast import Planned, Planner, estimate
+from flows.report.console import Reporter
+from flows.runs.estimate import estimate
+from flows.runs.forecast import Planned, Planner
+from flows.runs.machine import Machine
+from flows.runs.opened import open_command
 from flows.runs.pipeline import build_pipeline
-from flows.runs.workspace import open_workspace
-from flows.settings.config import SweepConfig
+from flows.runs.workspace import LIBRARIES, open_workspace
+from flows.settings.config import RunConfig, SweepConfig
 from tests.pipeline import pico
 
 Unit = tuple[str, str]
@@ -153,7 +158,8 @@ def test_a_sweep_lists_what_runs_share_once(
     config = SweepConfig(**sweep_settings(inputs, warm_home if warm else home / "other"))
     workspace = open_workspace(config)
     planner = Planner(workspace.store)
-    planned = [u for run in config.runs() for u in planner.plan(build_pipeline(workspace, run))]
+    runs = [planner.groups(build_pipeline(workspace, run)) for run in config.runs()]
+    planned = [unit for run in runs for units in run.values() for unit in units]
     stages = [unit.stage for unit in planned]
     assert stages.count("tokenise") == pico.UNITS["tokenise"]
     assert stages.count("collect") == pico.UNITS["collect"]
@@ -162,7 +168,7 @@ def test_a_sweep_lists_what_runs_share_once(
     assert stages.count("allocate") == 2
     assert stages.count("realise") == 6 * pico.UNITS["realise"]
     assert stages.count("evaluate") == 1 + 6
-    expected = estimate(planned, workspace)
+    expected = estimate(runs, workspace)
     assert expected.seconds > 0 and expected.memory > 0 and expected.disk > 0
 
 
@@ -180,5 +186,81 @@ def test_the_command_takes_the_flags_of_run_and_of_sweep(
     assert "seed 3 → 4" in text and "MB at most beyond the libraries" in " ".join(text.split())
     plan_as_run_or_sweep(sweep_settings(inputs, warm_home), None, True, printed.append)
     assert capsys.readouterr().out == ""
-    assert set(printed[0]) == {"units", "estimate", "predicted"}
+    assert set(printed[0]) == {"units", "estimate", "notes", "predicted"}
     json.dumps(printed[0])
+
+
+def planned_with(given: dict[str, Any]) -> dict[str, Any]:
+    printed: list[Any] = []
+    plan_as_run_or_sweep(given, None, True, printed.append)
+    return dict(printed[0]["estimate"])
+
+
+def test_a_plan_knows_how_many_compute(
+    inputs: pico.Inputs, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the same speed with any number of threads, several processes are sooner done."""
+    sample = Machine({"float32": 1e7, "float64": 1e7}, 1e7, 1e6, 1e8, 1e8, "")
+    asked: list[int | None] = []
+
+    def known(home: Path, device: str, dtypes: list[str], threads: int | None = None) -> Machine:
+        asked.append(threads)
+        return sample
+
+    monkeypatch.setattr("flows.runs.estimate.known_machine", known)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 4)
+    here = planned_with(inputs.settings(home))
+    assert (here["workers"], set(asked)) == (1, {4})
+    assert here["seconds"] == pytest.approx(here["alone"])
+    assert here["alone"] == pytest.approx(sum(here["stages"].values()))
+    assert here["together"] == here["memory"] + LIBRARIES
+    found = {}
+    for count in (1, 2, 4):
+        found[count] = planned_with(inputs.settings(home, runner="processes", workers=count))
+    assert set(asked) == {4, 2, 1}  # what is not of a strand has a share of them
+    assert [one["workers"] for one in found.values()] == [1, 2, 4]
+    assert {one["alone"] for one in found.values()} == {here["alone"]}
+    assert found[1]["seconds"] == pytest.approx(here["seconds"])
+    assert here["seconds"] / 2 < found[2]["seconds"] < here["seconds"]
+    for count, one in found.items():
+        assert one["memory"] + count * LIBRARIES <= one["together"]
+        assert one["together"] <= count * (one["memory"] + LIBRARIES)
+
+
+def test_a_sweep_of_several_processes_is_one_run_after_another(
+    inputs: pico.Inputs, home: Path
+) -> None:
+    more = {"runner": "processes", "workers": 2}
+    both = planned_with(sweep_settings(inputs, home) | more)
+    assert both["alone"] / 2 <= both["seconds"]
+    first = planned_with(inputs.settings(home, method="svd", kept=0.8) | more)
+    assert first["seconds"] < both["seconds"]
+
+
+@pytest.mark.parametrize("memory", [None, 2 * LIBRARIES + 2_000_000])
+def test_what_is_planned_of_a_process_is_what_it_is_sent(
+    memory: int | None, inputs: pico.Inputs, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches and what goes by way of the disk are of its share of the memory."""
+    monkeypatch.setattr("flows.runs.workspace.free_memory", lambda device: LIBRARIES + 4_000_000)
+    monkeypatch.setattr("flows.runs.opened.free_memory", lambda device: LIBRARIES + 4_000_000)
+    more = {"runner": "processes", "workers": 2, "memory": memory, "samples": 12}
+    opened = open_command(RunConfig(**inputs.settings(home, **more)), Reporter(quiet=True))
+    sent = opened._sent
+    own = open_workspace(sent.model_copy(update={"batch_size": "auto"}))
+    assert own.batch_size == sent.batch_size == opened.workspace.batch_size
+    assert own.model.room.most == opened.workspace.model.room.most
+    one = open_workspace(RunConfig(**inputs.settings(home, memory=memory)))
+    assert sent.batch_size < one.batch_size
+
+
+def test_a_plan_of_several_processes_says_so(
+    inputs: pico.Inputs, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = {"runner": "processes", "workers": 2, "memory": 4 * LIBRARIES}
+    plan_as_run_or_sweep(inputs.settings(home, **more), None, False, print)
+    words = " ".join(capsys.readouterr().out.split())
+    found = r"time about \S+ s with 2 processes, their start aside \(\S+ s in one\), if the machine"
+    assert re.search(found, words)
+    assert re.search(r"MB at most a process beyond the libraries \(\w+\), 1,6\d\d MB of all", words)
+    assert "1,600 MB allowed a process in all" in words
