@@ -100,8 +100,11 @@ def _rounding(weight: Tensor, importance: Tensor, kept: Tensor | None, group: in
 
 
 def _smallest(scores: Tensor) -> Tensor:
-    """The sum of so many of the smallest, from none to all; NumPy sorts by vector instructions."""
-    ordered = torch.from_numpy(np.sort(scores.cpu().numpy(), axis=None))
+    """The sum of so many of the smallest, from none to all."""
+    if scores.device.type == "cpu":  # by vector instructions, which PyTorch's has not
+        ordered = torch.from_numpy(np.sort(scores.numpy(), axis=None))
+    else:
+        ordered = scores.flatten().sort().values
     return torch.cat([ordered.new_zeros(1), ordered.cumsum(0)])
 
 
