@@ -24,6 +24,7 @@ from compress_core.method import Method
 from compress_core.metric import OutputError
 from compress_core.metric_names import METRIC, METRIC_NAMES, TWO_SIDED
 from compress_core.options import one_of
+from compress_core.prune.columns import FitColumns, PrefixFitColumns
 from compress_core.prune.fitted import FitEntries, PrefixFitEntries
 from compress_core.refine.cross_truncation import CrossTruncate
 from compress_core.two_sided import TwoSided
@@ -40,6 +41,7 @@ def press(
     factors: str = "auto",
     correct: bool = True,
     entries: bool = True,
+    columns: bool = False,
     prefix: str = "layer",
 ) -> Method:
     """Components, entries and bits from one price list.
@@ -55,6 +57,8 @@ def press(
         correct: Whether layers are fitted towards the dense model behind what is compressed.
         entries: Whether a layer may be of entries in place of components. On a CPU entries take
             about the time of the dense weight, whatever their number.
+        columns: Whether a layer may be of some of its columns in place of components: it reads
+            only these inputs, and is a smaller dense product.
         prefix: Whether inputs are then measured again after each "layer" or each "block".
 
     Raises:
@@ -68,9 +72,10 @@ def press(
         "",
         weighting=OutputError(),
         two_sided=TwoSided(metric_damp) if metric == TWO_SIDED else None,
-        allocate=Prices(damp=damp, codes=bits == 0, entries=entries),
+        allocate=Prices(damp=damp, codes=bits == 0, entries=entries, columns=columns),
         fit=CrossTruncate() if correct else None,
         entries=(PrefixFitEntries() if correct else FitEntries()) if entries else None,
+        columns=(PrefixFitColumns() if correct else FitColumns()) if columns else None,
         prefix=Prefix(prefix),  # type: ignore[arg-type]  # it checks
         form=factors,
         coding=None if bits == FULL else Coding(bits, code_group, search=SEARCHED, order=True),

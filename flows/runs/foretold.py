@@ -15,7 +15,7 @@ from storage.artifact import Artifact
 from tasks.engine.units import Unit
 from tasks.stages.allocate import read_shares
 from tasks.stages.arrays import get_tensor
-from tasks.stages.predict import CODES, ENTRIES, PREDICTED
+from tasks.stages.predict import CODES, COLUMNS, ENTRIES, PREDICTED
 
 GRID = (0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
@@ -90,6 +90,7 @@ def _evidence(pipeline: Pipeline, find: Callable[[Unit], Artifact | None]) -> Ev
         predicted=_curves(artifacts, PREDICTED),
         codes=_curves(artifacts, CODES),
         entries=_curves(artifacts, ENTRIES),
+        columns=_curves(artifacts, COLUMNS),
     )
 
 
