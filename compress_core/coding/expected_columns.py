@@ -37,17 +37,16 @@ def costs_of_columns(weight: Tensor, moment: Tensor, fisher: Tensor, group: int)
     weighed = fisher @ read
     added = (damped(moment, DAMPING) - moment).diagonal()
     inverse = inverse_moment(moment, DAMPING)
-    at, kappas, cuts = [size], [], list[float]()
     everything = Reduced(torch.arange(size, device=weight.device), read, weighed, inverse, 0.0)
-    kappas.append(_rounding(everything, moment, fisher, group))
+    at, kappas = [size], [_rounding(everything, moment, fisher, group)]
+    own, cuts = (read * weighed).sum(dim=0) * added, list[float]()
     for found in eliminate(read, weighed, inverse, counts[::-1]):
-        error, graded = read.clone(), weighed.clone()
-        error[:, found.index] -= found.weight
-        graded[:, found.index] -= found.weighed
-        by_damping = float(((error * graded).sum(dim=0) * added).sum())
-        cuts.append(max(0.0, found.lost - by_damping) / 2)
-        if (count := len(found.index)) in looked_at:
-            at.append(count)
+        index = found.index
+        changed = (read[:, index] - found.weight) * (weighed[:, index] - found.weighed)
+        by_damping = own.index_copy(0, index, changed.sum(dim=0) * added[index]).sum()
+        cuts.append(max(0.0, found.lost - float(by_damping)) / 2)
+        if len(index) in looked_at:
+            at.append(len(index))
             kappas.append(_rounding(found, moment, fisher, group))
     lines = np.interp(counts, [0, *at[::-1]], [0.0, *kappas[::-1]])
     return torch.stack([torch.tensor(cuts[::-1], dtype=torch.float64), torch.from_numpy(lines)], 1)

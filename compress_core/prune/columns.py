@@ -99,10 +99,10 @@ def _cheapest(weight: Tensor, weighed: Tensor, inverse: Tensor, count: int) -> t
         order.append(place)
         lost += max(0.0, float(left[place]))
         # W − w_j K_j: / K_jj makes this of Wᵀ G W.
-        passed, with_it = k[place] / k[place, place], own[place].clone()
-        own -= torch.outer(with_it, passed) + torch.outer(passed, with_it)
-        own += with_it[place] * torch.outer(passed, passed)
-        k = k - torch.outer(k[place], passed)
+        passed = k[place] / k[place, place]
+        half = own[place] - passed * (own[place, place] / 2)
+        own.addr_(half, passed, alpha=-1).addr_(passed, half, alpha=-1)
+        k.addr_(k[place].clone(), passed, alpha=-1)
     return looked_at[torch.tensor(order, device=looked_at.device)], lost
 
 
