@@ -12,8 +12,8 @@ and rounded as in GPTQ (arXiv 2210.17323).
 ``kept`` is the share of 16-bit numbers that what is stored takes the room of, places of entries
 among it. ``bits=16`` leaves every number in 16 bits, for comparison at equal numbers; most layers
 are then of entries, which cost half the error of components or less: it is a pruner there, and
-``entries=false`` is what low rank alone can do. ``columns=true`` sells columns, too: taken out where
-the others make up for them at least cost (ZipLM, arXiv 2302.04089, with G). It reads only what is
+``entries=false`` is what low rank alone can do. ``columns=true`` sells columns, too: those go that
+the others make up for at least cost (ZipLM, arXiv 2302.04089, with G). It reads only what is
 cached: another budget divides, fits and rounds again, and decomposes nothing.
 """
 

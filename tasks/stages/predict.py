@@ -77,7 +77,9 @@ def _unit(job: Job, curvature: Curvature, name: str, stack: Stack, inputs: dict[
         inputs=inputs,
         cost=Cost(
             products={EXACT: sum(_operations(x, curvature) for x in members)},
-            memory=8 * (2 * widest**2 + 3 * into**2 + 6 * widest * into),
+            # H, and what is factored of it; of columns H⁻¹ and what is left of that, too.
+            memory=8 * (2 * widest**2 + 3 * into**2 + 6 * widest * into)
+            + (16 * into**2 if curvature.columns else 0),
             disk=8 * (stack.as_layer.paying_rank + 1 + 2 * LEVELS * len(chosen)),
         ),
     )
