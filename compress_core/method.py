@@ -14,6 +14,7 @@ from compress_core.fit import DENSE, PREFIX, Fitter, Prefix
 from compress_core.forms.names import FULL, PLAIN
 from compress_core.learn.base import Learner
 from compress_core.metric import Unweighted, Weighting
+from compress_core.prune.columns import FitColumns, PrefixFitColumns
 from compress_core.prune.fitted import FitEntries, PrefixFitEntries
 from compress_core.two_sided import TwoSided
 from compress_core.types import LayerRef, Stack
@@ -71,6 +72,7 @@ class Method:
             leaves it as it was cut.
         entries: What makes a layer of entries where its share has some, in a method that
             decomposes; None where none ever has.
+        columns: The same of some columns of its weight.
         prefix: How inputs behind compressed layers are measured, for a fitter that reads them.
         sharing: Which layers have an in-factor in common; None for none.
         learn: What chooses among the decomposition's atoms by training, in place of ``allocate``.
@@ -89,6 +91,7 @@ class Method:
     allocate: Allocator = Uniform()
     fit: Fitter | None = None
     entries: FitEntries | PrefixFitEntries | None = None
+    columns: FitColumns | PrefixFitColumns | None = None
     prefix: Prefix = Prefix()
     sharing: Sharing | None = None
     learn: Learner | None = None
@@ -135,7 +138,8 @@ class Method:
     @property
     def fitters(self) -> tuple[Fitter, ...]:
         """What makes layers of their shares, beyond cutting them."""
-        return tuple(fitter for fitter in (self.fit, self.entries) if fitter is not None)
+        fitters = (self.fit, self.entries, self.columns)
+        return tuple(fitter for fitter in fitters if fitter is not None)
 
     @property
     def sequential(self) -> bool:

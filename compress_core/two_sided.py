@@ -157,7 +157,8 @@ class FitTwoSided:
     """A refiner in a metric of inputs and outputs; a pruner in that of which G has its diagonal.
 
     Entries that stay do so in the weight and not in A W, so that of A no more than the scale of
-    each row goes with them: which entries of which row stay is weighed by it.
+    each row goes with them: which entries of which row stay is weighed by it. Columns that stay
+    are columns of both.
 
     Attributes:
         inner: The refiner in the metric of the inputs. It only multiplies by the weight, by its
@@ -174,6 +175,8 @@ class FitTwoSided:
     def fit(self, weight: Tensor, start: Start, moments: Moments) -> LowRank:
         """Fits A W and takes the factors back; columns that are kept as they are stay so."""
         if isinstance(start, Share):
+            if start.columns:
+                return self._of_columns(weight, start, moments, self.root())
             return self._pruned(weight, start, moments, self.lengths())
         root = self.root()
         scaled, factors = root.scale(weight), start_factors(start)
@@ -185,6 +188,12 @@ class FitTwoSided:
         change = found.columns - scaled[:, found.index]
         columns = weight[:, found.index] + root.back(change)
         return LowRank(u, v, columns, found.index)
+
+    def _of_columns(self, weight: Tensor, share: Share, moments: Moments, root: Root) -> LowRank:
+        """Chooses columns of A W, fits them and takes that back."""
+        found = self.inner.fit(root.scale(weight), share, moments)
+        assert found.columns is not None and found.rank == 0
+        return replace(found, columns=root.back(found.columns))
 
     def _pruned(self, weight: Tensor, share: Share, moments: Moments, scale: Tensor) -> LowRank:
         """Prunes √G_ii times each row, ``scale`` (out,), and takes that back."""

@@ -69,12 +69,12 @@ class LayerRef:
         """The layer with its numbers in 16 bits."""
         return replace(self, bits=FULL, group=GROUP)
 
-    def rank_cost(self, rank: int) -> int:
-        """Numbers that a product of a rank takes."""
-        from compress_core.forms.products import rank_cost  # with torch, which settings do without
+    def rank_cost(self, rank: int, columns: int = 0) -> int:
+        """Numbers that a product of a rank takes, and columns beside it with their index."""
+        from compress_core.forms.products import kept_cost  # with torch, which settings do without
 
-        return rank_cost(
-            self.form, rank, self.out_features, self.in_features, 0, self.bits, self.group
+        return kept_cost(
+            self.form, rank, columns, self.out_features, self.in_features, self.bits, self.group
         )
 
     def entries_cost(self, nonzeros: int) -> int:
@@ -195,12 +195,15 @@ class Share:
         bits: Of every number; None for what the layer says.
         correction: Where the components correct a whole weight, which is then in ``bits``: those of
             the components; None where there is no such weight.
+        columns: Columns of the weight, for some of the inputs, beside components that read the
+            others; each counts as its numbers and its index.
     """
 
     rank: int | None
     nonzeros: int = 0
     bits: int | None = None
     correction: int | None = None
+    columns: int = 0
 
     def cost(self, layer: LayerRef) -> int:
         """Numbers stored for ``layer`` at this share."""
@@ -210,7 +213,7 @@ class Share:
             return layer.dense_cost
         if self.correction is not None:
             return layer.dense_cost + replace(layer, bits=self.correction).rank_cost(self.rank)
-        return layer.rank_cost(self.rank) + layer.entries_cost(self.nonzeros)
+        return layer.rank_cost(self.rank, self.columns) + layer.entries_cost(self.nonzeros)
 
 
 def dense_or(rank: int, layer: LayerRef) -> Share:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from compress_core.coding.expected import Inputs, costs_of_codes
+from compress_core.coding.expected_columns import costs_of_columns
 from compress_core.coding.expected_entries import costs_of_entries
 from compress_core.coding.parts import CodedParts
 from compress_core.curvature import divergence_by_rank
@@ -98,6 +99,7 @@ def evidence_of(method: Method, seen: Seen, prepared: Prepared | None) -> dict[s
         "predicted": divergence_by_rank(seen.weight, u, v, moment, fisher),
         "codes": costs_of_codes(seen.weight, u, v, inputs, fisher, method.form, GROUP),
         "entries": costs_of_entries(seen.weight, inputs, fisher, GROUP),
+        "columns": costs_of_columns(seen.weight, inputs, fisher, GROUP),
     }
 
 
@@ -123,7 +125,8 @@ def make(
             dense=input_stats(seen),
             behind=prefix_stats(seen),
         )
-        low = realise_share(method.decompose, method.fit, given, share, method.entries)
+        makers = method.entries, method.columns
+        low = realise_share(method.decompose, method.fit, given, share, *makers)
         assert low is not None
         if method.coding is not None and share.bits not in (None, FULL):
             coded = code_share(method.coding, given, low, share, method.form, torch.float64)

@@ -66,6 +66,14 @@ def entries_of(layer: LayerRef, seed: int) -> Tensor:
     return torch.from_numpy(np.stack([cut, generator.exponential(size=levels).cumsum()], axis=1))
 
 
+def columns_of(layer: LayerRef, seed: int) -> Tensor:
+    """The same of columns, at the levels of so many inputs."""
+    generator = _generator(f"columns of {layer.name}", seed)
+    levels = len(level_counts(layer.in_features))
+    cut = generator.exponential(size=levels).cumsum()[::-1]
+    return torch.from_numpy(np.stack([cut, generator.exponential(size=levels).cumsum()], axis=1))
+
+
 def losses_of(layer: LayerRef, seed: int) -> Tensor:
     """Squared error left at each rank, from energies of random decay."""
     generator = _generator(layer.name, seed)

@@ -37,6 +37,7 @@ class Curvature:
         damp: Part of the mean diagonal of the gradients' second moment that is added to it.
         codes: Whether what rounding to codes costs is predicted, too.
         entries: Whether it is also predicted what keeping only some entries costs.
+        columns: Whether it is also predicted what keeping only some columns costs.
     """
 
     windows: int
@@ -44,6 +45,7 @@ class Curvature:
     damp: float
     codes: bool = False
     entries: bool = False
+    columns: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,8 @@ class Evidence:
             float64 (ranks + 2,): codes of b bits are predicted to cost κ / (2^b - 1)² nats.
         entries: "entries": layer to the KL predicted of keeping so many of its entries, and κ of
             these, float64 (levels, 2), at the counts of ``coding.expected_entries``.
+        columns: "columns": layer to the KL predicted of keeping so many of its columns, and κ of
+            these, float64 (levels, 2), at the counts of ``coding.expected_columns``.
     """
 
     losses: Mapping[str, Tensor] = field(default_factory=dict)
@@ -72,6 +76,7 @@ class Evidence:
     predicted: Mapping[str, Tensor] = field(default_factory=dict)
     codes: Mapping[str, Tensor] = field(default_factory=dict)
     entries: Mapping[str, Tensor] = field(default_factory=dict)
+    columns: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Allocator(Protocol):
@@ -85,8 +90,8 @@ class Allocator(Protocol):
     def probe(self, kept: float) -> Probe | Curvature | None:
         """The table that it reads, for ``kept`` of the compressible parameters.
 
-        A Probe is read as "divergence", a Curvature as "predicted", and with these as "codes" and
-        "entries".
+        A Probe is read as "divergence", a Curvature as "predicted", and with these as "codes",
+        "entries" and "columns".
         """
         ...
 

@@ -65,7 +65,7 @@ def summed(layers: Sequence[LayerRef], curves: Mapping[str, Tensor], shares: All
 
 
 def rounded(layers: Sequence[LayerRef], evidence: Evidence, shares: Allocation) -> float:
-    """The same where numbers are in codes or entries: what the cut leaves, and what rounding adds.
+    """The same where layers may be of other than components: what a cut leaves and rounding adds.
 
     Args:
         layers: What is cut and rounded.
@@ -80,18 +80,22 @@ def left_by(layer: LayerRef, evidence: Evidence) -> Callable[[Share], float]:
 
     Args:
         layer: The layer.
-        evidence: "codes", "predicted" for shares that have a rank, "entries" for such as have
-            entries, which are of a level.
+        evidence: "codes", "predicted" for shares that have a rank, "entries" and "columns" for
+            such as have some of these, which are of a level.
     """
     whole, *products = evidence.codes[layer.name].tolist()
     cuts = evidence.predicted[layer.name].tolist() if layer.name in evidence.predicted else []
     levels = level_counts(layer.out_features * layer.in_features)
     entries = evidence.entries[layer.name].tolist() if layer.name in evidence.entries else []
+    of_inputs = level_counts(layer.in_features)
+    columns = evidence.columns[layer.name].tolist() if layer.name in evidence.columns else []
 
     def left(share: Share) -> float:
         cut, kappa = 0.0, whole
         if share.nonzeros:
             cut, kappa = entries[levels.index(share.nonzeros)]
+        elif share.columns:
+            cut, kappa = columns[of_inputs.index(share.columns)]
         elif share.rank is not None:
             cut, kappa = cuts[share.rank], products[share.rank]
         return float(cut + kappa / steps_squared(share.bits or layer.bits))

@@ -1,10 +1,11 @@
-"""One price list of all that a layer can store: components, or entries, and bits for every number.
+"""One price list of all that a layer can store: components, entries or columns, and their bits.
 
-A point of a layer's curve is a rank, a number of entries or the dense weight, in a width of codes
-or in 16 bits. It costs what is stored, places of entries among it, and is predicted to leave the KL
-of the cut (as ``fisher`` predicts it, and of entries ``coding.expected_entries``) and that of the
-rounding (as ``coding.expected`` does), added. The steepest step on all layers' lower hulls is
-bought first, whatever it is made of. All predictions are of second order, layer by layer.
+A point of a layer's curve is a rank, a number of entries or of columns, or the dense weight, in a
+width of codes or in 16 bits. It costs what is stored, places of entries among it, and is predicted
+to leave the KL of the cut (as ``fisher`` predicts it, of entries ``coding.expected_entries`` and of
+columns ``coding.expected_columns``) and that of the rounding (as ``coding.expected`` does), added.
+The steepest step on all layers' lower hulls is bought first, whatever it is made of. All
+predictions are of second order, layer by layer.
 """
 
 from collections.abc import Sequence
@@ -32,7 +33,7 @@ RANKS = 96  # that are looked at in each width, at least: of more only every so 
 
 @dataclass(frozen=True)
 class Prices:
-    """Components, entries and bits at one slope.
+    """Components, entries, columns and bits at one slope.
 
     Attributes:
         windows: Calibration windows for the gradients; 0 for all.
@@ -40,6 +41,7 @@ class Prices:
         damp: Part of G's mean diagonal that is added to its diagonal.
         codes: Whether it chooses bits, too; else numbers are stored in as many as all layers have.
         entries: Whether a layer may be of entries in place of components.
+        columns: Whether a layer may be of some of its columns in place of components.
     """
 
     windows: int = 16
@@ -47,18 +49,21 @@ class Prices:
     damp: float = 0.03
     codes: bool = True
     entries: bool = False
+    columns: bool = False
 
     def __post_init__(self) -> None:
         Fisher(self.windows, self.labels, self.damp)  # it checks
 
     def probe(self, kept: float) -> Curvature | None:
         """Every layer's curve, whatever the budget."""
-        return Curvature(self.windows, self.labels, self.damp, True, self.entries)
+        curves = {"codes": True, "entries": self.entries, "columns": self.columns}
+        return Curvature(self.windows, self.labels, self.damp, **curves)
 
     @property
     def reads(self) -> frozenset[str]:
         """Predictions of all that it sells."""
-        return frozenset({"predicted", "codes"} | ({"entries"} if self.entries else set()))
+        asked = {"entries": self.entries, "columns": self.columns}
+        return frozenset({"predicted", "codes"} | {name for name in asked if asked[name]})
 
     def check(self, layers: Sequence[LayerRef], kept: float) -> None:
         """Refuses a budget that cannot hold the cheapest point of every layer.
@@ -100,4 +105,9 @@ class Prices:
             if self.entries:
                 counts = level_counts(layer.out_features * layer.in_features)
                 found += [Share(0, count, at) for count in counts]
+            if self.columns:
+                counts = level_counts(layer.in_features)
+                shares = [Share(0, bits=at, columns=count) for count in counts]
+                # A short column with its index may be no less than the dense weight.
+                found += [x for x in shares if x.cost(layer) < layer.in_full.dense_cost]
         return found

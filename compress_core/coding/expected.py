@@ -84,7 +84,7 @@ def whole_cost_of_codes(weight: Tensor, inputs: Inputs, fisher: Tensor, group: i
         fisher: G (out, out).
         group: Codes that share a scale.
     """
-    return float((fisher.diagonal() * _rows(weight, inputs.unsaid, group)).sum()) / 2
+    return float((fisher.diagonal() * row_costs(weight, inputs.unsaid, group)).sum()) / 2
 
 
 def curve_of_codes(
@@ -135,10 +135,10 @@ class _Products:
         fisher, moment = self.fisher, self.inputs.moment
         basis, v = evened(self.u[:, :rank], self.v[:rank], moment, DAMPING)
         inner = form_by_column(fisher, basis, basis)
-        of_v = (inner * _rows(v, self.inputs.unsaid, self.group)).sum()
+        of_v = (inner * row_costs(v, self.inputs.unsaid, self.group)).sum()
         # Groups of the out-factor run along its outputs.
         unsaid = Inputs(v @ moment @ v.T).unsaid
-        of_u = (unsaid * _rows(basis.T.contiguous(), fisher.diagonal(), self.group)).sum()
+        of_u = (unsaid * row_costs(basis.T.contiguous(), fisher.diagonal(), self.group)).sum()
         return float(of_v + of_u)
 
     def _pivot(self, rank: int) -> float:
@@ -149,9 +149,9 @@ class _Products:
         spread[rows] = torch.eye(rank).to(spread)
         spread[others] = c
         inner = form_by_column(fisher, spread, spread)  # an error of B is in all rows
-        of_b = (inner * _rows(b, self.inputs.unsaid, self.group)).sum()
+        of_b = (inner * row_costs(b, self.inputs.unsaid, self.group)).sum()
         unsaid = Inputs(own @ self.inner[:rank, :rank] @ own.T).unsaid
-        of_c = (fisher.diagonal()[others] * _rows(c, unsaid, self.group)).sum()
+        of_c = (fisher.diagonal()[others] * row_costs(c, unsaid, self.group)).sum()
         return float(of_b + of_c)
 
 
@@ -162,7 +162,7 @@ def _lines(at: Sequence[int], known: Sequence[float], last: int) -> Tensor:
     return found
 
 
-def _rows(matrix: Tensor, unsaid: Tensor, group: int) -> Tensor:
+def row_costs(matrix: Tensor, unsaid: Tensor, group: int) -> Tensor:
     """Σ_j range² d_j / 12 of every row, (rows,)."""
     weights = in_groups(unsaid[None], group).sum(dim=2)
     return (spans(matrix, group).square() * weights).sum(dim=1) / 12

@@ -303,5 +303,5 @@ class BlockStream:
             module.get_submodule(owner)._buffers[leaf] = buffer.to(self.device)
 
     def _parameter(self, key: str) -> nn.Parameter:
-        tensor = self.checkpoint.read(key).to(self.device, self.dtype)
+        tensor = self.checkpoint.read(key).to(self.device, self.dtype, non_blocking=True)
         return nn.Parameter(tensor, requires_grad=False)

@@ -133,6 +133,7 @@ def realise_share(
     given: Given,
     share: Share,
     pruner: Fitter | None = None,
+    keeper: Fitter | None = None,
 ) -> LowRank | None:
     """What a layer stores at its share; None for the dense weight.
 
@@ -142,6 +143,7 @@ def realise_share(
         given: What the layer is made of.
         share: The layer's.
         pruner: Makes layers of entries where there is a decomposer.
+        keeper: Makes layers of columns there.
 
     Raises:
         CompressError: As the fitter; NumericsError where what it made is not finite.
@@ -151,9 +153,10 @@ def realise_share(
     if decomposer is None:
         assert fitter is not None
         return _fitted(fitter, given, share)
-    if share.nonzeros:
-        assert pruner is not None and share.rank == 0
-        return _fitted(pruner, given, share)
+    if share.nonzeros or share.columns:
+        maker = pruner if share.nonzeros else keeper
+        assert maker is not None and share.rank == 0
+        return _fitted(maker, given, share)
     cut = cut_layer(decomposer, given, share)
     if fitter is None:
         return _finite(given.layer, cut)

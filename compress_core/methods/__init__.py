@@ -62,6 +62,9 @@ METHODS: dict[str, Callable[..., Method]] = {
 OPTION = r":([^:=]+)=([^:]+(?::\d+)?)(?=:|$)"  # a value may be of the form 2:4
 
 
+KINDS = ("entries", "columns")
+"""Options of what layers may be of: an allocator sells it, and a method makes it."""
+
 WITH = {METRIC: {METRIC_DAMP}, BITS: {CODE_GROUP, ROUNDING}}
 """Options that are read beside another one, and so go where that one is a method's own."""
 
@@ -168,14 +171,16 @@ def _with_allocator(
             raise ConfigError(
                 f"option {option!r} is of the allocator of {name!r}, which {allocate!r} replaces"
             )
-    if "entries" not in allocator.reads:
-        return replace(method, allocate=allocator, entries=None)
-    if method.entries is None:
-        raise ConfigError(
-            f"method {name!r} makes no layer of entries, which allocator {allocate!r} would give "
-            "it: leave out entries=true"
-        )
-    return replace(method, allocate=allocator)
+    makers = {kind: getattr(method, kind) for kind in KINDS}
+    for kind in KINDS:
+        if kind not in allocator.reads:
+            makers[kind] = None
+        elif makers[kind] is None:
+            raise ConfigError(
+                f"method {name!r} makes no layer of {kind}, which allocator {allocate!r} would "
+                f"give it: leave out {kind}=true"
+            )
+    return replace(method, allocate=allocator, **makers)
 
 
 def _of_all(name: str) -> dict[str, OptionValue]:
@@ -211,9 +216,9 @@ def _read_options(
     for option, value in given.items():
         if option in for_allocator:
             of_allocator[option] = value
-        elif option in defaults:
+        if option in defaults and (option not in for_allocator or option in KINDS):
             values[option] = read_option(f"method {name!r}", option, value, defaults[option])
-        else:
+        elif option not in for_allocator:
             known = [*defaults, *for_allocator]
             raise ConfigError(
                 f"method {name!r} has no option {option!r}; its options: "

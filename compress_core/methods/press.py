@@ -12,8 +12,9 @@ and rounded as in GPTQ (arXiv 2210.17323).
 ``kept`` is the share of 16-bit numbers that what is stored takes the room of, places of entries
 among it. ``bits=16`` leaves every number in 16 bits, for comparison at equal numbers; most layers
 are then of entries, which cost half the error of components or less: it is a pruner there, and
-``entries=false`` is what low rank alone can do. It reads only what is cached: another budget
-divides, fits and rounds again, and decomposes nothing.
+``entries=false`` is what low rank alone can do. ``columns=true`` sells columns, too: those go that
+the others make up for at least cost (ZipLM, arXiv 2302.04089, with G). It reads only what is
+cached: another budget divides, fits and rounds again, and decomposes nothing.
 """
 
 from compress_core.allocate.prices import Prices
@@ -24,6 +25,7 @@ from compress_core.method import Method
 from compress_core.metric import OutputError
 from compress_core.metric_names import METRIC, METRIC_NAMES, TWO_SIDED
 from compress_core.options import one_of
+from compress_core.prune.columns import FitColumns, PrefixFitColumns
 from compress_core.prune.fitted import FitEntries, PrefixFitEntries
 from compress_core.refine.cross_truncation import CrossTruncate
 from compress_core.two_sided import TwoSided
@@ -40,6 +42,7 @@ def press(
     factors: str = "auto",
     correct: bool = True,
     entries: bool = True,
+    columns: bool = False,
     prefix: str = "layer",
 ) -> Method:
     """Components, entries and bits from one price list.
@@ -55,6 +58,8 @@ def press(
         correct: Whether layers are fitted towards the dense model behind what is compressed.
         entries: Whether a layer may be of entries in place of components. On a CPU entries take
             about the time of the dense weight, whatever their number.
+        columns: Whether a layer may be of some of its columns in place of components: it reads
+            only these inputs, and is a smaller dense product.
         prefix: Whether inputs are then measured again after each "layer" or each "block".
 
     Raises:
@@ -68,9 +73,10 @@ def press(
         "",
         weighting=OutputError(),
         two_sided=TwoSided(metric_damp) if metric == TWO_SIDED else None,
-        allocate=Prices(damp=damp, codes=bits == 0, entries=entries),
+        allocate=Prices(damp=damp, codes=bits == 0, entries=entries, columns=columns),
         fit=CrossTruncate() if correct else None,
         entries=(PrefixFitEntries() if correct else FitEntries()) if entries else None,
+        columns=(PrefixFitColumns() if correct else FitColumns()) if columns else None,
         prefix=Prefix(prefix),  # type: ignore[arg-type]  # it checks
         form=factors,
         coding=None if bits == FULL else Coding(bits, code_group, search=SEARCHED, order=True),

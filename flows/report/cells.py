@@ -7,7 +7,7 @@ from typing import Any
 
 from flows.report.noise import BEST_OR_NEAR, best_or_near
 from flows.report.shown import Shown
-from flows.report.tables import entries_part, number
+from flows.report.tables import kind_part, number
 from tasks.engine.stages import STAGES
 
 STDERR = "_stderr"
@@ -101,7 +101,7 @@ def _measures(
         yield Cell(number(found), found, marked)
         yield Cell(f"{kl:.4f}", kl)
     if mixed:
-        part = entries_part(result) if which != "dense" else ""
+        part = kind_part(result) if which != "dense" else ""
         yield Cell(part or "–", result["entries"] if part else None)
     for name, _ in sizes:
         stored = result[name]["dense" if which == "dense" else "compressed"]

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column
 
 from flows.report.lines import duration, entry, make_console, say, size
-from flows.report.tables import entries_part, sweep_tables
+from flows.report.tables import kind_part, sweep_tables
 from tasks.engine.peak_memory import Peak, PeakMemory
 from tasks.engine.units import Outcome
 
@@ -195,11 +195,11 @@ class Reporter:
         """What was kept, what it cost, where it is."""
         parameters, size, memory = result["parameters"], result["bytes"], result["memory"]
         share = parameters["compressible_compressed"] / parameters["compressible_dense"]
-        part = entries_part(result)
-        entries = f", {part} % of that in entries" if part else ""
+        parts = {kind: kind_part(result, kind) for kind in ("entries", "columns")}
+        kinds = "".join(f", {part} % of that in {kind}" for kind, part in parts.items() if part)
         self.entry(
             "kept",
-            f"{share:.3f} of the layers{entries}: {parameters['compressed']:,} of "
+            f"{share:.3f} of the layers{kinds}: {parameters['compressed']:,} of "
             f"{parameters['dense']:,} parameters, {size['compressed'] / 1e6:,.1f} of "
             f"{size['dense'] / 1e6:,.1f} MB on disk, {memory['compressed'] / 1e6:,.1f} of "
             f"{memory['dense'] / 1e6:,.1f} MB in memory",

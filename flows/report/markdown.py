@@ -6,7 +6,7 @@ from typing import Any
 from flows.report.cells import scores_table
 from flows.report.noise import BEST_OR_NEAR, best_or_near
 from flows.report.spent import HOUR, SPENT, spent_of
-from flows.report.tables import entries_part
+from flows.report.tables import kind_part
 
 Results = Sequence[Mapping[str, Any]]
 NOT_MEASURED = "–"
@@ -62,7 +62,7 @@ def _text(results: Results, label: str) -> list[str]:
 
 def _measured(result: Mapping[str, Any], label: str, marked: Collection[tuple[str, float]]) -> str:
     """Perplexity and KL on a text; with what a recovery began with before it."""
-    metrics, part = result["metrics"], entries_part(result)
+    metrics, part = result["metrics"], kind_part(result)
     text = metrics["compressed"]["texts"][label]
     perplexity = f"{text['perplexity']:.4g}"
     if (result["method"], result["kept"]) in marked:

@@ -42,13 +42,21 @@ class Allocation:
 
     @property
     def kinds(self) -> str:
-        """How many layers are of entries, and have components; nothing where none has entries."""
-        of_entries = sum(own["entries"] > 0 for own in self.stored.values())
-        if not of_entries:
+        """How many layers are of entries, or of columns alone, and have components.
+
+        Nothing where none is of either.
+        """
+        stored, total = self.stored.values(), len(self.stored)
+        of_entries = sum(own["entries"] > 0 for own in stored)
+        of_columns = sum(own["columns"] > 0 and not own["rank"] for own in stored)
+        if not of_entries and not of_columns:
             return ""
-        low = sum(bool(own["rank"]) for own in self.stored.values())
-        total = len(self.stored)
-        return f" Sparse entries in {of_entries} of {total} layers, components in {low}."
+        counts = {"sparse entries": of_entries, "kept columns alone": of_columns}
+        (first, *more) = [found for found in counts.items() if found[1]]
+        low = sum(bool(own["rank"]) for own in stored)
+        said = [f"{first[0].capitalize()} in {first[1]} of {total} layers"]
+        said += [f"{name} in {count}" for name, count in [*more, ("components", low)]]
+        return f" {', '.join(said)}."
 
 
 @dataclass(frozen=True)
@@ -71,7 +79,7 @@ class Prediction:
     Attributes:
         shares: Kept share of the compressible parameters, ascending.
         error: At each, the part of all squared error that is left, in [0, 1]; None where layers
-            may be of entries, of which no decomposition says it.
+            may be of entries or columns, of which no decomposition says it.
         divergence: At each, KL to the dense model in nats per token; None where the allocator
             measures no sensitivities.
         how: Whose allocation it is.

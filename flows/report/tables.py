@@ -124,7 +124,7 @@ def sweep_tables(results: Sequence[Mapping[str, Any]], width: int) -> list[Table
     for task in measured[0]["tasks"]:
         columns.append(Column(task, [_main_score(found["tasks"][task]) for found in measured]))
     if any("entries" in run for run in results):
-        columns.append(Column("% of it entries", [entries_part(run) or "–" for run in results]))
+        columns.append(Column("% of it entries", [kind_part(run) or "–" for run in results]))
     for heading, what, digits in (
         ("million parameters", "parameters", 2),
         ("MB on disk", "bytes", 1),
@@ -137,9 +137,9 @@ def sweep_tables(results: Sequence[Mapping[str, Any]], width: int) -> list[Table
     return fitted_tables(keys, columns, width)
 
 
-def entries_part(result: Mapping[str, Any]) -> str:
-    """Which part of its layers' numbers are entries, in percent; "" without both parts."""
-    return f"{100 * result['entries']:.1f}" if "entries" in result else ""
+def kind_part(result: Mapping[str, Any], kind: str = "entries") -> str:
+    """Which part of its layers' numbers is of a kind, in percent; "" where none or all are."""
+    return f"{100 * result[kind]:.1f}" if kind in result else ""
 
 
 def _main_score(scores: Mapping[str, float]) -> str:

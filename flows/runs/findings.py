@@ -20,7 +20,7 @@ from storage.artifact import Artifact
 from storage.errors import StorageError
 from storage.store import Store
 from tasks.stages.learn import CURVES
-from tasks.stages.predict import CODES, ENTRIES, PREDICTED
+from tasks.stages.predict import CODES, COLUMNS, ENTRIES, PREDICTED
 from tasks.stages.recover import TENSOR
 from tasks.stages.recover_blocks import OF_BLOCK
 from tasks.tracking.artifacts import read_file
@@ -131,7 +131,8 @@ class Findings:
         """Cosines of blocks, and what was probed and predicted of layers, as far as there."""
         blocks = {_block_of(layer): layer.block for layer in layers}
         cosines, divergence = {}, {}
-        curves: dict[str, dict[str, Floats]] = {PREDICTED: {}, CODES: {}, ENTRIES: {}}
+        names = (PREDICTED, CODES, ENTRIES, COLUMNS)
+        curves: dict[str, dict[str, Floats]] = {name: {} for name in names}
         for stage in stages:
             if stage["name"] == "collect" and stage["unit"] in blocks:
                 cosine = self._read("collect", stage["key"], lambda found: found.attrs["cosine"])

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from compress_core.allocate.base import Evidence, price_of
 from compress_core.forms.names import FULL
+from compress_core.refine.columns import index_cost
 from compress_core.types import LayerRef, Share
 from flows.runs.forecast import Planner
 from flows.runs.pipeline import Pipeline
@@ -15,7 +16,7 @@ from storage.artifact import Artifact
 from tasks.engine.units import Unit
 from tasks.stages.allocate import read_shares
 from tasks.stages.arrays import get_tensor
-from tasks.stages.predict import CODES, ENTRIES, PREDICTED
+from tasks.stages.predict import CODES, COLUMNS, ENTRIES, PREDICTED
 
 GRID = (0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
@@ -90,14 +91,16 @@ def _evidence(pipeline: Pipeline, find: Callable[[Unit], Artifact | None]) -> Ev
         predicted=_curves(artifacts, PREDICTED),
         codes=_curves(artifacts, CODES),
         entries=_curves(artifacts, ENTRIES),
+        columns=_curves(artifacts, COLUMNS),
     )
 
 
 def _bytes(layer: LayerRef, share: Share, width: int) -> int:
-    """Numbers that are in no codes take ``width`` bytes each; codes and places as they are."""
+    """Numbers in no codes take ``width`` bytes each; codes, places and an index as they are."""
     numbers, priced = share.cost(layer), price_of(layer, share)
     coded = (share.bits or layer.bits) != FULL
-    return numbers * (2 if coded else width) + 2 * (priced - numbers)
+    wide = numbers - share.columns * index_cost(layer.in_features)
+    return wide * (2 if coded else width) + 2 * (priced - wide)
 
 
 def _curves(artifacts: Mapping[str, Artifact], name: str) -> dict[str, Tensor]:

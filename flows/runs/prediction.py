@@ -33,6 +33,7 @@ class Known:
         predicted: Layer or stack to the KL predicted at every rank, of what is there of it.
         codes: Layer or stack to what rounding is predicted to cost, of what is there of it.
         entries: Layer to what keeping some of its entries is predicted to cost, of what is there.
+        columns: The same of its columns.
     """
 
     losses: Mapping[str, Floats]
@@ -41,6 +42,7 @@ class Known:
     predicted: Mapping[str, Floats]
     codes: Mapping[str, Floats]
     entries: Mapping[str, Floats]
+    columns: Mapping[str, Floats]
 
 
 def predict(
@@ -76,6 +78,7 @@ def predict(
         _tensors(known.predicted),
         _tensors(known.codes),
         _tensors(known.entries),
+        _tensors(known.columns),
     )
     if method.coding is not None and method.coding.bits and "codes" not in allocator.reads:
         how += "; what rounding to codes adds is not in it"
@@ -96,7 +99,8 @@ def _allocator(method: Method, known: Known, names: Sequence[str]) -> tuple[Allo
         there = own.probe(0.5) == own.probe(0.6) and set(names) <= set(known.divergence)
     if "predicted" in own.reads:
         there = set(names) <= set(known.predicted)
-    for what, curves in (("codes", known.codes), ("entries", known.entries)):
+    for what in ("codes", "entries", "columns"):
+        curves: Mapping[str, Floats] = getattr(known, what)
         if what in own.reads:
             there = there and set(names) <= set(curves)
     if not there:
@@ -127,7 +131,7 @@ def _curve(
     whole = sum(layer.dense_cost for layer in dense)
     for given in divided(dense, layers, allocator, evidence):
         shares.append(sum(given[layer.name].cost(layer) for layer in layers) / whole)
-        if "entries" not in allocator.reads:
+        if not allocator.reads & {"entries", "columns"}:
             error.append(predicted_error(layers, evidence.losses, given))
         if (cost := divergence_of(layers, allocator, evidence, given)) is not None:
             divergence.append(cost)

@@ -81,7 +81,7 @@ def collect_result(
         },
         "bytes": {"dense": model.nbytes, "compressed": written["bytes"]},
         "memory": written["memory"],
-        **entries_of(pipeline, session),
+        **kinds_of(pipeline, session),
         **predicted_of(pipeline, session),
         "metrics": collect_metrics(pipeline.evaluations, session),
         "windows": windows_of(pipeline.evaluations, session),
@@ -136,8 +136,11 @@ def learned_of(pipeline: Pipeline, session: Session) -> dict[str, Any]:
     return {}
 
 
-def entries_of(pipeline: Pipeline, session: Session) -> dict[str, float]:
-    """Entries' part of all the layers' numbers ("entries"), where it is neither none nor all."""
+def kinds_of(pipeline: Pipeline, session: Session) -> dict[str, float]:
+    """Parts of all the layers' numbers that are entries, and that are of layers of columns alone.
+
+    Each ("entries", "columns") where it is neither none nor all.
+    """
     stored = list(stored_of(pipeline, session).values())
     # A layer of entries alone may hold them in codes, which count as fewer numbers.
     entries = sum(
@@ -145,8 +148,10 @@ def entries_of(pipeline: Pipeline, session: Session) -> dict[str, float]:
         for layer in stored
         if layer["nonzeros"]
     )
+    of_columns = [x for x in stored if x["columns"] and not x["rank"] and not x["nonzeros"]]
+    found = {"entries": entries, "columns": sum(layer["numbers"] for layer in of_columns)}
     numbers = sum(layer["numbers"] for layer in stored)
-    return {"entries": entries / numbers} if 0 < entries < numbers else {}
+    return {name: part / numbers for name, part in found.items() if 0 < part < numbers}
 
 
 def stored_of(pipeline: Pipeline, session: Session) -> dict[str, dict[str, Any]]:

@@ -14,7 +14,7 @@ from tasks.engine.job import Job
 from tasks.engine.units import Unit, View
 from tasks.engine.work import Group, Work
 from tasks.stages.arrays import get_tensor
-from tasks.stages.predict import CODES, ENTRIES, PREDICTED
+from tasks.stages.predict import CODES, COLUMNS, ENTRIES, PREDICTED
 
 
 def allocate_group(
@@ -100,6 +100,7 @@ class _Allocate:
             predicted=self._curves(work, PREDICTED) if "predicted" in reads else {},
             codes=self._curves(work, CODES) if "codes" in reads else {},
             entries=self._curves(work, ENTRIES) if "entries" in reads else {},
+            columns=self._curves(work, COLUMNS) if "columns" in reads else {},
         )
         shares = job.method.allocate.allocate(job.layers, job.kept, evidence)
         with work.draft(work.missing[0]) as draft:
@@ -107,6 +108,9 @@ class _Allocate:
             entries = {name: share.nonzeros for name, share in shares.items() if share.nonzeros}
             if entries:
                 draft.attrs["nonzeros"] = entries
+            columns = {name: share.columns for name, share in shares.items() if share.columns}
+            if columns:
+                draft.attrs["columns"] = columns
             bits = {x.name: shares[x.name].bits or x.bits for x in job.layers}
             if set(bits.values()) != {FULL}:
                 draft.attrs["bits"] = bits
@@ -140,8 +144,9 @@ def share_of(artifact: Artifact, stack: str) -> Share:
     """The share of one layer or stack."""
     attrs = artifact.attrs
     bits = attrs.get("bits", {}).get(stack, FULL)
-    nonzeros = attrs.get("nonzeros", {}).get(stack, 0)
-    return Share(attrs["ranks"][stack], nonzeros, bits, attrs.get("correction", {}).get(stack))
+    nonzeros, columns = (attrs.get(name, {}).get(stack, 0) for name in ("nonzeros", "columns"))
+    correction = attrs.get("correction", {}).get(stack)
+    return Share(attrs["ranks"][stack], nonzeros, bits, correction, columns)
 
 
 def view_of(stack: str) -> View:
@@ -149,6 +154,8 @@ def view_of(stack: str) -> View:
 
     def view(artifact: Artifact) -> int | list[int | None] | None:
         share = share_of(artifact, stack)
+        if share.columns:
+            return [share.rank, share.nonzeros, share.bits, share.correction, share.columns]
         if share.correction is not None:
             return [share.rank, share.nonzeros, share.bits, share.correction]
         if share.bits != FULL:

@@ -2,7 +2,7 @@
 
 It reads what allocators never do, factors and second moments, and leaves a number per rank. For
 allocators that choose widths of codes it also leaves what rounding costs: of the weight, and of the
-product at every rank; for those that choose entries, what keeping only some of them costs.
+product at every rank; for those that choose entries or columns, what keeping only some costs.
 """
 
 from collections.abc import Mapping
@@ -11,6 +11,7 @@ import torch
 
 from compress_core.allocate.base import Curvature
 from compress_core.coding.expected import Inputs, costs_of_codes
+from compress_core.coding.expected_columns import costs_of_columns
 from compress_core.coding.expected_entries import LEVELS, costs_of_entries
 from compress_core.curvature import OutputFisher, divergence_by_rank
 from compress_core.errors import NumericsError
@@ -23,7 +24,7 @@ from tasks.engine.units import Unit
 from tasks.engine.work import Group, Work
 from tasks.stages.arrays import Stored, dense_weight_of, get_tensor, put_tensor
 
-PREDICTED, CODES, ENTRIES = "predicted", "codes", "entries"
+PREDICTED, CODES, ENTRIES, COLUMNS = "predicted", "codes", "entries", "columns"
 
 
 def predict_groups(
@@ -60,14 +61,15 @@ def predict_groups(
 def _unit(job: Job, curvature: Curvature, name: str, stack: Stack, inputs: dict[str, Unit]) -> Unit:
     model, members = job.model, stack.members
     codes = {"form": stack.form, "group": stack.as_layer.group} if curvature.codes else {}
-    entries = {"entries": True} if curvature.entries else {}
+    asked = {ENTRIES: curvature.entries, COLUMNS: curvature.columns}
+    chosen = {name: True for name, given in asked.items() if given}
     widest = max(member.out_features for member in members)
     into = members[0].in_features
     matrices = 12 if curvature.entries else 6  # of its size; a sweep holds some per share
     return Unit(
         "predict",
         name,
-        settings={"damp": curvature.damp, "transposed": members[0].transposed, **codes, **entries},
+        settings={"damp": curvature.damp, "transposed": members[0].transposed, **codes, **chosen},
         code=[job.method.decompose] if "decomposition" in inputs else [],
         sources={
             f"weight {i}": model.stored[model.weight_key(member.name)]
@@ -75,18 +77,26 @@ def _unit(job: Job, curvature: Curvature, name: str, stack: Stack, inputs: dict[
         },
         inputs=inputs,
         cost=Cost(
-            products={EXACT: sum(map(_operations, members))},
-            memory=8 * (3 * widest**2 + 4 * into**2 + matrices * widest * into),
-            disk=8 * (stack.as_layer.paying_rank + 1 + (2 * LEVELS if curvature.entries else 0)),
+            products={EXACT: sum(_operations(x, curvature) for x in members)},
+            # H, and what is factored of it; of columns H⁻¹ and what is left of that, too.
+            memory=8 * (3 * widest**2 + 4 * into**2 + matrices * widest * into)
+            + (16 * into**2 if curvature.columns else 0),
+            disk=8 * (stack.as_layer.paying_rank + 1 + 2 * LEVELS * len(chosen)),
         ),
     )
 
 
-def _operations(layer: LayerRef) -> float:
-    """G E H; G and H between all pairs of components, and between these and the rest; u v."""
+def _operations(layer: LayerRef, curvature: Curvature) -> float:
+    """G E H; G and H between all pairs of components, and between these and the rest; u v.
+
+    Of columns H inverted and brought up to date as they go, and W and G W with it.
+    """
     out, into, rank = layer.out_features, layer.in_features, layer.paying_rank
     products = out * out * (into + rank) + into * into * (out + rank)
-    return 2.0 * (products + rank * rank * (out + into) + 2 * rank * out * into)
+    products += rank * rank * (out + into) + 2 * rank * out * into
+    if curvature.columns:
+        products += 2 * into**3 + into * into * out + out * out * into
+    return 2.0 * products
 
 
 class _Predict:
@@ -127,6 +137,8 @@ class _Predict:
             found[CODES] = costs_of_codes(w, u, v, inputs, fisher, stack.form, group)
         if self.curvature.entries:
             found[ENTRIES] = costs_of_entries(w, inputs, fisher, group)
+        if self.curvature.columns:
+            found[COLUMNS] = costs_of_columns(w, inputs, fisher, group)
         return found
 
     def _factors(

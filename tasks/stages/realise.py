@@ -93,6 +93,8 @@ def realise_unit(
         settings["fit"] = describe(method.fit)
     if method.entries is not None:
         settings["entries"] = describe(method.entries)
+    if method.columns is not None:
+        settings["columns"] = describe(method.columns)
     if method.coding is not None:
         settings["coding"] = describe(method.coding)
     if method.fitters or method.coding is not None:
@@ -127,11 +129,15 @@ def _cost(job: Job, layer: LayerRef, form: str) -> Cost:
     )
     if job.method.fit is not None and not job.method.rounds:
         cost = replace(cost, products={EXACT: 40.0 * small**2 * into})
+    made, memory = [0.0], cost.memory + 8 * (3 * into**2 + 6 * layer.dense_cost)
     if job.method.entries is not None:
         # H is factored and the factor inverted; the target goes through both, a sweep through half.
-        steps = into**3 + (5 + 2 * job.method.entries.steps) * out * into**2
-        memory = cost.memory + 8 * (3 * into**2 + 6 * layer.dense_cost)
-        cost = replace(cost, products=add(cost.products, {EXACT: float(steps)}), memory=memory)
+        made.append(into**3 + (5 + 2 * job.method.entries.steps) * out * into**2)
+    if job.method.columns is not None:
+        # H is inverted; the target goes through that, and what is left of both through their rest.
+        made.append(4.0 * into**3 + 6 * out * into**2)
+    if len(made) > 1:  # of entries or of columns
+        cost = replace(cost, products=add(cost.products, {EXACT: max(made)}), memory=memory)
     if job.method.fitters and not job.method.rounds:
         cost = side_cost(job, layer, 2 * small, cost)  # u there and back
     if coding is None:
@@ -181,8 +187,9 @@ class Realise:
                 factors = of_whole(given.wide(given.weight()))
         else:
             share = share_of(work.artifact(self.allocation), self.job.stack_of[layer.name])
-            fit, prune = (self._weighed(work, unit, x) for x in (method.fit, method.entries))
-            factors = realise_share(method.decompose, fit, given, share, prune)
+            fitters = method.fit, method.entries, method.columns
+            fit, prune, keep = (self._weighed(work, unit, x) for x in fitters)
+            factors = realise_share(method.decompose, fit, given, share, prune, keep)
         if factors is not None and method.coding is not None and share.bits != FULL:
             factors = code_share(method.coding, given, factors, share, form, dtype)
         own = self.job.owner(layer) == layer.name

@@ -63,6 +63,22 @@ def results(texts: int) -> list[dict[str, Any]]:
     return [result(method, kept, texts, next(factors)) for method in METHODS for kept in (0.8, 0.2)]
 
 
+def test_what_was_kept_is_said_with_the_parts_that_are_entries_and_columns(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = next(iter(results(1))) | {"of": "compressible"}
+    for parts, said in (
+        ({}, "0.799 of the layers: "),
+        ({"entries": 0.251}, "0.799 of the layers, 25.1 % of that in entries: "),
+        (
+            {"entries": 0.5, "columns": 0.0312},
+            "of the layers, 50.0 % of that in entries, 3.1 % of that in columns: ",
+        ),
+    ):
+        Reporter().summary(run | parts)
+        assert said in " ".join(capsys.readouterr().out.split())
+
+
 @pytest.mark.parametrize("texts", [1, 2])
 def test_a_sweeps_table_fits_and_breaks_no_heading(
     texts: int, width: int, capsys: pytest.CaptureFixture[str]

@@ -99,6 +99,7 @@ def compress(method: Method, kept: float) -> list[Result]:
         predicted={name: curve["predicted"] for name, curve in curves.items()},
         codes={name: curve["codes"] for name, curve in curves.items()},
         entries={name: curve["entries"] for name, curve in curves.items()},
+        columns={name: curve["columns"] for name, curve in curves.items()},
     )
     method.allocate.check(layers, kept)
     shares = method.allocate.allocate(layers, kept, evidence)

@@ -23,7 +23,8 @@ def predicted(method: str, **kept: Any) -> Prediction:
         "samples": 8,
         "length": 64,
     }
-    known = {"similarity": {}, "divergence": {}, "predicted": {}, "codes": {}, "entries": {}} | kept
+    curves = ("predicted", "codes", "entries", "columns")
+    known = {name: dict[str, Any]() for name in ("similarity", "divergence", *curves)} | kept
     found = predict(config, RESULT, LAYERS, Known(losses, **known))
     assert isinstance(found, Prediction)
     return found

@@ -209,3 +209,10 @@ def test_it_is_said_how_many_layers_are_of_entries_and_how_many_of_components() 
     kinds = Allocation(LAYERS, stored).kinds
     rest, total = len(LAYERS) - 1, len(LAYERS)
     assert kinds == f" Sparse entries in 1 of {total} layers, components in {rest}."
+    stored[LAYERS[1].name] = {**own, "rank": 0, "columns": 4}
+    both = Allocation(LAYERS, stored).kinds
+    of_columns = f"kept columns alone in 1, components in {rest - 1}"
+    assert both == f" Sparse entries in 1 of {total} layers, {of_columns}."
+    stored[LAYERS[0].name] = {**own, "columns": 2}
+    alone = Allocation(LAYERS, stored).kinds
+    assert alone == f" Kept columns alone in 1 of {total} layers, components in {rest}."

@@ -249,6 +249,13 @@ def test_updates_make_a_method_sequential() -> None:
         ("basis_sharing", {"prefix": "row"}, "the prefix grows by 'layer' or by 'block'"),
         ("basis_sharing", {"group": "two"}, "must be an int, got 'two'"),
         ("basis_sharing", {"group": 0}, "group must be at least 1, got 0"),
+        (
+            "svd_llm@prices",
+            {"entries": True},
+            "makes no layer of entries, which allocator 'prices'",
+        ),
+        ("svd_llm@prices", {"columns": "true"}, "give it: leave out columns=true"),
+        ("press", {"columns": "some"}, "option 'columns' of method 'press' must be a bool"),
         ("wanda", {"pattern": "4:2"}, "N:M with N of every M entries kept, such as 2:4; got '4:2'"),
         ("wanda", {"pattern": 2}, "N:M with N of every M entries kept, such as 2:4; got '2'"),
         ("wanda", {"damping": 0.1}, "has no option 'damping'; its options: pattern"),

@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from compress_core.allocate.base import Evidence, Probe
-from compress_core.coding.expected_entries import LEVELS
+from compress_core.coding.expected_entries import LEVELS, level_counts
 from compress_core.decompose import LowRank, split_inputs
 from compress_core.learn.teacher import teach
 from compress_core.method import Method
@@ -51,6 +51,8 @@ VARIANTS = (
     "caldera:factor_bits=16:turns=1",
     "caldera:bits=3:factor_bits=16:turns=1",
     "press:bits=16:correct=false",
+    "press:columns=true",
+    "press:bits=16:correct=false:columns=true",
 )
 """Options that change what a method makes, and few steps where it trains: see `entries`."""
 KEPT = 0.55
@@ -133,6 +135,10 @@ def cut_values(method: Method, label: str, shape: tuple[int, int]) -> dict[str, 
     for bits in (None, *widths) if method.entries is not None else ():
         (low,) = realise(method, stack, prepared, Share(0, layer.dense_cost // 2, bits))
         what = "outputs of half the entries" + ("" if bits is None else f" in {bits} bits")
+        values[what] = (low.dense() @ probe).tolist()
+    for bits in (None, *widths) if method.columns is not None else ():
+        (low,) = realise(method, stack, prepared, Share(0, bits=bits, columns=shape[1] // 2))
+        what = "outputs of half the columns" + ("" if bits is None else f" in {bits} bits")
         values[what] = (low.dense() @ probe).tolist()
     return values
 
@@ -220,7 +226,7 @@ def allocation(method: Method, kept: float) -> list[float]:
     ]
     layers = [stack.as_layer for stack in method.stacks(layers)]
     probe = method.allocate.probe(kept)
-    losses, divergence, predicted, codes, entries = {}, {}, {}, {}, {}
+    losses, divergence, predicted, codes, entries, columns = {}, {}, {}, {}, {}, {}
     for place, layer in enumerate(layers):
         decay = 0.05 + 0.03 * ((5 * place) % 7)
         ranks = torch.arange(layer.paying_rank + 1, dtype=torch.float64)
@@ -231,12 +237,16 @@ def allocation(method: Method, kept: float) -> list[float]:
         parts = torch.arange(1, LEVELS, dtype=torch.float64) / LEVELS
         removed = (1 + place % 3) * (1 - parts) ** 3
         entries[layer.name] = torch.stack([removed, 0.3 * (1 + place % 4) * parts], dim=1)
+        of_inputs = torch.tensor(level_counts(layer.in_features)) / layer.in_features
+        left = (1 + (2 * place) % 3) * (1 - of_inputs.double()) ** 3
+        columns[layer.name] = torch.stack([left, 0.2 * (1 + place % 4) * of_inputs], dim=1)
         divergence[layer.name] = [
             (1 + math.sin(place)) * (1 - share) ** (1 + place / 3)
             for share in (probe.shares if isinstance(probe, Probe) else ())
         ]
     similarity = {b: 0.9 - 0.1 * ((3 * b) % 4) for b in range(4)}
-    evidence = Evidence(losses, similarity, divergence, 500, predicted, codes, entries)
+    curves = predicted, codes, entries, columns
+    evidence = Evidence(losses, similarity, divergence, 500, *curves)
     shares = method.allocate.allocate(layers, kept, evidence)
     return [shares[layer.name].cost(layer) for layer in layers]
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -21,11 +22,12 @@ from compress_core.coding.settings import Coding
 from compress_core.coding.whole import of_whole
 from compress_core.decompose import LowRank
 from compress_core.errors import BudgetError, ConfigError
+from compress_core.forms.kinds import in_codes, pays, sizes_of
 from compress_core.forms.names import FACTORS, FULL, WIDTHS
 from compress_core.layer.stored import pack_layer
 from compress_core.sparse import PLACES, Sparse
 from compress_core.types import LayerRef, Share
-from tests.made_up import SEEDS, codes_of, entries_of, layers_of, predicted_of
+from tests.made_up import SEEDS, codes_of, columns_of, entries_of, layers_of, predicted_of
 
 TINY = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=5)
 KEPT = st.floats(0.02, 1.0)
@@ -35,6 +37,7 @@ ALLOCATORS: dict[str, Allocator] = {
     "prices": Prices(),
     "prices of one width": Prices(codes=False),
     "prices of entries": Prices(entries=True),
+    "prices of columns": Prices(entries=True, columns=True),
     "mixed widths": Widths(mixed=True),
 }
 
@@ -47,6 +50,7 @@ def evidence_of(layers: Sequence[LayerRef], seed: int) -> Evidence:
         predicted={x.name: predicted_of(x, seed) for x in most},
         codes={x.name: codes_of(x, seed) for x in most},
         entries={x.name: entries_of(x, seed) for x in layers},
+        columns={x.name: columns_of(x, seed) for x in layers},
     )
 
 
@@ -80,10 +84,25 @@ def shares_of(name: str, layer: LayerRef) -> list[Share]:
         if bits is not None:
             most = min(most, replace(layer, bits=bits).paying_rank)
         found += [Share(rank, bits=bits) for rank in range(1, most + 1)]
-        if name == "prices of entries":
+        if name in ("prices of entries", "prices of columns"):
             numbers = layer.out_features * layer.in_features
             found += [Share(0, count, bits) for count in level_counts(numbers)]
+        if name == "prices of columns":
+            counts = level_counts(layer.in_features)
+            of_columns = [Share(0, bits=bits, columns=count) for count in counts]
+            found += [
+                x
+                for x in of_columns
+                if pays(layer.out_features, layer.in_features, entry_of(layer, x))
+            ]
     return found
+
+
+def entry_of(layer: LayerRef, share: Share) -> dict[str, Any]:
+    """What an entry says of a layer of columns."""
+    sizes = sizes_of(layer.out_features, layer.in_features, {"columns": share.columns})
+    entry = {"rank": 0, "columns": share.columns}
+    return in_codes(entry, sizes, share.bits or FULL, layer.group)
 
 
 @pytest.mark.parametrize("name", ALLOCATORS)
@@ -103,6 +122,8 @@ def test_they_never_overspend(
     layers = [replace(x, bits=bits, group=group) for x in layers_of(shapes, form)]
     shares = divided(ALLOCATORS[name], layers, kept, evidence_of(layers, seed))
     assert cost_of(layers, shares) <= budget_of(layers, kept)
+    for layer in [x for x in layers if shares[x.name].columns]:
+        assert pays(layer.out_features, layer.in_features, entry_of(layer, shares[layer.name]))
 
 
 @pytest.mark.parametrize("name", ALLOCATORS)
@@ -242,11 +263,16 @@ def test_a_share_costs_what_the_layer_then_stores(
     mask = weight.abs() >= weight.abs().median()
     some, none = Sparse.of(weight, mask), torch.zeros
     entries = LowRank(none(out, 0).double(), none(0, into).double(), sparse=some)
+    index = torch.arange(0, into, 2)[: into - 1]
+    columns = LowRank(
+        none(out, 0).double(), none(0, into - len(index)).double(), weight[:, index], index
+    )
     bias = torch.ones(out, dtype=torch.float64)
     for share, low in (
         (Share(None, bits=bits), of_whole(weight)),
         (Share(rank, bits=bits), cut),
         (Share(0, some.nonzeros, bits), entries),
+        (Share(0, bits=bits, columns=len(index)), columns),
     ):
         for more in (None, bias):
             parts = code_layer(replace(low, bias=more), None, coding, form, torch.float16)

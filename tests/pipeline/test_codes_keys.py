@@ -54,6 +54,7 @@ def changed(inputs: pico.Inputs, tmp_path: Path) -> Any:
             {"decompose", "allocate", "predict", "realise"},  # more ranks pay in the pivot form
         ),
         ("press", "press:bits=16", {"allocate", "realise"}),
+        ("press", "press:columns=true", {"allocate", "predict", "realise"}),
         ("gptq:mixed=true", "gptq:mixed=true:code_group=16", {"allocate", "predict", "realise"}),
         ("gptq:bits=4", "gptq:bits=4:damping=0.1", {"realise"}),
         ("gptq:bits=4", "gptq:bits=4:order=true", {"realise"}),

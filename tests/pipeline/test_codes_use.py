@@ -14,6 +14,9 @@ from compress_core.forms.kinds import numbers_of, sizes_of
 from compress_core.forms.room import bits_of
 from compress_core.sparse import index_bytes
 from compress_core.types import LayerRef
+from flows.runs.results import kinds_of
+from tasks.engine.units import Unit
+from tasks.stages.allocate import read_shares
 from tests.pipeline import codes, pico
 from tests.pipeline.folders import entries_of, logits_of
 
@@ -30,6 +33,8 @@ METHODS = {
     "caldera:factor_bits=16:turns=1:factors=pivot": 0.4,
     "press": 0.25,
     "press:bits=16": 0.6,
+    "press:entries=false:columns=true": 0.2,
+    "press:bits=16:entries=false:columns=true": 0.2,
     "press:correct=false": 0.25,
 }
 AFTERWARDS = {
@@ -76,7 +81,7 @@ def test_what_is_stored_is_within_the_budget_and_as_large_as_it_says(
     walk = walks.get(model, method, kept)
     check_room(walk, 0.8 * kept, kept)
     in_codes = any("codes" in entry for entry in entries_of(walk.folder).values())
-    assert in_codes == (method != "press:bits=16")
+    assert in_codes == (":bits=16" not in method)
 
 
 @pytest.mark.parametrize("method", AFTERWARDS)
@@ -134,6 +139,27 @@ def test_the_folder_loads_in_both_ways_to_the_same_numbers(
     assert torch.equal(*found) and found[0].isfinite().all()
     metrics = walk.metrics()
     assert 1 < metrics["perplexity"] < 1e4 and 0 < metrics["kl"] < 10
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if "columns=true" in name])
+def test_layers_of_columns_are_those_of_their_shares_and_read_nothing_else(
+    method: str, walks: codes.Walks
+) -> None:
+    walk = walks.get("llama", method, METHODS[method])
+    assert isinstance(walk.pipeline.allocation, Unit)
+    shares = read_shares(walk.session.artifact(walk.pipeline.allocation))
+    entries = entries_of(walk.folder)
+    bought = {name: share.columns for name, share in shares.items() if share.columns}
+    stored = {name: x["columns"] for name, x in entries.items() if "columns" in x}
+    assert bought and bought == stored
+    model: Any = AutoModelForCausalLM.from_pretrained(walk.folder)
+    for name, count in stored.items():
+        assert entries[name]["rank"] == 0 and "nonzeros" not in entries[name]
+        layer = model.get_submodule(name)
+        read = layer.dense_weight().any(dim=0).nonzero().flatten()
+        assert len(layer.column_index) == count
+        assert set(read.tolist()) <= set(layer.column_index.tolist())
+    assert 0 < kinds_of(walk.pipeline, walk.session)["columns"] < 1
 
 
 @every_case
