@@ -71,7 +71,8 @@ def perplexity_and_kl(
 
     Both models see the same batch one after the other. Held are, beside what a model itself holds,
     the last hidden states of one batch, and of each model one piece of its logits, at most 64 MiB
-    in float32. The softmax and sums are in float64, so the batch size changes rounding only.
+    in float32, some rows of which are in float64, too. The softmax and sums are in float64, so the
+    batch size changes rounding only.
 
     Args:
         model: A causal language model.

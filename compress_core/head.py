@@ -21,7 +21,7 @@ PIECE_ELEMENTS = 1 << 24
 ROW_STEP = 16
 """Rows of a piece are a multiple of it where they can be: products of whole tiles are faster."""
 
-CHUNK_ELEMENTS = {"cpu": 1 << 17, "other": 1 << 24}
+CHUNK_ELEMENTS = {"cpu": 1 << 17, "other": 1 << 22}
 """Logits whose softmax is taken at a time: as many as caches hold, in float64; or enough for an
 accelerator."""
 

@@ -124,3 +124,12 @@ def _probed(allocator: Allocator, kept: float) -> tuple[float, ...]:
 
 def _generator(name: str, seed: int) -> np.random.Generator:
     return np.random.default_rng([zlib.crc32(name.encode()), seed])
+
+
+def weight_and_curvature(rows: int, columns: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """A weight, a second moment and the Fisher information of its outputs."""
+    weight, inputs, _ = weight_and_inputs((rows, columns), 4 * columns, seed)
+    generator = torch.Generator().manual_seed(seed)
+    gradients = torch.randn(3 * rows, rows, generator=generator, dtype=torch.float64)
+    gradients *= torch.logspace(-1, 1, rows, dtype=torch.float64)
+    return weight, inputs.T @ inputs / len(inputs), gradients.T @ gradients / len(gradients)

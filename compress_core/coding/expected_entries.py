@@ -72,7 +72,8 @@ def _swept(
     H + δ = R Rᵀ, and of E R the sweep knows every number: nothing where an entry stays. So it is
     ½ tr(G (E R) (E R)ᵀ) − ½ δ tr(G E Eᵀ), and nothing has to be multiplied by H.
     """
-    rows, triangle = fisher.diagonal().sqrt(), inputs.triangle
+    least = torch.finfo(torch.float64).tiny ** 0.5  # of an output that no gradient reaches
+    rows, triangle = fisher.diagonal().sqrt().clamp_min(least), inputs.triangle
     scaled = rows[:, None] * weight * (inputs.moment.diagonal() > 0)
     found = remove_to_each(scaled, triangle, counts, BLOCK)
     alike = fisher / rows / rows[:, None]

@@ -21,8 +21,8 @@ class AheadCheckpoint(Checkpoint):
     When the last tensor of a block has been read, a thread begins with the next block. On a CPU it
     has the system read the block's bytes into its cache, from which tensors are mapped: memory of
     nobody, given up where it is needed. For a CUDA device it reads the tensors themselves into
-    pinned memory, from which they are copied without a stop on the way; that is one block at most,
-    in the computer's memory and not in the device's.
+    pinned memory, from which they are copied without a stop on the way; that is one block, of which
+    PyTorch makes up to two and keeps them, in the computer's memory and not in the device's.
 
     Args:
         folder: As of :class:`Checkpoint`.

@@ -73,9 +73,9 @@ def eliminate(
             stays[gone] = False
             between = inverse[gone][:, stays]
             passed = torch.linalg.solve(inverse[gone][:, gone], between)
-            weight = weight[:, stays] - weight[:, gone] @ passed
-            weighed = weighed[:, stays] - weighed[:, gone] @ passed
-            inverse = inverse[stays][:, stays] - between.T @ passed
+            weight = weight[:, stays].addmm_(weight[:, gone], passed, alpha=-1)
+            weighed = weighed[:, stays].addmm_(weighed[:, gone], passed, alpha=-1)
+            inverse = inverse[stays][:, stays].addmm_(between.T, passed, alpha=-1)
             index, lost = index[stays], lost + cost
         yield Reduced(index, weight, weighed, inverse, lost)
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from compress_core.errors import ConfigError
+from compress_core.errors import ConfigError, NumericsError
 
 UNSTRUCTURED = "unstructured"
 
@@ -46,12 +46,18 @@ def read_pattern(text: str) -> Pattern | None:
 
 
 def best_of_all(scores: Tensor, count: int) -> Tensor:
-    """The mask (out, in) of the ``count`` highest of all scores (out, in)."""
+    """The mask (out, in) of the ``count`` highest of all scores (out, in).
+
+    Raises:
+        NumericsError: A score is no number.
+    """
     if not 0 < count < scores.numel():
         return torch.full_like(scores, count > 0, dtype=torch.bool)
     least = _nth_largest(scores, count)
     mask = scores >= least
     if int(mask.sum()) != count:
+        if bool(scores.isnan().any()):  # counted as the highest, and no score is above it
+            raise NumericsError(f"what is to be pruned {tuple(scores.shape)} is not finite")
         mask = scores > least
         ties = (scores == least).nonzero()[: count - int(mask.sum())]
         mask[ties[:, 0], ties[:, 1]] = True

@@ -61,7 +61,8 @@ class Estimate:
         """What will not fit, a sentence each."""
         found = [] if self.refusal is None else [self.refusal]
         for what, needed, free in (
-            ("memory", self.together, self.free_memory),
+            # Libraries of this process are not among what is free any more, and no device has any.
+            ("memory", self.together - LIBRARIES, self.free_memory),
             ("disk", self.disk, self.free_disk),
         ):
             if needed > free:

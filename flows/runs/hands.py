@@ -202,7 +202,7 @@ class Elsewhere:
             inside = found.get(self._runs[first])
             if group is None or inside is None or group.line != line:
                 continue
-            if inside.label.startswith(f"{group.stage} {group.label}"):  # not of the one before
+            if f"{inside.label} ".startswith(f"{group.stage} {group.label} "):  # not one before it
                 units += inside.share * len(group.units)
                 labels.append(inside.label)
         self.reporter.beside(labels, units)

@@ -117,7 +117,8 @@ _ROWS = (
             Kind(
                 "layer (or stack), for `fisher`, `prices` and `gptq:mixed=true` only",
                 "the KL that every rank is predicted to leave; for `prices` also, for `gptq` only, "
-                "what rounding to codes is expected to cost",
+                "what rounding to codes is expected to cost; for `press` also what shares of "
+                "single entries, or of columns, are",
                 "its gradients, the Gram of its inputs, weight, decomposition, damping; where it "
                 "is about codes, the form of products and the group",
             ),
@@ -223,8 +224,8 @@ _ROWS = (
         (
             Kind(
                 "model and text or task",
-                "perplexity, KL, lm-eval scores; of the dense model what left its last block, to "
-                "hold others against",
+                "perplexity, KL, the loss of every window, lm-eval scores; of the dense model what "
+                "left its last block, to hold others against",
                 "model, tokens or task files",
             ),
         ),

@@ -131,7 +131,7 @@ def _cost(job: Job, layer: LayerRef, form: str) -> Cost:
         cost = replace(cost, products={EXACT: 40.0 * small**2 * into})
     made, memory = [0.0], cost.memory + 8 * (3 * into**2 + 6 * layer.dense_cost)
     if job.method.entries is not None:
-        # H is factored and the factor inverted; the target goes through both, a sweep through half.
+        # H is factored; the target is solved for by both triangles, a sweep goes through one.
         made.append(into**3 + (5 + 2 * job.method.entries.steps) * out * into**2)
     if job.method.columns is not None:
         # H is inverted; the target goes through that, and what is left of both through their rest.

@@ -18,6 +18,7 @@ from flows.report.lines import duration, size
 from flows.report.tables import Column, aligned, fitted_tables, number, wrap_name
 from flows.runs.estimate import Estimate
 from flows.runs.forecast import Planned
+from flows.runs.workspace import LIBRARIES
 from flows.settings.config import DEFAULT_METHOD, RunConfig, build_config
 from tasks.engine.cost import Cost
 from tasks.engine.peak_memory import Peak
@@ -231,6 +232,12 @@ def test_a_plan_fits(width: int, capsys: pytest.CaptureFixture[str]) -> None:
     words = " ".join(printed.split())
     assert "about 2 min 10 s, if the machine does nothing else" in words
     assert "400.0 to 450.0 MB on disk" in words and "will not do" not in words
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_memory_is_short_only_where_more_than_is_free_is_needed_beside_libraries(more: int) -> None:
+    free = 1_900_000_000 - LIBRARIES
+    assert bool(estimated(free_memory=free - more).shortages) == bool(more)
 
 
 @pytest.mark.parametrize("what", ["memory", "disk"])

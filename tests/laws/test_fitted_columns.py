@@ -31,20 +31,11 @@ from compress_core.prune.columns import (
 from compress_core.prune.obs import damped, upper_factor
 from compress_core.two_sided import FitTwoSided, TwoSided
 from compress_core.types import LayerRef, Share
-from tests.made_up import SEEDS, weight_and_inputs
+from tests.made_up import SEEDS, weight_and_curvature, weight_and_inputs
 
 WIDE = torch.float64
 GROUP = 4
 DAMPING = 0.01
-
-
-def case(rows: int, columns: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """A weight, a second moment and the Fisher information of its outputs."""
-    weight, inputs, _ = weight_and_inputs((rows, columns), 4 * columns, seed)
-    generator = torch.Generator().manual_seed(seed)
-    gradients = torch.randn(3 * rows, rows, generator=generator, dtype=WIDE)
-    gradients *= torch.logspace(-1, 1, rows, dtype=WIDE)
-    return weight, inputs.T @ inputs / len(inputs), gradients.T @ gradients / len(gradients)
 
 
 def inverse_moment(h: Tensor) -> Tensor:
@@ -54,7 +45,7 @@ def inverse_moment(h: Tensor) -> Tensor:
 
 def paired(rows: int, pairs: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """The same where inputs j and j + pairs are one and the same."""
-    weight, h, g = case(rows, 2 * pairs, seed)
+    weight, h, g = weight_and_curvature(rows, 2 * pairs, seed)
     own = h[:pairs, :pairs]
     return weight, own.repeat(2, 2), g
 
@@ -89,7 +80,7 @@ def one_by_one(weight: Tensor, h: Tensor, g: Tensor, count: int) -> tuple[list[i
 def test_columns_go_as_one_by_one_and_what_stays_is_the_best_weight_on_its_inputs(
     rows: int, columns: int, seed: int, block: int
 ) -> None:
-    weight, h, g = case(rows, columns, seed)
+    weight, h, g = weight_and_curvature(rows, columns, seed)
     count, ridged = 1 + seed % (columns - 1), damped(h, DAMPING)
     inverse = inverse_moment(h)
     *_, found = eliminate(weight, g @ weight, inverse, [columns, count], block)
@@ -105,7 +96,7 @@ def test_columns_go_as_one_by_one_and_what_stays_is_the_best_weight_on_its_input
 
 def test_many_columns_at_once_lose_hardly_more_than_one_by_one() -> None:
     """More of them than a block is chosen from."""
-    weight, h, g = case(24, 3 * LOOKED_AT, 1)
+    weight, h, g = weight_and_curvature(24, 3 * LOOKED_AT, 1)
     counts = [2 * LOOKED_AT, LOOKED_AT, LOOKED_AT // 4]
     inverse = inverse_moment(h)
     found = eliminate(weight, g @ weight, inverse, counts, 24)
@@ -126,7 +117,7 @@ def test_of_inputs_that_say_the_same_one_stays(pairs: int) -> None:
 
 
 def test_inputs_that_are_always_zero_go_first_and_cost_nothing() -> None:
-    weight, h, g = case(6, 10, 3)
+    weight, h, g = weight_and_curvature(6, 10, 3)
     for dead in (2, 7):
         h[dead], h[:, dead] = 0.0, 0.0
     costs, counts = costs_of_columns(weight, Inputs(h), g, GROUP), level_counts(10)
@@ -145,7 +136,7 @@ def test_the_cost_is_that_of_the_layer_that_is_made_and_falls(
     shape: tuple[int, int], seed: int
 ) -> None:
     """By G as it is, behind nothing that is compressed."""
-    weight, h, g = case(*shape, seed)
+    weight, h, g = weight_and_curvature(*shape, seed)
     costs, counts = costs_of_columns(weight, Inputs(h), g, GROUP), level_counts(shape[1])
     assert len(counts) == len(costs) == min(LEVELS, shape[1]) - 1
     outputs, metric = OutputFisher(1, g), TwoSided(1e-12)
@@ -160,13 +151,13 @@ def test_the_cost_is_that_of_the_layer_that_is_made_and_falls(
 
 
 def test_a_layer_of_one_input_has_no_level() -> None:
-    weight, h, g = case(3, 2, 4)
+    weight, h, g = weight_and_curvature(3, 2, 4)
     assert costs_of_columns(weight[:, :1], Inputs(h[:1, :1]), g, GROUP).shape == (0, 2)
 
 
 def test_rounding_columns_of_inputs_that_are_apart_costs_their_ranges() -> None:
     """H = 1: an error of any column counts alike, but for what is added to H."""
-    weight, _, g = case(10, 32, 5)
+    weight, _, g = weight_and_curvature(10, 32, 5)
     eye = torch.eye(32, dtype=WIDE)
     costs, counts = costs_of_columns(weight, Inputs(eye), g, GROUP), level_counts(32)
     for level in ROUNDED:
@@ -186,7 +177,7 @@ def test_rounding_columns_of_inputs_that_are_apart_costs_their_ranges() -> None:
 
 @pytest.mark.parametrize("bits", [3, 4, 6])
 def test_what_rounding_costs_is_about_what_was_predicted(bits: int) -> None:
-    weight, h, g = case(40, 64, 6)
+    weight, h, g = weight_and_curvature(40, 64, 6)
     count = 64 * ROUNDED[2] // LEVELS
     kappa = float(costs_of_columns(weight, Inputs(h), g, 8)[level_counts(64).index(count), 1])
     low = FitColumns().fit(weight, Share(0, columns=count), Moments(dense=h))
@@ -215,7 +206,7 @@ def test_behind_compressed_layers_the_target_is_between_both_outputs(part: float
 
 
 def test_outputs_that_count_more_choose_the_columns_and_do_not_change_their_values() -> None:
-    weight, h, _ = case(10, 16, 5)
+    weight, h, _ = weight_and_curvature(10, 16, 5)
     start, moments = Share(0, columns=6), Moments(dense=h)
     plain = FitColumns().fit(weight, start, moments)
 

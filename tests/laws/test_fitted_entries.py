@@ -25,19 +25,10 @@ from compress_core.prune.obs import damped, remove, upper_factor
 from compress_core.sparse import Sparse
 from compress_core.two_sided import FitTwoSided, TwoSided
 from compress_core.types import Share
-from tests.made_up import SEEDS, weight_and_inputs
+from tests.made_up import SEEDS, weight_and_curvature, weight_and_inputs
 
 WIDE = torch.float64
 GROUP = 4
-
-
-def case(rows: int, columns: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """A weight, a second moment and the Fisher information of its outputs."""
-    weight, inputs, _ = weight_and_inputs((rows, columns), 4 * columns, seed)
-    generator = torch.Generator().manual_seed(seed)
-    gradients = torch.randn(3 * rows, rows, generator=generator, dtype=WIDE)
-    gradients *= torch.logspace(-1, 1, rows, dtype=WIDE)
-    return weight, inputs.T @ inputs / len(inputs), gradients.T @ gradients / len(gradients)
 
 
 def entries_of(low: LowRank) -> Sparse:
@@ -47,7 +38,7 @@ def entries_of(low: LowRank) -> Sparse:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_at_swept_levels_the_cost_is_that_of_what_the_sweep_leaves(seed: int) -> None:
-    weight, h, g = case(24, 32, seed)
+    weight, h, g = weight_and_curvature(24, 32, seed)
     counts, costs = level_counts(weight.numel()), costs_of_entries(weight, Inputs(h), g, GROUP)
     assert len(counts) == LEVELS - 1 == len(costs)
     rows, triangle = g.diagonal().sqrt()[:, None], upper_factor(damped(h, 0.01), 0.01)
@@ -61,7 +52,7 @@ def test_at_swept_levels_the_cost_is_that_of_what_the_sweep_leaves(seed: int) ->
 
 def test_where_inputs_are_apart_and_outputs_alike_the_smallest_entries_go() -> None:
     """H = G = 1: ½ Σ w² of those, above the swept levels, too."""
-    weight, _, _ = case(20, 32, 1)
+    weight, _, _ = weight_and_curvature(20, 32, 1)
     inputs, alike = Inputs(torch.eye(32, dtype=WIDE)), torch.eye(20, dtype=WIDE)
     costs = costs_of_entries(weight, inputs, alike, GROUP)
     smallest = weight.square().flatten().sort().values
@@ -71,7 +62,7 @@ def test_where_inputs_are_apart_and_outputs_alike_the_smallest_entries_go() -> N
 
 
 def test_an_input_that_is_always_zero_costs_nothing_and_a_tiny_layer_has_few_levels() -> None:
-    weight, h, g = case(6, 5, 2)
+    weight, h, g = weight_and_curvature(6, 5, 2)
     h[2], h[:, 2] = 0.0, 0.0
     costs = costs_of_entries(weight, Inputs(h), g, GROUP)
     assert bool(costs.isfinite().all()) and len(costs) == len(level_counts(30)) == 29
@@ -80,11 +71,23 @@ def test_an_input_that_is_always_zero_costs_nothing_and_a_tiny_layer_has_few_lev
     ).shape == (0, 2)
 
 
+def test_an_output_that_no_gradient_reaches_costs_nothing() -> None:
+    weight, h, g = weight_and_curvature(8, 16, 3)
+    g[5], g[:, 5] = 0.0, 0.0
+    others = [row for row in range(8) if row != 5]
+    costs = costs_of_entries(weight, Inputs(h), g, GROUP)
+    alone = costs_of_entries(weight[others], Inputs(h), g[others][:, others], GROUP)
+    assert bool(costs.isfinite().all())
+    assert float(costs[-1, 0]) < float(costs[0, 0]) and float(costs[0, 0]) > 0
+    # What is kept of the silent row could go for nothing, so that the same count loses less.
+    assert float(costs[-1, 0]) <= float(alone[-1, 0])
+
+
 @given(st.integers(2, 16), st.integers(2, 16), SEEDS)
 def test_a_fit_has_just_so_many_entries_and_no_more_error_than_the_sweep(
     rows: int, columns: int, seed: int
 ) -> None:
-    weight, h, _ = case(rows, columns, seed)
+    weight, h, _ = weight_and_curvature(rows, columns, seed)
     count = 1 + seed % (rows * columns)
     found = entries_of(FitEntries().fit(weight, Share(0, count), Moments(dense=h)))
     ridged = damped(h, 0.01)
@@ -95,7 +98,7 @@ def test_a_fit_has_just_so_many_entries_and_no_more_error_than_the_sweep(
 
 
 def test_with_steps_enough_no_value_could_be_better() -> None:
-    weight, h, _ = case(8, 12, 3)
+    weight, h, _ = weight_and_curvature(8, 12, 3)
     found = entries_of(FitEntries(steps=60).fit(weight, Share(0, 50), Moments(dense=h)))
     slope = (found.dense() - weight) @ damped(h, 0.01)
     assert float(slope[found.mask].abs().max()) < 1e-9 * float(slope.abs().max())
@@ -117,7 +120,7 @@ def test_behind_compressed_layers_the_target_is_between_both_outputs(part: float
 
 
 def test_outputs_that_count_more_keep_more_entries_and_alike_ones_as_without() -> None:
-    weight, h, _ = case(10, 16, 5)
+    weight, h, _ = weight_and_curvature(10, 16, 5)
     start, moments = Share(0, 60), Moments(dense=h)
     plain = entries_of(FitEntries().fit(weight, start, moments))
 
@@ -140,7 +143,7 @@ def test_outputs_that_count_more_keep_more_entries_and_alike_ones_as_without() -
 @pytest.mark.parametrize("bits", [2, 4])
 def test_codes_of_all_entries_are_those_of_the_whole_weight(bits: int) -> None:
     """Groups of a row's length divide both alike."""
-    weight, h, _ = case(7, 12, 6)
+    weight, h, _ = weight_and_curvature(7, 12, 6)
     coding = Coding(bits, GROUP, order=True, search=2)
     swept = Swept.of(h, coding)
     everything = Sparse.of(weight, torch.ones_like(weight, dtype=torch.bool))
@@ -152,7 +155,7 @@ def test_codes_of_all_entries_are_those_of_the_whole_weight(bits: int) -> None:
 @pytest.mark.parametrize("order", [False, True])
 @pytest.mark.parametrize("seed", range(3))
 def test_a_sweep_over_entries_loses_less_than_their_nearest_codes(seed: int, order: bool) -> None:
-    weight, h, _ = case(12, 20, seed)
+    weight, h, _ = weight_and_curvature(12, 20, seed)
     coding = Coding(3, GROUP, order=order)
     sparse = entries_of(FitEntries().fit(weight, Share(0, 100), Moments(dense=h)))
     codes = gptq_entries(sparse, Swept.of(h, coding), coding, torch.bfloat16)
@@ -166,7 +169,7 @@ def test_a_sweep_over_entries_loses_less_than_their_nearest_codes(seed: int, ord
 
 
 def test_where_inputs_are_apart_every_entry_takes_its_nearest_code() -> None:
-    weight, _, _ = case(6, 10, 7)
+    weight, _, _ = weight_and_curvature(6, 10, 7)
     sparse = Sparse.of(weight, weight.abs() > 0.3)
     coding = Coding(4, GROUP)
     found = gptq_entries(sparse, Swept.of(torch.eye(10, dtype=WIDE), coding), coding, WIDE)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from compress_core.allocate.base import Evidence
 from compress_core.allocate.entries import Entries
-from compress_core.errors import BudgetError, ConfigError
+from compress_core.errors import BudgetError, ConfigError, NumericsError
 from compress_core.prune.select import (
     Pattern,
     best_of_all,
@@ -27,6 +27,15 @@ def scores_of(rows: int, columns: int, seed: int) -> torch.Tensor:
     """With ties."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 9, (rows, columns), generator=generator).double()
+
+
+@pytest.mark.parametrize("count", [1, 5])
+@pytest.mark.parametrize("broken", [1, 7])
+def test_scores_that_are_no_numbers_are_refused(count: int, broken: int) -> None:
+    scores = torch.rand(4, 6, generator=torch.Generator().manual_seed(0))
+    scores.view(-1)[:broken] = torch.nan
+    with pytest.raises(NumericsError, match="not finite"):
+        best_of_all(scores, count)
 
 
 @given(st.integers(1, 9), st.integers(1, 9), SEEDS, st.floats(0, 1))
