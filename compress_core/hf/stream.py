@@ -6,6 +6,7 @@ arguments (masks, positions) and hands the hidden states on; the real blocks the
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from transformers.initialization import no_init_weights
 
 from compress_core.errors import ModelError, NumericsError
 from compress_core.head import forward_of
+from compress_core.hf.ahead import AheadCheckpoint
 from compress_core.hf.checkpoint import Checkpoint
 from compress_core.hf.layout import load_config
 from compress_core.hf.model_code import model_code
@@ -83,6 +85,21 @@ class BlockStream:
             container[index] = stub
         self._load(self.model.base_model, layout.outer_parameters)
         self._calls: dict[torch.Size, list[Call]] = {}  # of a batch -> call of each block
+
+    @classmethod
+    def reading_ahead(
+        cls,
+        folder: Path,
+        layout: ModelLayout,
+        device: torch.device | str,
+        trust_remote_code: bool,
+        dtype: str | None,
+        room: Room | None,
+    ) -> "BlockStream":
+        """That of a dense model's folder: while one block computes, the next one is read."""
+        blocks = [[layout.stored[name] for name in names] for names in layout.block_parameters]
+        checkpoint = AheadCheckpoint(folder, blocks, torch.device(device).type == "cuda")
+        return cls(checkpoint, layout, device, trust_remote_code, dtype, room)
 
     @torch.no_grad()
     def embed(self, tokens: Tensor, batch_size: int) -> Tensor:

@@ -8,7 +8,6 @@ from typing import Any
 
 from compress_core.compute import compute_dtype
 from compress_core.folder.memory import expected_bytes
-from compress_core.hf.ahead import AheadCheckpoint
 from compress_core.hf.binding import key_mapping, unwrapped
 from compress_core.hf.checkpoint import Checkpoint
 from compress_core.hf.companions import companion_files, tokenizer_files
@@ -93,10 +92,8 @@ class DenseModel:
 
     def new_stream(self) -> BlockStream:
         """The same, held by who asks."""
-        blocks = [[self.layout.stored[name] for name in x] for x in self.layout.block_parameters]
-        on_cuda = self.device.partition(":")[0] == "cuda"
-        return BlockStream(
-            AheadCheckpoint(self.folder, blocks, on_cuda),
+        return BlockStream.reading_ahead(
+            self.folder,
             self.layout,
             self.device,
             self.trust_remote_code,

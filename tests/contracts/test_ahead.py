@@ -18,7 +18,6 @@ from compress_core.hf.ahead import PIECE, AheadCheckpoint
 from compress_core.hf.checkpoint import Checkpoint
 from compress_core.hf.stream import BlockStream
 from storage.digests import DigestCache
-from tasks.engine import dense_model
 from tasks.engine.dense_model import DenseModel
 from tests.pipeline import pico
 
@@ -214,7 +213,7 @@ def test_a_model_reads_its_own_blocks_ahead_and_for_cuda_pins_them(
     device: str, pinned: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[Any] = []
-    monkeypatch.setattr(dense_model, "BlockStream", lambda *given: made.append(given))
+    monkeypatch.setattr(BlockStream, "__init__", lambda _, *given: made.append(given))
     inputs = pico.make_inputs(tmp_path / "inputs")
     model = DenseModel(inputs.model, DigestCache(tmp_path / "digests.json"), device)
     model.new_stream()
