@@ -29,7 +29,7 @@ class TextMetrics:
         windows: Windows evaluated.
         length: Tokens in each window.
         tokens: Predicted tokens, windows * (length - 1).
-        by_window: nll of every window, float64 (windows,), on the CPU: their mean is nll.
+        by_window: nll of every window: their mean is nll.
     """
 
     perplexity: float
@@ -38,7 +38,7 @@ class TextMetrics:
     windows: int
     length: int
     tokens: int
-    by_window: Tensor
+    by_window: tuple[float, ...]
 
 
 class Evaluated(Protocol):
@@ -93,17 +93,18 @@ def perplexity_and_kl(
     kl, of_batches = 0.0, []
     for start in range(0, count, batch_size):
         ids = windows[start : start + batch_size].to(device)
-        nlls, batch_kl = _batch(start, ids, model, reference)
-        of_batches.append(nlls.cpu())
+        of_batch, batch_kl = _batch(start, ids, model, reference)
+        of_batches.append(of_batch.cpu())
         kl += batch_kl
         if progress:
             progress(min(start + batch_size, count), count)
     tokens = count * (length - 1)
-    by_window = torch.cat(of_batches)
-    nll, kl = float(by_window.mean()), max(kl / tokens, 0.0)  # below 0 it can only be by rounding
+    nlls = torch.cat(of_batches)
+    nll, kl = float(nlls.mean()), max(kl / tokens, 0.0)  # below 0 it can only be by rounding
     if nll > _LARGEST_NLL:
         raise NumericsError(f"evaluate: perplexity exp({nll:.4g}) is beyond float64")
     divergence = None if reference is None else kl
+    by_window = tuple(nlls.tolist())
     return TextMetrics(math.exp(nll), nll, divergence, count, length, tokens, by_window)
 
 

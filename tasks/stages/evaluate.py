@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from compress_core.errors import ConfigError
@@ -223,7 +224,7 @@ class _Text:
         with work.draft(unit) as draft:
             if self.kept and compressed is None:
                 put_tensor(draft, STATES, states.cpu())
-            put_tensor(draft, WINDOWS, metrics.by_window)
+            put_tensor(draft, WINDOWS, torch.tensor(metrics.by_window, dtype=torch.float64))
             draft.attrs |= {
                 "perplexity": metrics.perplexity,
                 "nll": metrics.nll,
