@@ -123,7 +123,7 @@ def _batch(
     dense_rows = None if dense is None else dense.hidden(first, ids)[:, :-1].flatten(0, 1)
     targets = ids[:, 1:].flatten()
     nll = torch.empty(len(rows), dtype=torch.float64, device=ids.device)
-    kl = nll.new_zeros(())
+    kl = torch.zeros_like(nll)
     for piece in model.pieces(len(rows)):
         logits = model.logits(rows[piece])
         dense_logits = None
@@ -137,9 +137,10 @@ def _batch(
             if dense_logits is not None:
                 p = _Softmax(dense_logits[part], "the dense model", place)
                 gap = p.logits.sub_(q.logits)
-                kl += (torch.linalg.vecdot(p.weights, gap) / p.sum - p.log_sum + q.log_sum).sum()
+                cross = torch.linalg.vecdot(p.weights, gap) / p.sum
+                kl[piece][part] = cross - p.log_sum + q.log_sum
         del logits, dense_logits  # or two pieces of each would be held
-    return nll.unflatten(0, (len(ids), -1)).mean(dim=1), float(kl)
+    return nll.unflatten(0, (len(ids), -1)).mean(dim=1), float(kl.sum())
 
 
 @dataclass(frozen=True)

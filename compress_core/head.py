@@ -22,15 +22,17 @@ ROW_STEP = 16
 """Rows of a piece are a multiple of it where they can be: products of whole tiles are faster."""
 
 CHUNK_ELEMENTS = {"cpu": 1 << 17, "other": 1 << 22}
-"""Logits whose softmax is taken at a time: as many as caches hold, in float64; or enough for an
-accelerator."""
+"""Logits whose softmax is taken at a time: as many as the caches of a core hold, in float64, by
+each thread; or enough for an accelerator."""
 
 Measure = Callable[[Tensor, slice], Tensor]  # logits (rows, vocabulary), which rows they are
 
 
 def chunks(rows: Tensor) -> list[slice]:
-    """Rows (rows, vocabulary) in parts of CHUNK_ELEMENTS at most, or one row each."""
-    elements = CHUNK_ELEMENTS["cpu" if rows.device.type == "cpu" else "other"]
+    """Rows (rows, vocabulary) in parts, CHUNK_ELEMENTS or one row for each thread."""
+    elements = CHUNK_ELEMENTS["other"]
+    if rows.device.type == "cpu":
+        elements = CHUNK_ELEMENTS["cpu"] * torch.get_num_threads()
     step = max(1, elements // rows.shape[-1])
     return [slice(begin, begin + step) for begin in range(0, len(rows), step)]
 
