@@ -20,10 +20,11 @@ from torch import Tensor
 
 from compress_core.coding.expected_entries import level_counts
 from compress_core.decompose import LowRank
-from compress_core.errors import ConfigError
 from compress_core.fit import DENSE, PREFIX, Moments, Start, start_share
+from compress_core.prune.fitted import outputs_between
 from compress_core.prune.obs import check_surgery, damped, upper_factor
 from compress_core.prune.wanda import second_moment
+from compress_core.refine.masked import check_part
 
 BLOCK = 128  # columns that go at once, at most
 LOOKED_AT = 64  # columns of least cost that a block is chosen from, at least; else twice as many
@@ -132,9 +133,10 @@ class FitColumns:
         Raises:
             NumericsError: The second moment is not positive definite in spite of its damping.
         """
-        inverse = inverse_of(upper_factor(damped(gram, self.damping), self.damping))
+        h = damped(gram, self.damping)
+        inverse = inverse_of(upper_factor(h, self.damping))
         # What is added to the second moment pulls to the dense weight.
-        target = target + weight @ (damped(gram, self.damping) - gram)
+        target = target + weight @ (h - gram)
         ideal = (target @ inverse) * (gram.diagonal() > 0)
         # On the way as the levels that are predicted, so that the same columns stay.
         above = [n for n in reversed(level_counts(len(gram))) if n > count]
@@ -158,13 +160,10 @@ class PrefixFitColumns:
 
     def __post_init__(self) -> None:
         FitColumns(self.damping)  # it checks
-        if not 0 <= self.toward_dense <= 1:
-            raise ConfigError(f"toward_dense must be in [0, 1], got {self.toward_dense:g}")
+        check_part(self.toward_dense)
 
     def fit(self, weight: Tensor, start: Start, moments: Moments) -> LowRank:
         """``share.columns`` columns towards outputs between its own and the dense model's."""
-        gram, cross = second_moment(moments), moments.cross
-        assert cross is not None
-        target = weight @ torch.lerp(gram, cross, self.toward_dense)
+        gram, target = outputs_between(weight, moments, self.toward_dense)
         share = start_share(start)
         return FitColumns(self.damping).solve(weight, share.columns, gram, target)

@@ -17,7 +17,7 @@ from compress_core.errors import ConfigError
 from compress_core.fit import DENSE, PREFIX, Moments, Start, start_share
 from compress_core.prune.obs import check_surgery, damped, remove, upper_factor
 from compress_core.prune.wanda import second_moment, without_factors
-from compress_core.refine.masked import masked_solve
+from compress_core.refine.masked import check_part, masked_solve
 from compress_core.sparse import Sparse
 
 BLOCK = 128  # columns whose places are chosen at once
@@ -85,16 +85,26 @@ class PrefixFitEntries:
 
     def __post_init__(self) -> None:
         FitEntries(self.damping, self.steps)  # it checks
-        if not 0 <= self.toward_dense <= 1:
-            raise ConfigError(f"toward_dense must be in [0, 1], got {self.toward_dense:g}")
+        check_part(self.toward_dense)
 
     def fit(self, weight: Tensor, start: Start, moments: Moments) -> LowRank:
         """``share.nonzeros`` entries towards outputs between its own and the dense model's."""
-        gram, cross = second_moment(moments), moments.cross
-        assert cross is not None
-        target = weight @ torch.lerp(gram, cross, self.toward_dense)
+        gram, target = outputs_between(weight, moments, self.toward_dense)
         share = start_share(start)
         return FitEntries(self.damping, self.steps).solve(weight, share.nonzeros, gram, target)
+
+
+def outputs_between(weight: Tensor, moments: Moments, toward_dense: float) -> tuple[Tensor, Tensor]:
+    """E[x xᵀ] (in, in) of inputs behind compressed layers, and E[y xᵀ] (out, in).
+
+    Args:
+        weight: Dense, float64 (out, in).
+        moments: Of both models' inputs.
+        toward_dense: The dense model's part in y; the rest is what the weight makes of x.
+    """
+    gram, cross = second_moment(moments), moments.cross
+    assert cross is not None
+    return gram, weight @ torch.lerp(gram, cross, toward_dense)
 
 
 def _divided(target: Tensor, triangle: Tensor) -> Tensor:

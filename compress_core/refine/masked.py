@@ -97,8 +97,7 @@ class PrefixMaskedLeastSquares:
     reads: ClassVar[frozenset[str]] = frozenset({PREFIX})
 
     def __post_init__(self) -> None:
-        if not 0 <= self.toward_dense <= 1:
-            raise ConfigError(f"toward_dense must be in [0, 1], got {self.toward_dense:g}")
+        check_part(self.toward_dense)
 
     def fit(self, weight: Tensor, start: Start, moments: Moments) -> LowRank:
         """Factors and values of the same rank, at the same places."""
@@ -108,6 +107,16 @@ class PrefixMaskedLeastSquares:
         target = weight @ ((1 - part) * moments.prefix + part * moments.cross)
         fit = MaskedLeastSquares(self.turns, self.steps, self.damp)
         return fit.solve(weight, factors, moments.prefix, target)
+
+
+def check_part(toward_dense: float) -> None:
+    """Refuses a dense model's part in the outputs.
+
+    Raises:
+        ConfigError: It is no part.
+    """
+    if not 0 <= toward_dense <= 1:
+        raise ConfigError(f"toward_dense must be in [0, 1], got {toward_dense:g}")
 
 
 def _solver(p: Tensor, ridge: float) -> Callable[[Tensor], Tensor]:
