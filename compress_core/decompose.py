@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from compress_core.errors import NumericsError
+from compress_core.finite import all_finite
 from compress_core.metric import Metric
 from compress_core.sparse import Sparse
 from compress_core.types import Share
@@ -130,7 +131,7 @@ class ProjectOutputs:
             NumericsError: The weight or its output Gram is not finite.
         """
         w = weight.to(torch.float64)
-        if not torch.isfinite(w).all():
+        if not all_finite(w):
             raise NumericsError(f"weight {tuple(w.shape)} is not finite")
         u, v, energy = project(w, metric, rank)
         dropped = energy.flip(0).cumsum(0).flip(0)
@@ -173,14 +174,14 @@ def energies(w: Tensor, metric: Metric) -> Tensor:
     if w.shape[0] > w.shape[1]:
         w = torch.geqrf(w)[0][: w.shape[1]].triu()
     gram = metric.output_gram(w)
-    if not torch.isfinite(gram).all():
+    if not all_finite(gram):
         raise NumericsError(f"output Gram {tuple(gram.shape)} is not finite")
     return torch.linalg.eigvalsh(gram).flip(0).clamp_min(0.0)
 
 
 def eigen_descending(gram: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvectors in columns and eigenvalues, largest first; rounding below zero is cut off."""
-    if not torch.isfinite(gram).all():
+    if not all_finite(gram):
         raise NumericsError(f"output Gram {tuple(gram.shape)} is not finite")
     values, vectors = torch.linalg.eigh(gram)
     return vectors.flip(1), values.flip(0).clamp_min(0.0)

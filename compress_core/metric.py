@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from compress_core.errors import ConfigError, NumericsError
+from compress_core.finite import all_finite
 from compress_core.record import Packed, Record
 from compress_core.stats import InputStats
 
@@ -210,7 +211,7 @@ class OutputError:
         """
         assert isinstance(stats, InputStats)
         diagonal = stats.gram.diagonal()
-        if not torch.isfinite(stats.gram).all() or bool((diagonal < 0).any()):
+        if not all_finite(stats.gram) or bool((diagonal < 0).any()):
             raise NumericsError(
                 f"the Gram matrix {tuple(stats.gram.shape)} of {stats.tokens} tokens is not finite "
                 "or has a negative diagonal; the calibration statistics are damaged"
@@ -240,7 +241,7 @@ class ChannelScale:
         assert isinstance(stats, InputStats)
         squares = stats.gram.diagonal() / stats.tokens
         scale = squares.sqrt()
-        if not bool(scale.isfinite().all()) or not float(scale.mean()) > 0:
+        if not all_finite(scale) or not float(scale.mean()) > 0:
             raise NumericsError("an input has no finite positive mean square to scale channels by")
         return Diagonal(scale.clamp_min(self.floor * float(scale.mean())))
 

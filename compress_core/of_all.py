@@ -11,6 +11,7 @@ from compress_core.coding.settings import GPTQ, Coding
 from compress_core.decompose import ProjectOutputs
 from compress_core.errors import ConfigError
 from compress_core.forms.names import (
+    AUTO,
     BITS,
     CODE_GROUP,
     EIGHT_BITS,
@@ -30,8 +31,9 @@ from compress_core.two_sided import TwoSided
 
 OF_ALL: dict[str, tuple[OptionValue, str]] = {
     FORM: (
-        PLAIN,
-        "how a product of low rank is stored: plain, pivot, or auto, the smaller of both",
+        AUTO,
+        "how a product of low rank is stored: plain, two factors as in the papers, pivot, or auto, "
+        "the smaller of both; what learns, or is shared among layers, stays plain",
     ),
     METRIC: (
         INPUTS,
@@ -178,7 +180,7 @@ def stored_as(method: Method, factors: str) -> Method:
     if alone or (method.rounds and not method.corrects):
         return method  # nothing of it is of low rank
     if method.learn is not None:
-        if factors == "auto":
+        if factors == AUTO:
             return method
         raise ConfigError(
             f"method {method.name!r} learns at the price of plain factors: leave out "
@@ -198,10 +200,6 @@ def stepped(method: Method, multiple: int, device: str) -> Method:
     """
     if multiple == 1 and not device:
         return method
-    if device and method.form not in (PLAIN, EIGHT_BITS):
-        raise ConfigError(
-            f"option device={device} knows speeds of plain factors: leave out {FORM}={method.form}"
-        )
     if device and method.coding is not None and method.coding.bits:
         raise ConfigError(
             f"option device={device} knows speeds of numbers that are in no codes: leave out "
@@ -215,6 +213,10 @@ def stepped(method: Method, multiple: int, device: str) -> Method:
         how = "trades ranks for columns"
     if how:
         raise ConfigError(f"method {method.name!r} {how}: leave out {what}")
+    if device and method.form not in (PLAIN, EIGHT_BITS):
+        raise ConfigError(
+            f"option device={device} knows speeds of plain factors alone: give {FORM}={PLAIN}"
+        )
     return replace(method, allocate=Stepped(method.allocate, multiple, device))
 
 

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from compress_core.decompose import LowRank, Prepared, ReadRows, eigen_descending, project
 from compress_core.errors import ConfigError, NumericsError
+from compress_core.finite import all_finite
 from compress_core.metric import Diagonal, Metric, Plain
 from compress_core.sparse import Sparse
 from compress_core.types import Share
@@ -148,7 +149,7 @@ class RobustPca:
             ConfigError: A metric that is neither plain nor diagonal.
         """
         w = weight.to(torch.float64)
-        if not torch.isfinite(w).all():
+        if not all_finite(w):
             raise NumericsError(f"weight {tuple(w.shape)} is not finite")
         if not isinstance(metric, Plain | Diagonal):
             raise ConfigError("robust PCA knows plain and diagonal metrics only")

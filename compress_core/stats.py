@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from compress_core.errors import NumericsError
+from compress_core.finite import first_bad
 from compress_core.record import Packed, Record, pack_symmetric, unpack_symmetric
 
 STRIPS_FROM = 512  # width; products of narrower inputs are too small to be worth dividing
@@ -273,7 +274,6 @@ class CosineAccumulator:
 
 
 def _require_finite(inputs: Tensor, first_sample: int) -> None:
-    if not torch.isfinite(inputs).all():
-        rows = inputs.reshape(inputs.shape[0], -1).isfinite().all(dim=1)
-        sample = first_sample + int((~rows).nonzero()[0])
-        raise NumericsError(f"input is not finite at calibration sample {sample}")
+    bad = first_bad(inputs)
+    if bad is not None:
+        raise NumericsError(f"input is not finite at calibration sample {first_sample + bad}")

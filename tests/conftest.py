@@ -9,6 +9,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+import torch
 
 from tests import s3_server
 from tests.code_cache import code_cache_at
@@ -29,6 +30,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: (item.path not in slow, item.path.parent.name != "pipeline"))
+
+
+@pytest.fixture(autouse=True)
+def threads_stay() -> Iterator[None]:
+    """A test leaves torch as many threads as it found: with others the rest would crawl."""
+    before = torch.get_num_threads()
+    yield
+    assert torch.get_num_threads() == before, "the test left torch another number of threads"
 
 
 @pytest.fixture(scope="session")

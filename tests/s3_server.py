@@ -2,6 +2,7 @@
 
 import logging
 import secrets
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -57,6 +58,20 @@ class Server:
         obstore.put(self.raw(), path, bytes(data))
 
 
+def one_at_a_time(app: Any) -> Any:
+    """A server's app that ends a request before it begins the next.
+
+    S3 creates an object for one of many who ask at once; this server looks and puts in two steps.
+    """
+    turn = threading.Lock()
+
+    def answer(environ: Any, start_response: Any) -> Any:
+        with turn:
+            return app(environ, start_response)
+
+    return answer
+
+
 @contextmanager
 def serving() -> Iterator[Server]:
     """Starts the server and ends it."""
@@ -67,6 +82,7 @@ def serving() -> Iterator[Server]:
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server: Any = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
+    server._server.app = one_at_a_time(server._server.app)
     try:
         host, port = server.get_host_and_port()
         found = Server(f"http://{host}:{port}")

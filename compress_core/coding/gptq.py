@@ -18,6 +18,7 @@ from torch import Tensor
 from compress_core.coding.grid import Grid, grid_of
 from compress_core.coding.settings import Coding
 from compress_core.errors import NumericsError
+from compress_core.finite import all_finite
 from compress_core.fit import Moments
 from compress_core.forms.codes import Coded
 from compress_core.prune.obs import damped, upper_factor
@@ -74,7 +75,7 @@ def gptq(
     Raises:
         NumericsError: A number is not finite, or becomes so large that no scale can reach it.
     """
-    if not bool(matrix.isfinite().all()):
+    if not all_finite(matrix):
         raise NumericsError(f"a matrix {tuple(matrix.shape)} to be rounded is not finite")
     kind = _AlongInputs if along == 1 else _AlongOutputs
     grids, back = kind(matrix, swept, coding, dtype), swept.order.argsort()

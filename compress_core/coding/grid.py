@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from compress_core.errors import NumericsError
+from compress_core.finite import all_finite
 from compress_core.forms.codes import Coded, groups_of
 
 CLIPS = 20  # ranges that a search tries
@@ -51,7 +52,7 @@ def grid_of(
     groups = _grouped(matrix, group)
     low, high = groups.aminmax(dim=2)
     scales, zeros = _spanning(low, high, 1.0, bits, dtype)
-    if not bool(scales.isfinite().all()):
+    if not all_finite(scales):
         raise NumericsError(
             f"a matrix {tuple(matrix.shape)} has a number that is not finite or beyond {dtype}: "
             "it cannot be rounded to codes; look for what made it, or store it in a wider dtype"

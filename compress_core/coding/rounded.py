@@ -9,6 +9,7 @@ from compress_core.coding.gptq import Swept, gptq
 from compress_core.coding.grid import decoded, nearest
 from compress_core.coding.settings import FULL, Coding
 from compress_core.errors import NumericsError
+from compress_core.finite import all_finite
 from compress_core.forms.codes import Coded
 
 
@@ -50,7 +51,7 @@ def rounded(
     bits = coding.bits_of(slot)
     if bits == FULL:
         stored = matrix.to(dtype)
-        if not bool(stored.isfinite().all()):
+        if not all_finite(stored):
             raise NumericsError(
                 f"{slot} {tuple(matrix.shape)} has a number that is not finite or beyond {dtype}: "
                 "look for what made it, or store it in a wider dtype"

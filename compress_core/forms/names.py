@@ -6,7 +6,7 @@ FactorForm = Literal["plain", "pivot", "auto"]
 FACTORS: tuple[str, ...] = get_args(FactorForm)
 """The forms that users choose from; auto is the smaller of both."""
 FORM = "factors"  # the option that chooses
-PLAIN, EIGHT_BITS = "plain", "eight bits"
+PLAIN, AUTO, EIGHT_BITS = "plain", "auto", "eight bits"
 
 WIDTHS = (8, 6, 5, 4, 3, 2)
 """Bits that a code may have."""

@@ -6,14 +6,14 @@ from typing import Any
 from compress_core.forms.eight_bits import BITS, EightBits
 from compress_core.forms.factors import Factors
 from compress_core.forms.kinds import in_codes, numbers_of, sizes_of
-from compress_core.forms.names import EIGHT_BITS, FULL, GROUP, PLAIN
+from compress_core.forms.names import AUTO, EIGHT_BITS, FULL, GROUP, PLAIN
 from compress_core.forms.part import Kind
 from compress_core.forms.pivot import Pivot
 
 FORMS: dict[str, tuple[tuple[type[Kind], dict[str, Any]], ...]] = {
     PLAIN: ((Factors, {}),),
     "pivot": ((Pivot, {"pivot": True}),),
-    "auto": ((Factors, {}), (Pivot, {"pivot": True})),
+    AUTO: ((Factors, {}), (Pivot, {"pivot": True})),
     EIGHT_BITS: ((EightBits, {"bits": BITS}),),
 }
 """A form's name to the kinds that it may take, with what an entry says of them."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from compress_core.errors import NumericsError, TextError
+from compress_core.finite import all_finite
 from compress_core.gradients import token_loss, weight_gradients
 from compress_core.hf.stream import Progress
 from compress_core.types import LayerRef, ModelLayout
@@ -58,7 +59,7 @@ def fisher_columns(
 
     def add(layer: LayerRef, gradient: Tensor) -> None:
         squares = gradient.double().square_().sum(0)
-        if not torch.isfinite(squares).all():
+        if not all_finite(squares):
             raise NumericsError(
                 f"fisher: the gradient of layer {layer.name} in window {done} is not finite"
             )

@@ -11,10 +11,10 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import nn
 
 from compress_core.errors import ConfigError, NumericsError
+from compress_core.finite import all_finite
 from compress_core.hf.lm_eval_find import TaskSpec as TaskSpec
 from compress_core.hf.lm_eval_find import find_tasks as find_tasks
 from compress_core.hf.lm_eval_model import known_tokens, make_evaluator
@@ -139,7 +139,7 @@ def _finite_logits(model: nn.Module) -> Iterator[None]:
     """Stops at the first logits that are not finite: lm-eval would count them as answers."""
 
     def check(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        if not torch.isfinite(output.logits).all():
+        if not all_finite(output.logits):
             raise NumericsError(
                 "evaluate: the model gives logits that are not finite in an lm-eval request; "
                 "its weights are broken or its dtype overflows"

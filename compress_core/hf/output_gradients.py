@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from compress_core.curvature import OutputFisher
 from compress_core.errors import ModelError, NumericsError, TextError
+from compress_core.finite import all_finite
 from compress_core.head import Halves
 from compress_core.hf.stream import Progress
 from compress_core.learn.loop import saving_memory
@@ -79,7 +80,7 @@ def output_fisher(
     halves, done, reached = Halves(model), 0, set[str]()
 
     def add(layer: LayerRef, gradient: Tensor) -> None:
-        if not bool(torch.isfinite(gradient).all()):
+        if not all_finite(gradient):
             raise NumericsError(
                 f"the gradient of layer {layer.name}'s output in window {done} is not finite"
             )
@@ -115,7 +116,7 @@ def _slope(halves: Halves, rows: Tensor, choose: Choose, window: int) -> Tensor:
             part = rows[piece].requires_grad_()
             logits = halves.logits(part)
         p = logits.detach().softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
-        if not bool(torch.isfinite(p).all()):
+        if not all_finite(p):
             raise NumericsError(f"the logits of window {window} are not finite")
         labels = choose(p, piece).to(p.device)
         p[torch.arange(len(p), device=p.device), labels] -= 1

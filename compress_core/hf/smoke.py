@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from compress_core.errors import ModelError
+from compress_core.finite import all_finite
 from compress_core.hf.loading import load_model
 from compress_core.hf.refusing import refusing
 from compress_core.hf.text import clip_length, load_tokenizer
@@ -77,7 +76,7 @@ def _write_on(model: Any, tokenizer: Any, prompt: str, new_tokens: int) -> Smoke
 
     def watch(_module: Any, _inputs: Any, output: Any) -> None:
         nonlocal finite
-        finite = finite and bool(torch.isfinite(output.logits).all())
+        finite = finite and all_finite(output.logits)
 
     handle = model.register_forward_hook(watch)
     try:

@@ -15,6 +15,7 @@ from compress_core.coding.settings import Coding
 from compress_core.coding.whole import of_whole
 from compress_core.decompose import Decomposer, LowRank, Prepared
 from compress_core.errors import CompressError, NumericsError
+from compress_core.finite import all_finite
 from compress_core.fit import Fitter, Moments
 from compress_core.forms.names import FULL
 from compress_core.layer.stored import pack_sparse, unpack_sparse
@@ -221,6 +222,6 @@ def _fitted(fitter: Fitter, given: Given, start: LowRank | Share) -> LowRank:
 def _finite(layer: LayerRef, factors: LowRank) -> LowRank:
     sparse = None if factors.sparse is None else factors.sparse.values
     parts = (factors.u, factors.v, factors.columns, sparse, factors.bias, factors.base)
-    if not all(part is None or bool(part.isfinite().all()) for part in parts):
+    if not all(part is None or all_finite(part) for part in parts):
         raise NumericsError(f"layer {layer.name}: its factors are not finite")
     return factors

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from compress_core.errors import NumericsError
+from compress_core.finite import all_finite
 from compress_core.gradients import token_loss, weight_gradients
 from compress_core.learn.base import Atoms
 from compress_core.learn.items import Items
@@ -69,7 +70,7 @@ class Gains:
     def _add(self, layer: LayerRef, wide: Tensor) -> None:
         """Adds the squares of a layer's gradient; it is used and freed."""
         gradient = wide.float()
-        if not bool(gradient.isfinite().all()):
+        if not all_finite(gradient):
             raise NumericsError(
                 f"cap: the gradient of layer {layer.name} is not finite at step {self._step}"
             )

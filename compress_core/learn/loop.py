@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from compress_core.errors import ConfigError, NumericsError
+from compress_core.finite import all_finite
 from compress_core.gradients import loss_scale
 from compress_core.types import ModelLayout
 
@@ -198,7 +199,7 @@ def require_finite_parameters(parameters: Iterable[Tensor], method: str) -> None
     Raises:
         NumericsError: A parameter is not finite.
     """
-    if not all(bool(parameter.isfinite().all()) for parameter in parameters):
+    if not all(map(all_finite, parameters)):
         raise NumericsError(
             f"{method}: the last step of the training left parameters that are not finite. The "
             "last checkpoint is kept: change an option, or the text, and run again"
@@ -226,7 +227,7 @@ def require_finite(
     Raises:
         NumericsError: It is not; names the step, and the first layer whose output is not finite.
     """
-    if bool(torch.isfinite(loss.detach()).all()):
+    if all_finite(loss):
         return
     layer = first_bad_layer(model, layout, tokens)
     where = f"layer {layer}" if layer else "the loss itself, no layer"
@@ -243,7 +244,7 @@ def first_bad_layer(model: Any, layout: ModelLayout, tokens: Tensor) -> str | No
 
     def watch(name: str) -> Callable[..., None]:
         def hook(_: Any, __: Any, output: Tensor) -> None:
-            if not bool(torch.isfinite(output).all()):
+            if not all_finite(output):
                 bad.append(name)
 
         return hook

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from compress_core.errors import NumericsError
+from compress_core.finite import first_bad
 from compress_core.head import Halves
 
 Progress = Callable[[int, int], None]
@@ -86,9 +87,9 @@ def teach(
         hidden = halves.hidden(batch.to(device)).flatten(0, 1)
         for piece in halves.pieces(len(hidden)):
             logits = halves.logits(hidden[piece])
-            bad = logits.isfinite().all(1).logical_not_()
-            if bad.any():
-                window = done + (piece.start + int(bad.nonzero()[0])) // windows.shape[1]
+            bad = first_bad(logits)
+            if bad is not None:
+                window = done + (piece.start + bad) // windows.shape[1]
                 raise NumericsError(f"the dense model's logits are not finite in window {window}")
             found = logits.float().log_softmax(-1).topk(min(top, logits.shape[-1]), dim=-1)
             tokens.append(found.indices.to(torch.int32).cpu())

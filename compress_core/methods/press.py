@@ -20,7 +20,7 @@ cached: another budget divides, fits and rounds again, and decomposes nothing.
 from compress_core.allocate.prices import Prices
 from compress_core.coding.settings import Coding
 from compress_core.fit import Prefix
-from compress_core.forms.names import FACTORS, FORM, FULL, GROUP
+from compress_core.forms.names import FULL, GROUP
 from compress_core.method import Method
 from compress_core.metric import OutputError
 from compress_core.metric_names import METRIC, METRIC_NAMES, TWO_SIDED
@@ -39,7 +39,6 @@ def press(
     damp: float = 0.03,
     metric: str = TWO_SIDED,
     metric_damp: float = 0.3,
-    factors: str = "auto",
     correct: bool = True,
     entries: bool = True,
     columns: bool = False,
@@ -54,7 +53,6 @@ def press(
         metric: In which components are least in error: "two_sided", or of the "inputs".
         metric_damp: The same part for a metric of two sides; on models of about a million
             parameters better than the 0.1 of ``metric=two_sided``.
-        factors: How a product of low rank is stored: plain, pivot, or auto, the smaller of both.
         correct: Whether layers are fitted towards the dense model behind what is compressed.
         entries: Whether a layer may be of entries in place of components. On a CPU entries take
             about the time of the dense weight, whatever their number.
@@ -66,7 +64,6 @@ def press(
         ConfigError: A value is out of its range.
     """
     one_of("method 'press'", METRIC, metric, METRIC_NAMES)
-    one_of("method 'press'", FORM, factors, FACTORS)
     return Method(
         "press",
         "components, entries and bits from one price list, fitted behind what is compressed",
@@ -78,6 +75,5 @@ def press(
         entries=(PrefixFitEntries() if correct else FitEntries()) if entries else None,
         columns=(PrefixFitColumns() if correct else FitColumns()) if columns else None,
         prefix=Prefix(prefix),  # type: ignore[arg-type]  # it checks
-        form=factors,
         coding=None if bits == FULL else Coding(bits, code_group, search=SEARCHED, order=True),
     )

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from compress_core.decompose import LowRank
 from compress_core.errors import ConfigError, NumericsError
+from compress_core.finite import all_finite
 from compress_core.fit import PREFIX, Moments, Start, start_share
 from compress_core.prune.select import (
     UNSTRUCTURED,
@@ -91,7 +92,7 @@ def upper_factor(h: Tensor, damping: float) -> Tensor:
         NumericsError: H is not positive definite.
     """
     lower, failed = torch.linalg.cholesky_ex(h.flip(0, 1))
-    if int(failed) or not bool(torch.isfinite(lower).all()):
+    if int(failed) or not all_finite(lower):
         raise NumericsError(
             f"the second moment {tuple(h.shape)} of the inputs is not positive definite at "
             f"damping={damping:g}: give more calibration text or more damping"

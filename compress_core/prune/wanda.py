@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from compress_core.decompose import LowRank
 from compress_core.errors import NumericsError
+from compress_core.finite import all_finite
 from compress_core.fit import PREFIX, Moments, Start, start_share
 from compress_core.prune.select import UNSTRUCTURED, read_pattern, select_rows
 from compress_core.sparse import Sparse
@@ -43,7 +43,7 @@ def second_moment(moments: Moments) -> Tensor:
     """
     gram = moments.prefix
     assert gram is not None
-    if not torch.isfinite(gram).all() or bool((gram.diagonal() < 0).any()):
+    if not all_finite(gram) or bool((gram.diagonal() < 0).any()):
         raise NumericsError(
             f"the second moment {tuple(gram.shape)} of the inputs is not finite or has a "
             "negative diagonal"

@@ -67,7 +67,7 @@ def predict(
         return "Components in 8 bits cost other than those that are predicted."
     if method.stores_entries:
         return "It stores sparse entries beside components; what they save is not predicted."
-    if any(layer.name not in known.losses for layer in stacks):
+    if any(len(known.losses.get(layer.name, ())) <= layer.paying_rank for layer in stacks):
         return "The decompositions on record are not those of the method as it is now."
     allocator, how = _allocator(method, known, [layer.name for layer in stacks])
     evidence = Evidence(

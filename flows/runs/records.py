@@ -8,7 +8,8 @@ from uuid import uuid4
 
 from pydantic import BaseModel
 
-from compress_core.forms.names import BITS, FORM, FULL, PLAIN
+from compress_core.errors import ConfigError
+from compress_core.forms.names import AUTO, BITS, FORM, FULL, PLAIN
 from compress_core.metric_names import INPUTS, METRIC
 from compress_core.secrets import hide_all
 from flows.settings.home import RUNS
@@ -17,7 +18,7 @@ from storage.records import NoRecordError, read_record, write_record
 from storage.store import Store
 from tasks.tracking.speaking import registry_of
 
-FORMAT = 2
+FORMAT = 3
 RECENT_DAYS = 14.0
 """What runs of this many days used stays, if nothing else is asked for."""
 UNSAID = {FORM: PLAIN, METRIC: INPUTS, BITS: FULL}
@@ -147,15 +148,31 @@ def read_run(home: Path, name: str) -> dict[str, Any]:
     """
     file = home / RUNS / f"{name}.json"
     try:
-        return _fields(file)
+        fields = _fields(file)
     except (FileNotFoundError, NoRecordError) as error:
         raise StorageError(f"the record of a run {file} cannot be read: {error}") from error
+    if fields.get("format", 1) < FORMAT and isinstance(fields.get("config"), dict):
+        fields["config"] = _with_its_form(fields["config"])
+    return fields
+
+
+def _with_its_form(config: dict[str, Any]) -> dict[str, Any]:
+    """Up to format 2 who said nothing of factors got plain ones; of `press`, the smaller ones."""
+    from compress_core.methods import build_method, parse_variant  # for `ls` too dear: torch
+
+    try:
+        name = parse_variant(config["method"]).name
+        method = build_method(config["method"], config["options"], config["allocate"], bits=FULL)
+    except (ConfigError, KeyError):  # what is no method any more says nothing of its form
+        return config
+    silent = config.get(FORM) is None and f":{FORM}=" not in config["method"]
+    return config | {FORM: PLAIN} if silent and name != "press" and method.form == AUTO else config
 
 
 def _fields(file: Path) -> dict[str, Any]:
     fields = read_record(file, unsealed=True)
     found = fields.get("format", 1)
-    if found not in (1, FORMAT):
+    if found not in range(1, FORMAT + 1):
         raise NoRecordError(f"it has format {found}, known is {FORMAT}")
     config = fields.get("config")
     if found == 1 and isinstance(config, dict):

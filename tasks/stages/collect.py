@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from compress_core.errors import NumericsError
+from compress_core.finite import first_bad
 from compress_core.hf.stream import BlockStream
 from compress_core.stats import CosineAccumulator
 from storage.keys import recipe_key
@@ -122,9 +123,9 @@ def _watch(path: str, cosine: CosineAccumulator) -> Callable[[Tensor, Tensor], N
     """Adds what enters and leaves a block, which must be finite."""
 
     def watch(before: Tensor, after: Tensor) -> None:
-        finite = after.reshape(len(after), -1).isfinite().all(dim=1)
-        if not finite.all():
-            sample = cosine.tokens // after.shape[1] + int((~finite).nonzero()[0])
+        bad = first_bad(after)
+        if bad is not None:
+            sample = cosine.tokens // after.shape[1] + bad
             raise NumericsError(f"{path}: output is not finite at calibration sample {sample}")
         cosine.add(before.to(after.device), after)
 

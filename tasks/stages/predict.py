@@ -15,6 +15,7 @@ from compress_core.coding.expected_columns import costs_of_columns
 from compress_core.coding.expected_entries import LEVELS, costs_of_entries
 from compress_core.curvature import OutputFisher, divergence_by_rank
 from compress_core.errors import NumericsError
+from compress_core.finite import all_finite
 from compress_core.layer.make import rows_of
 from compress_core.stats import InputStats
 from compress_core.types import LayerRef, Share, Stack
@@ -113,7 +114,7 @@ class _Predict:
             with work.draft(unit) as draft:
                 for name, curve in curves.items():
                     assert isinstance(curve, torch.Tensor)
-                    if not bool(torch.isfinite(curve).all()):
+                    if not all_finite(curve):
                         raise NumericsError(f"layer {unit.name}: what is {name} is not finite")
                     put_tensor(draft, name, curve)
             work.progress(done + 1, len(work.missing))

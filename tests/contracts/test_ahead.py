@@ -19,6 +19,7 @@ from compress_core.hf.checkpoint import Checkpoint
 from compress_core.hf.stream import BlockStream
 from storage.digests import DigestCache
 from tasks.engine.dense_model import DenseModel
+from tests.patience import wait_for
 from tests.pipeline import pico
 
 BLOCKS = 4
@@ -176,11 +177,7 @@ def test_on_a_cpu_the_system_has_the_next_block_in_its_cache(cold: tuple[Path, i
         pytest.skip("this system reads as far ahead by itself")
     held.append(ahead.read(KEYS[2][-1]))
     assert settled(ahead)._coming.result() == {}
-    for _ in range(200):  # it is told, and comes when it comes
-        if resident(file, first, last) == 1:
-            break
-        threading.Event().wait(0.05)
-    assert resident(file, first, last) == 1
+    wait_for(lambda: resident(file, first, last) == 1)  # it is told, and comes when it comes
 
 
 @on_linux

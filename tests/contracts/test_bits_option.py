@@ -36,6 +36,6 @@ def test_shares_that_say_bits_are_not_rounded_to_multiples_of_a_rank(text: str, 
 
 def test_speeds_of_a_device_are_not_those_of_codes() -> None:
     with pytest.raises(ConfigError, match="are in no codes: leave out bits=4"):
-        build_method("svd_llm@uniform:device=here:bits=4")
+        build_method("svd_llm@uniform:device=here:bits=4:factors=plain")
     with pytest.raises(ConfigError, match="from one list: leave out option device=here"):
         build_method("svd_llm@prices:device=here")

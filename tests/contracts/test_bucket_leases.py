@@ -1,8 +1,7 @@
 """Leases of machines that share a bucket: the dead, the slow, and a bucket that fails."""
 
 import threading
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from storage.errors import LeaseHeldError, ObjectsError
 from storage.records import seal, unseal
 from tests.contracts.buckets import Faulty, machine
 from tests.contracts.leases import NEVER, STAGE, Machines, X, Y, Z, holds, is_held
+from tests.patience import wait_for
 
 FIRST = f"leases/{STAGE}/{X}/1"
 
@@ -23,14 +23,6 @@ FIRST = f"leases/{STAGE}/{X}/1"
 @pytest.fixture
 def machines() -> Machines:
     return Machines()
-
-
-def wait_for(what: Callable[[], bool]) -> None:
-    for _ in range(20_000):
-        if what():
-            return
-        time.sleep(0.001)
-    pytest.fail("it did not come")
 
 
 def test_a_holder_that_renews_is_never_taken_over(machines: Machines) -> None:

@@ -145,7 +145,7 @@ def test_methods_as_json(call: Call) -> None:
     code, out, _ = call("methods", "--json")
     rows = {row["name"]: row for row in json.loads(out)}
     assert code == 0 and set(rows) >= {"svd", "asvd", "svd_llm"}
-    of_all: dict[str, Any] = {"factors": "plain", "metric": "inputs", "metric_damp": 0.1}
+    of_all: dict[str, Any] = {"factors": "auto", "metric": "inputs", "metric_damp": 0.1}
     of_all |= {"bits": 16, "code_group": 32, "rounding": "gptq"}
     assert rows["asvd"]["options"] == {"alpha": 0.5, "epsilon": 1e-6} | of_all
     assert all(set(of_all) <= set(row["about"]) for row in rows.values() if row["kind"] == "method")

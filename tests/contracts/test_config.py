@@ -348,8 +348,8 @@ def test_options_of_file_and_flags_are_merged_for_every_command(tmp_path: Path) 
         ),
         ({"method": "asvd:alpha=0.3", "factors": "pivot"}, "asvd:alpha=0.3:factors=pivot"),
         (
-            {"method": "svd", "factors": "auto", "metric": "two_sided", "recover": "lora"},
-            "svd:factors=auto:metric=two_sided+lora",
+            {"method": "svd", "factors": "plain", "metric": "two_sided", "recover": "lora"},
+            "svd:factors=plain:metric=two_sided+lora",
         ),
         (
             {"method": "svd_llm@fisher", "bits": 4, "recover": "factors"},

@@ -9,7 +9,10 @@ from flows.report.shown import Prediction
 from flows.runs.prediction import Known, predict
 from tests.made_up import codes_of, layers_of, losses_of, predicted_of
 
-LAYERS = layers_of([(40, 40), (20, 40), (40, 30), (30, 40)])
+LAYERS = [
+    replace(layer, form="auto")  # as the methods here store them
+    for layer in layers_of([(40, 40), (20, 40), (40, 30), (30, 40)])
+]
 RESULT: dict[str, Any] = {"metrics": {"dense": {"texts": {"text": {"length": 64}}}}}
 
 

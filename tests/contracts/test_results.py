@@ -12,7 +12,9 @@ import pytest
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
 ROUNDED = 5.1e-4  # four significant digits
 TEXTS = {"WikiText-2 test": 1}  # place among a run's texts; others are the first
-SAID_ABOVE = re.compile(":(group=[0-9]|probe_windows=8)(?=[+]|$)")  # in the line above the table
+SAID_ABOVE = re.compile(  # in the lines above the tables
+    ":(group=[0-9]|probe_windows=8|factors=plain)(?=[:+]|$)"
+)
 
 Runs = dict[tuple[str, str, float], list[dict[str, Any]]]
 Table = list[list[str]]

@@ -9,7 +9,7 @@ import yaml
 from compress_core.allocate import ALLOCATORS, allocator_options
 from compress_core.errors import ConfigError
 from compress_core.methods import METHODS, OF_ALL, option_defaults
-from flows.runs.records import read_run, save_run_record
+from flows.runs.records import UNSAID, read_run, save_run_record
 from flows.settings.checks import check_methods
 from flows.settings.command import run_command, sweep_command
 from flows.settings.config import FLAGS, KINDS, RunConfig, SweepConfig, build_config
@@ -20,12 +20,13 @@ from storage.records import read_record, write_record
 LEAST: dict[str, Any] = {"model": "m", "kept": 0.5, "calibration": "a.txt"}
 USUAL = {flag: OF_ALL[flag][0] for flag in FLAGS}  # what the flags are of most methods
 ROUNDING = {"rtn", "gptq", "caldera"}  # methods that do nothing else, and so refuse 16 bits
-OTHERWISE = {"press": set(FLAGS)} | {name: {"bits"} for name in ROUNDING}
+OTHERWISE = {"press": {"metric", "bits"}} | {name: {"bits"} for name in ROUNDING}
 """Methods with a default of their own, and of which flags."""
 OTHER_THINGS = {"device", "calibration"}
 """Options, speeds of a device and a way to calibrate, called as flags that are not about them."""
+PLAIN = {"wanda", "sparsegpt", "cap", "soco", "dobi_svd"}  # of no low rank, or charged as plain
 PARTS = {  # where in a method it shows, and as what
-    "factors": ("form", "plain"),
+    "factors": ("form", "auto"),
     "metric": ("two_sided", None),
     "bits": ("coding", None),
 }
@@ -78,7 +79,7 @@ def test_what_is_usual_is_meant_where_it_is_said(name: str, flag: str) -> None:
     by_flag = essence(method=name, **{flag: USUAL[flag]})
     assert by_flag == essence(method=f"{name}:{flag}={USUAL[flag]}")
     if name not in ROUNDING:
-        assert getattr(by_flag, part) == value
+        assert getattr(by_flag, part) == ("plain" if flag == "factors" and name in PLAIN else value)
     assert (by_flag == essence(method=name)) == (flag not in OTHERWISE.get(name, ()))
 
 
@@ -90,9 +91,10 @@ def test_a_row_is_called_after_a_flag_where_the_method_is_otherwise(name: str, f
 
 
 def test_a_row_is_called_after_what_the_method_does_not_do_by_itself() -> None:
-    for flag, value in {"factors": "auto", "metric": "two_sided"}.items():
-        assert RunConfig(**LEAST, method="press", **{flag: value}).label == "press"
+    for flag, value in {"factors": "plain", "metric": "two_sided"}.items():
         assert RunConfig(**LEAST, method="svd", **{flag: value}).label == f"svd:{flag}={value}"
+    assert RunConfig(**LEAST, method="press", metric="two_sided").label == "press"
+    assert RunConfig(**LEAST, method="svd", factors="auto").label == "svd"
 
 
 def test_a_file_means_what_it_says(tmp_path: Path) -> None:
@@ -100,13 +102,13 @@ def test_a_file_means_what_it_says(tmp_path: Path) -> None:
     file.write_text(yaml.safe_dump({**LEAST, **USUAL, "method": "press"}))
     said = build_config(RunConfig, {}, file)
     assert built(said).essence == essence(
-        method="press:bits=16:factors=plain:metric=inputs:metric_damp=0.3"
+        method="press:bits=16:factors=auto:metric=inputs:metric_damp=0.3"
     )
     for config in (said, RunConfig(**LEAST, method="press")):
         write_yaml(config, file)
         assert build_config(RunConfig, {}, file) == config
     assert run_command(said.model_dump(mode="json")) == (
-        "eigenpress run --model m --method press --kept 0.5 --factors plain --metric inputs "
+        "eigenpress run --model m --method press --kept 0.5 --factors auto --metric inputs "
         "--bits 16 --calibration a.txt"
     )
 
@@ -167,10 +169,10 @@ def test_what_one_method_of_a_sweep_takes_is_for_that_one() -> None:
 def test_a_record_of_before_does_not_say_what_nobody_said(tmp_path: Path) -> None:
     """Format 1 had the usual values where nothing was said."""
     config = RunConfig(**LEAST, method="press", home=tmp_path)
-    file = save_run_record(tmp_path, config.model_copy(update=USUAL), {})
+    file = save_run_record(tmp_path, config.model_copy(update=UNSAID), {})
     assert read_run(tmp_path, file.stem)["config"]["bits"] == 16  # which is said now
     record = read_record(file)
-    assert record["format"] == 2
+    assert record["format"] == 3
     write_record(file, record | {"format": 1})
     assert read_run(tmp_path, file.stem)["config"] == config.model_dump(mode="json")
 
@@ -178,3 +180,26 @@ def test_a_record_of_before_does_not_say_what_nobody_said(tmp_path: Path) -> Non
     write_record(file, record | {"format": 1})
     assert read_run(tmp_path, file.stem)["config"]["bits"] == 4
     assert list((tmp_path / RUNS).glob("*.json")) == [file]
+
+
+@pytest.mark.parametrize(
+    ("method", "then"),
+    [
+        ("svd_llm", "plain"),
+        ("ada_svd@hull:sweeps=3", "plain"),
+        ("svd_llm:factors=pivot", None),
+        *(
+            (name, None)
+            for name in ("press", "wanda", "soco", "dobi_svd:remap=true", "a_former_one")
+        ),
+    ],
+)
+def test_an_older_record_says_the_factors_that_were_meant(
+    method: str, then: str | None, tmp_path: Path
+) -> None:
+    """Up to format 2 whoever said nothing of them got plain ones, but for press."""
+    file = save_run_record(tmp_path, RunConfig(**LEAST, method=method, home=tmp_path), {})
+    assert read_run(tmp_path, file.stem)["config"]["factors"] is None
+    for older in (1, 2):
+        write_record(file, read_record(file) | {"format": older})
+        assert read_run(tmp_path, file.stem)["config"]["factors"] == then

@@ -16,6 +16,7 @@ import yaml
 
 from flows.server.children import LEASHED, adopting_orphans, end_orphans, start_child
 from flows.server.running import announce, only_one, running_server
+from tests.patience import PATIENCE
 from tests.pipeline import pico
 
 Refuse = Callable[..., str]
@@ -126,7 +127,7 @@ def test_a_child_ends_with_all_that_it_started(how: str, tmp_path: Path) -> None
         with subprocess.Popen(words, env=environment) as parent:
             below = grandchild(log)
             parent.kill()
-    assert psutil.wait_procs([below], timeout=60)[1] == []
+    assert psutil.wait_procs([below], timeout=PATIENCE)[1] == []
 
 
 def run_of(version: int, states: list[str], **more: Any) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tasks.tracking import client as tracking
 from tasks.tracking import limits
 from tasks.tracking.speaking import speaking
+from tests.patience import PATIENCE
 
 
 @pytest.fixture
@@ -202,7 +203,7 @@ sys.exit(f"network: {looked_up}" if looked_up else 0)
         capture_output=True,
         text=True,
         cwd=Path(__file__).resolve().parents[2],
-        timeout=120,
+        timeout=PATIENCE,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 

@@ -150,7 +150,7 @@ def test_options_are_read_as_the_type_of_their_default() -> None:
     for text, value in (("true", True), ("TRUE", True), ("false", False)):
         built = build_method("duo_svd", {"refit_columns": text})
         assert built == build_method("duo_svd", {"refit_columns": value})
-        assert built.fit == PreserveColumns(refit=value)
+        assert built.fit == PreserveColumns(refit=value, form="auto")
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_options_are_read_as_the_type_of_their_default() -> None:
         ("ada_svd:buckets=4", "prefix", Prefix("layer", 4)),
         ("ada_svd:calibration=streaming:buckets=4", "prefix", Prefix("layer", 0)),
         ("ada_svd:sweeps=3", "fit", Alternate(3, 1.0)),
-        ("duo_svd:search=grid:accept=0", "fit", PreserveColumns(False, "grid", 0.0)),
+        ("duo_svd:search=grid:accept=0", "fit", PreserveColumns(False, "grid", 0.0, "auto")),
         ("saes_svd:alpha_least=0:alpha_most=2", "fit", CrossTruncate(0, 2)),
         ("basis_sharing:group=4", "sharing", Sharing(4, WRITERS)),
         ("basis_sharing", "fit", None),
@@ -304,7 +304,7 @@ def test_other_methods_take_every_layer_by_itself(method: str) -> None:
 @pytest.mark.parametrize("group", [1, 2, 3, 6])
 def test_like_layers_of_adjacent_blocks_share_and_writers_do_not(group: int) -> None:
     layers = layers_of(6)
-    stacks = build_method("basis_sharing", {"group": group}).stacks(layers)
+    stacks = build_method("basis_sharing", {"group": group}, factors="plain").stacks(layers)
     members = [layer for stack in stacks for layer in stack.members]
     assert sorted(members, key=layers.index) == layers
     for stack in stacks:

@@ -11,25 +11,23 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "docs" / "results"
 README, PAGE = ROOT / "README.md", RESULTS / "README.md"
 MODEL = "smollm2-135m"
-HULL = "@hull:probe_windows=4"
 ROWS = (
-    "svd",
-    "asvd",
-    "svd_llm",
-    f"svd_llm{HULL}",
-    "svd_llm@importance",
-    "svd_llm@fisher",
+    "svd:factors=plain",
+    "asvd:factors=plain",
+    "svd_llm:factors=plain",
+    "ada_svd:factors=plain",
+    "svd_llm@importance:factors=plain",
+    "svd_llm@fisher:factors=plain",
+    "svd_llm@hull:probe_windows=4:factors=plain",
     "svd_llm@fisher:factors=pivot",
     "press:entries=false:correct=false:bits=16",
     "press:correct=false:bits=16",
     "press:bits=16:prefix=block",
-    "saes_svd@fisher",
-    "ada_svd",
-    "duo_svd@fisher",
+    "saes_svd@fisher:factors=plain",
     "soco",
     "wanda",
     "sparsegpt",
-    "oats",
+    "oats:factors=plain",
     "cap",
 )
 KEPT = (0.9, 0.8, 0.6, 0.5)

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.patience import PATIENCE
 from tests.pipeline import pico
 
 
@@ -31,7 +32,7 @@ def together(settings: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     ]
     for process in processes:
         process.start()
-    found = [answers.get(timeout=300) for _ in processes]
+    found = [answers.get(timeout=PATIENCE) for _ in processes]
     for process in processes:
         process.join()
     broken = [keys for keys in found if isinstance(keys, str)]

@@ -11,7 +11,6 @@ import random
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,6 +37,7 @@ from storage.store import Store
 from tasks.engine.dense_model import FOLDER
 from tasks.engine.session import Session
 from tasks.engine.units import Outcome, Unit
+from tests.patience import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCKS = 3
@@ -321,20 +321,10 @@ def start(words: list[str], folder: Path, **more: str) -> subprocess.Popen[str]:
 
 def finish(process: subprocess.Popen[str]) -> tuple[dict[str, Any], str]:
     """What a command that ends well prints as JSON, and what it says to people."""
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, err
     assert "Traceback" not in err
     return dict(json.loads(out)), err
-
-
-def wait_for(what: Callable[[], Any], seconds: float = 300, every: float = 0.5) -> Any:
-    """The first answer that is something; fails after a time that a very busy machine may need."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if found := what():
-            return found
-        time.sleep(every)
-    raise AssertionError(f"nothing came of {what}")
 
 
 def register(home: Path, name: str, folders: list[Path]) -> None:

@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
@@ -23,6 +22,8 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
+
+from tests.patience import PATIENCE, is_answered, wait_for
 
 VERSIONS = 3
 NAME = "raced"
@@ -83,7 +84,7 @@ def race(homes: Sequence[Path], rounds: int) -> list[Round]:
         others = [number for number in range(1, VERSIONS + 1) if number != champion]
         for orders, number in zip(asked, others, strict=False):
             orders.put(number)
-        said = [answers.get(timeout=60) for _ in homes]
+        said = [answers.get(timeout=PATIENCE) for _ in homes]
         winners = [number for number, won, _ in said if won]
         found.append(Round(winners, [words for _, _, words in said]))
         champion = winners[0] if winners else champion
@@ -148,12 +149,7 @@ def server(folder: Path, port: int) -> Any:
         start_new_session=True,
     )
     try:
-        for _ in range(120):
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1).close()
-                break
-            except OSError:
-                time.sleep(0.5)
+        wait_for(lambda: is_answered(f"http://127.0.0.1:{port}/health"), 0.5, process)
         yield f"http://127.0.0.1:{port}"
     finally:
         os.killpg(process.pid, 15)

@@ -49,7 +49,8 @@ def test_another_compute_measures_again_and_stores_in_the_models_dtype(
     assert "tokenise" in first.computed and "tokenise" not in other.computed
     for walk in (first, other):
         tensors = load_file(written(walk) / "model.safetensors").values()
-        assert {tensor.dtype for tensor in tensors} == {torch.bfloat16}
+        numbers = [tensor for tensor in tensors if tensor.is_floating_point()]  # not marks of rows
+        assert {tensor.dtype for tensor in numbers} == {torch.bfloat16}
 
 
 def test_auto_has_the_keys_of_the_dtype_it_comes_to(

@@ -42,7 +42,7 @@ def test_a_block_runs_once_for_all_that_is_collected_in_it(inputs: pico.Inputs, 
 def test_a_decomposition_counts_its_products_and_one_eigendecomposition(
     method: str, metric: bool, inputs: pico.Inputs, home: Path
 ) -> None:
-    found = costs(inputs, home, method=method)
+    found = costs(inputs, home, method=method, factors="plain")
     wide = found["decompose", "model.layers.0.mlp.down_proj"]  # (32, 56), 20 components pay
     gram = 2.0 * 32 * 56 * 56 if metric else 0
     assert wide.products == {EXACT: gram + 2.0 * 32 * 32 * 56 + 2.0 * 20 * 32 * 56}

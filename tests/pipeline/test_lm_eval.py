@@ -17,6 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from compress_core.errors import ConfigError, NumericsError
 from compress_core.hf.lm_eval_tasks import find_tasks, run_tasks
+from tests.patience import PATIENCE
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 CHOICE = """
@@ -273,7 +274,12 @@ def test_it_works_with_the_network_cut(folder: Path, tokenizer: Any, tmp_path: P
     root = Path(__file__).resolve().parents[2]
     environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "PYTHONPATH": str(root)}
     done = subprocess.run(
-        alone + script, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+        alone + script,
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     expected = _accuracy(model, tokenizer, folder / "data" / "one.jsonl")

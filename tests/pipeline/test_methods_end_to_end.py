@@ -45,7 +45,9 @@ METHODS_OF = {
         "saes_svd:prefix=block",
         "duo_svd:refit_columns=true:search=grid:probe_windows=2",
         "svd_llm:factors=pivot",
-        "ada_svd:factors=auto",
+        "ada_svd:factors=plain",
+        "svd:factors=plain",
+        "oats:factors=plain",
         "duo_svd:probe_windows=2:factors=pivot",
         "svd_llm@fisher:metric=two_sided:factors=pivot",
         "ada_svd:metric=two_sided",
@@ -58,7 +60,7 @@ METHODS_OF = {
         *FACTORS,
         "svd_llm:update=u",
         "svd_llm:factors=pivot",
-        "svd_llm_v2:metric=two_sided:factors=auto",
+        "svd_llm_v2:metric=two_sided:factors=plain",
     ],
 }
 CASES = [(model, method) for model, methods in METHODS_OF.items() for method in methods]
@@ -161,9 +163,19 @@ def test_the_folder_loads_in_both_ways(model: str, method: str, done: Get) -> No
 @pytest.mark.parametrize(
     ("model", "method", "group", "shared"),
     [
-        ("llama", "basis_sharing", 2, {"q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"}),
-        ("deep", "basis_sharing:group=4:update=u", 4, {"q_proj", "k_proj", "v_proj", "up_proj"}),
-        ("deep_gpt2", "basis_sharing", 2, {"c_attn", "c_fc"}),
+        (
+            "llama",
+            "basis_sharing:factors=plain",
+            2,
+            {"q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"},
+        ),
+        (
+            "deep",
+            "basis_sharing:group=4:update=u:factors=plain",
+            4,
+            {"q_proj", "k_proj", "v_proj", "up_proj"},
+        ),
+        ("deep_gpt2", "basis_sharing:factors=plain", 2, {"c_attn", "c_fc"}),
     ],
 )
 def test_a_shared_basis_is_stored_once_and_is_one_parameter(
@@ -197,8 +209,8 @@ def test_a_shared_basis_is_stored_once_and_is_one_parameter(
     ("model", "method", "kept"),
     [
         ("llama", "duo_svd", KEPT),
-        ("llama", "duo_svd@uniform", KEPT),
-        ("llama", "duo_svd@uniform:metric=two_sided", KEPT),
+        ("llama", "duo_svd@uniform:factors=plain", KEPT),
+        ("llama", "duo_svd@uniform:metric=two_sided:factors=plain", KEPT),
         ("llama", "duo_svd:refit_columns=true:search=grid:probe_windows=2", KEPT),
         ("gpt2", "duo_svd@uniform", 0.9),
     ],

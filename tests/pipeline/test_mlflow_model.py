@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sysconfig
-import time
 import urllib.error
 import urllib.request
 import venv
@@ -27,6 +26,7 @@ from tasks.tracking.files import NOT_OF_MODEL, folder_digests
 from tasks.tracking.package import CODE_FILE, PACKAGE_FILES, requirements, write_package
 from tasks.tracking.speaking import speaking
 from tasks.tracking.versions import check_files, find_version
+from tests.patience import is_answered, wait_for
 from tests.pipeline import pico
 
 TEMPLATE = (
@@ -216,14 +216,8 @@ def server(environment: dict[str, str], home: Path, tmp_path: Path) -> Iterator[
 
 
 def _wait(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    for _ in range(600):
-        assert process.poll() is None, log.read_text()
-        try:
-            with urllib.request.urlopen(f"{address}/ping"):
-                return
-        except OSError:
-            time.sleep(0.5)
-    pytest.fail(f"no answer: {log.read_text()}")
+    wait_for(lambda: process.poll() is not None or is_answered(f"{address}/ping"), every=0.5)
+    assert process.poll() is None, log.read_text()
 
 
 def _post(address: str, request: dict[str, Any]) -> tuple[int, Any]:

@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import sqlite3
-import time
 from collections import Counter
 from contextlib import closing
 from pathlib import Path
@@ -19,6 +18,7 @@ from storage.gc import collect_garbage
 from tasks.engine.session import Session
 from tasks.engine.work import Group
 from tasks.engine.writer import MOST
+from tests.patience import PATIENCE, wait_for
 from tests.pipeline import pico
 from tests.pipeline.conftest import Run
 from tests.pipeline.forking import run_script
@@ -64,10 +64,7 @@ def test_a_killed_command_is_repeated(
     settings = inputs.settings(tmp_path / "home")
     store = tmp_path / "home" / "store"
     process = pico.start([*pico.arguments("run", settings), "--json"], tmp_path)
-    deadline = time.monotonic() + 120
-    while len(list(store.glob("decompose/*/*/manifest.json"))) < 3:
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_for(lambda: len(list(store.glob("decompose/*/*/manifest.json"))) >= 3, 0.01, process)
     process.kill()
     process.communicate()
     assert not list(store.glob("realise/*/*"))
@@ -102,13 +99,11 @@ def test_a_training_that_would_take_days_ends_when_it_is_told_to(
     settings = inputs.settings(used_home, method="soco:phase1=10000000")
     shutil.rmtree(used_home / "store" / "teacher", ignore_errors=True)
     process = pico.start(pico.arguments("run", settings), tmp_path)
-    deadline = time.monotonic() + 120
-    while not list((used_home / "store").glob("teacher/*/*/manifest.json")):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)
+    made = (used_home / "store").glob
+    wait_for(lambda: list(made("teacher/*/*/manifest.json")), 0.05, process)
     process.send_signal(sent)
     try:
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=PATIENCE)
     finally:
         process.kill()
     assert process.returncode == (130 if sent == signal.SIGINT else -sent)

@@ -14,6 +14,7 @@ from flows.runs.promotion import Asked, promote, roll_back
 from flows.settings.gates import build_gates
 from tasks.promotion.moves import DONE
 from tasks.tracking.speaking import TrackingError
+from tests.patience import PATIENCE
 from tests.pipeline import pico
 
 Run = Callable[..., Any]
@@ -26,7 +27,7 @@ def test_races_have_one_winner_and_a_killed_promotion_is_healed(blank_home: Path
         env=pico.clean_environment(PYTHONPATH=str(pico.ROOT)),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr
     assert "3 races, 3 winners" in done.stdout

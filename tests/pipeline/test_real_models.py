@@ -47,6 +47,7 @@ def test_perplexities_are_those_of_an_independent_program(
         "samples": samples,
         "eval_windows": eval_windows,
         "length": 256,
+        "factors": "plain",  # as it stores them
         "device": "cpu",
         "home": home,
     }

@@ -74,8 +74,9 @@ def test_what_files_hold_in_another_dtype_than_the_model_runs_in_keeps_it(
         save_file(cast, folder / "model.safetensors", metadata={"format": "pt"})
         walk = pico.walk(inputs.settings(tmp_path / runs, model=str(folder), **SHORT))
         for made in folders(walk):
-            dtypes = {t.dtype for t in load_file(made / "model.safetensors").values()}
-            assert dtypes == {stored}
+            tensors = load_file(made / "model.safetensors")
+            bits = {name for name in tensors if name.endswith(".pivot_rows")}
+            assert {tensors[name].dtype for name in tensors.keys() - bits} == {stored}
 
 
 def test_it_is_measured_before_and_after(recovered: pico.Walk) -> None:

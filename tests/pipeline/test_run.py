@@ -18,13 +18,9 @@ from tasks.engine.session import Session
 from tasks.tracking.speaking import TrackingError
 from tests.pipeline import pico
 from tests.pipeline.conftest import Run
+from tests.pipeline.stored import numbers_in
 
 COLD = pico.UNITS | {"register": 1}
-
-
-def numbers_in(folder: str | Path) -> tuple[int, int]:
-    tensors = [t for f in Path(folder).glob("*.safetensors") for t in load_file(f).values()]
-    return sum(t.numel() for t in tensors), sum(t.numel() * t.element_size() for t in tensors)
 
 
 def test_the_result_says_everything(cold: dict[str, Any], inputs: pico.Inputs) -> None:

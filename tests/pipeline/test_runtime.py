@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from flows.server import runtime
+from tests.patience import PATIENCE, wait_for
 from tests.pipeline import pico
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -90,7 +91,7 @@ def start(home: Path, tasks: int, mode: str = "", **more: str) -> subprocess.Pop
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[str, str]:
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, err
     return out, err
 
@@ -136,7 +137,7 @@ def kill_in_a_migration(home: Path) -> None:
     parent.kill()
     parent.wait()
     parent.stdout.close()
-    assert gone_within(child, 15)
+    wait_for(lambda: not Path(f"/proc/{child}").exists())
 
 
 def test_behind_one_killed_in_a_migration_two_processes_record_every_task_of_a_long_burst(
@@ -159,7 +160,7 @@ def test_kill_leaves_a_record_and_no_orphan_and_the_next_start_records_its_failu
     process.wait()
     process.stdout.close()
     process.stderr.close()
-    assert gone_within(child, 15)
+    wait_for(lambda: not Path(f"/proc/{child}").exists())
     assert states(home, "task_run") - before == {"Completed": 10, "Cached": 10}
     tasks, flows = states(home, "task_run"), states(home, "flow_run")
     out, err = finish(start(home, 5, "fail"))
@@ -184,14 +185,6 @@ def test_the_environment_of_the_user_wins(tmp_path: Path, monkeypatch: pytest.Mo
     assert os.environ["PREFECT_HOME"] == "/theirs"
     assert os.environ["PREFECT_LOGGING_LEVEL"] == "DEBUG"
     assert os.environ["DO_NOT_TRACK"] == "1"
-
-
-def gone_within(pid: int, seconds: float) -> bool:
-    """Whether a process ends, generously: what is promised is five seconds."""
-    deadline = time.monotonic() + seconds
-    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return not Path(f"/proc/{pid}").exists()
 
 
 SECRET = "sesame-opens"
@@ -299,7 +292,7 @@ def test_a_server_named_in_a_file_is_checked_too(file: str, text: str, tmp_path:
         text=True,
         cwd=tmp_path,
         env=clean_environment(),
-        timeout=60,
+        timeout=PATIENCE,
     )
     assert done.stderr == ""
     assert "no Prefect server answers at PREFECT_API_URL=http://127.0.0.1:9/api" in done.stdout
@@ -311,7 +304,7 @@ def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
     (tmp_path / "home" / "prefect" / "prefect.db").write_bytes(b"this is no database" * 100)
     quiet = {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL"}  # as the commands have it
     process = start(tmp_path / "home", 1, **quiet)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
     assert "ServerError: the private Prefect server ended before it answered" in err
     assert "file is not a database" in err.splitlines()[-1]

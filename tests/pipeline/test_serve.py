@@ -6,9 +6,9 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import compress_core.hf  # noqa: F401  loads the compressed folder in this process
 from tasks.tracking.speaking import speaking
+from tests.patience import PATIENCE, wait_for
 from tests.pipeline import pico
 
 TEMPLATE = "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
 PROMPTS = [f"Ae {word}" for word in ("de", "be", "ko", "lu", "mi", "na", "ro", "su")]
 NEW = 8  # tokens
-DEADLINE = 120  # seconds for whatever has to happen once; never waited for in vain
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("code_cache")]
 
@@ -103,7 +103,7 @@ def answering(
         assert lines[-1], "it ended"
     ready = json.loads("".join(lines))
     assert ready["model"] == "pico"
-    client = OpenAI(base_url=ready["url"], api_key="none", max_retries=0, timeout=DEADLINE)
+    client = OpenAI(base_url=ready["url"], api_key="none", max_retries=0, timeout=PATIENCE)
     answers = Answering(process, client, home)
     yield answers
     for backend in answers.backends() if process.poll() is None else []:
@@ -115,13 +115,6 @@ def answering(
 def promote(home: Path, number: int) -> None:
     with pico.environment(pico.clean_environment()), speaking(home, "to promote") as client:
         client.set_registered_model_alias("pico", "champion", str(number))
-
-
-def until(happened: Callable[[], bool]) -> None:
-    end = time.monotonic() + DEADLINE
-    while not happened():
-        assert time.monotonic() < end
-        time.sleep(0.1)
 
 
 def test_requests_at_once_are_answered_each_by_its_own_text(
@@ -178,7 +171,7 @@ def test_a_version_that_is_not_what_was_registered_does_not_take_over(
     answering: Answering, written: list[dict[str, str]]
 ) -> None:
     promote(answering.home, 3)
-    until(lambda: (answering.home / "stderr").read_text().endswith("\n"))
+    wait_for(lambda: (answering.home / "stderr").read_text().endswith("\n"))
     (line,) = (answering.home / "stderr").read_text().splitlines()
     assert line.startswith("eigenpress: pico version 1 is served on: ")
     assert "config.json" in line
@@ -197,16 +190,16 @@ def test_a_promoted_version_takes_over_and_what_is_in_flight_ends_on_the_old_one
     old.suspend()  # so that both are in flight for as long as this takes
     with ThreadPoolExecutor(1) as threads:
         waiting = threads.submit(answering.ask, prompt)
-        until(lambda: _connections(answering, old) == 2)
+        wait_for(lambda: _connections(answering, old) == 2)
         promote(answering.home, 2)
         # The new one is loaded beside it; from the switch on it answers, and at once.
         assert _first_of_new(answering, prompt) == written[1][prompt]
         assert old.is_running() and not waiting.done()
         old.resume()
-        assert waiting.result(DEADLINE).choices[0].text == written[0][prompt]
+        assert waiting.result(PATIENCE).choices[0].text == written[0][prompt]
     streamed += "".join(part.choices[0].text for part in stream)
     assert streamed == whole
-    until(lambda: not old.is_running())
+    wait_for(lambda: not old.is_running())
     assert answering.ask(prompt).choices[0].text == written[1][prompt]
 
 
@@ -219,17 +212,15 @@ def _connections(answering: Answering, backend: psutil.Process) -> int:
 
 def _first_of_new(answering: Answering, prompt: str) -> str:
     """Asks until the new backend answers; what the suspended one got waits with the others."""
-    end = time.monotonic() + DEADLINE
     brief = answering.client.with_options(timeout=1)
-    while time.monotonic() < end:
-        try:
-            answer = brief.completions.create(
+
+    def answer() -> Any:
+        with suppress(APITimeoutError):
+            return brief.completions.create(
                 model="pico", prompt=prompt, max_tokens=NEW, temperature=0
             )
-        except APITimeoutError:
-            continue
-        return answer.choices[0].text
-    raise AssertionError("the new one never answered")
+
+    return str(wait_for(answer).choices[0].text)
 
 
 def test_killed_it_leaves_no_process(answering: Answering) -> None:
@@ -237,7 +228,7 @@ def test_killed_it_leaves_no_process(answering: Answering) -> None:
     place = Path(backend.cmdline()[-1])
     assert place.is_dir()
     os.kill(answering.process.pid, signal.SIGKILL)
-    until(lambda: not backend.is_running())
+    wait_for(lambda: not backend.is_running())
     assert not place.exists()
 
 

@@ -15,6 +15,7 @@ from storage.records import read_record
 from tasks.stages.allocate import read_shares
 from tasks.tracking.versions import find_version, run_metrics
 from tests.pipeline import pico
+from tests.pipeline.stored import marks_in
 
 
 def ranks_of(settings: dict[str, Any]) -> tuple[str, dict[str, int | None]]:
@@ -45,7 +46,7 @@ def test_bench_measures_beside_the_dense_model_and_tells_the_registry(
         assert all(value > 0 for name, value in row[which].items() if name != "spread")
     products = result["products_per_token"]
     saved = cold["parameters"]["compressible_dense"] - cold["parameters"]["compressible_compressed"]
-    assert products["dense"] - products["compressed"] == saved
+    assert products["dense"] - products["compressed"] == saved + marks_in(cold["model_dir"])
     assert result["ideal_speedup"] == products["dense"] / products["compressed"]
     version = find_version(cold_home, cold["registered"]["name"])
     logged = {n: v for n, v in run_metrics(cold_home, version).items() if n.startswith("speed/")}
@@ -115,7 +116,9 @@ def test_a_multiple_and_a_table_decide_ranks_and_key(
     assert {rank % 4 for rank in ranks.values() if rank is not None} == {0}
 
     monkeypatch.setattr(layer_speed, "fastest_rank", lambda shape, device, dtype: 6)
-    here = {**settings, "allocate": "uniform", "options": {"device": "here"}}
+    plain = {**settings, "factors": "plain"}  # what the table knows
+    plain_key, _ = ranks_of(plain)
+    here = {**plain, "allocate": "uniform", "options": {"device": "here"}}
     key, ranks = ranks_of(here)
     assert key != plain_key
     assert max(rank for rank in ranks.values() if rank is not None) <= 6

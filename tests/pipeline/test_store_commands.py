@@ -13,6 +13,7 @@ from compress_core.errors import ConfigError
 from flows.commands.store import store_app
 from storage.errors import ArtifactMissingError, StorageError, StoreInUseError
 from storage.records import read_record, write_record
+from tests.patience import PATIENCE
 from tests.pipeline import pico
 from tests.pipeline.conftest import Run
 
@@ -298,5 +299,5 @@ def test_gc_works_beside_a_damaged_artifact(
 
 def test_a_mistake_is_one_line_in_a_shell(tmp_path: Path) -> None:
     process = pico.start(pico.arguments("store ls", {"home": tmp_path / "none"}), tmp_path)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, out, err.count("\n")) == (2, "", 1)

@@ -263,9 +263,9 @@ def test_a_target_that_the_method_cannot_reach_is_one_line(
     run: Run, trained: pico.Inputs, home: Path
 ) -> None:
     with pytest.raises(BudgetError) as refusal:
-        run(search_settings(trained, home, 20, method="svd"))
+        run(search_settings(trained, home, 20, method="svd:factors=plain"))
     line = str(refusal.value)
-    assert "--target-perplexity 20 cannot be reached: svd at kept=0.99 has 2" in line
+    assert "--target-perplexity 20 cannot be reached: svd:factors=plain at kept=0.99 has 2" in line
     assert line.endswith("take another method or target") and "\n" not in line
 
 

@@ -84,7 +84,7 @@ def test_the_option_is_the_flag(first: pico.Walk, inputs: pico.Inputs, home: Pat
         ({"method": "svd_llm@fisher:damp=0.5"}, {"predict": LAYERS}),
         ({"method": "duo_svd@uniform"}, {}),
         ({"method": "saes_svd:prefix=block"}, {"measure": 4 * BLOCKS, "advance": BLOCKS}),
-        ({"method": "svd_llm", "factors": "pivot"}, {"decompose": LAYERS}),
+        ({"method": "svd_llm", "factors": "plain"}, {"decompose": LAYERS}),
         ({"method": "svd_llm:metric_damp=0.5"}, {"decompose": LAYERS}),
         ({"method": "svd"}, {"decompose": LAYERS}),
         ({"method": "svd_llm@fisher", "metric": "inputs"}, {"predict": LAYERS}),
@@ -170,7 +170,7 @@ def test_the_prediction_at_the_same_damping_is_half_of_the_loss(
 
 def test_it_costs_two_factorisations_and_products(inputs: pico.Inputs, home: Path) -> None:
     one, both = (
-        units_of(inputs.settings(home, method="duo_svd@uniform", metric=metric))
+        units_of(inputs.settings(home, method="duo_svd@uniform:factors=plain", metric=metric))
         for metric in ("inputs", "two_sided")
     )
     name = "model.layers.0.mlp.up_proj"  # (56, 32), 20 components pay

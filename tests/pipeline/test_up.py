@@ -20,9 +20,8 @@ from prefect.client.orchestration import SyncPrefectClient
 
 from flows.server.pool import WORKER_LABEL
 from flows.server.running import running_server
+from tests.patience import PATIENCE, wait_for
 from tests.pipeline import pico
-
-SECONDS = 180  # that anything may take on a very busy machine
 
 
 class Up:
@@ -87,7 +86,7 @@ def up(cold_home: Path, prepared_home: Path, hook: tuple[str, list[Any]]) -> Ite
         yield Up(process, cold_home, hook[1])
     finally:
         process.terminate()
-        process.wait(60)
+        process.wait(PATIENCE)
         for stream in (process.stdout, process.stderr):
             assert stream is not None
             stream.close()
@@ -110,7 +109,7 @@ def deploy(up: Up, inputs: pico.Inputs, *, name: str, **options: Any) -> dict[st
 def test_pages_answer_and_commands_on_the_home_find_the_server(up: Up) -> None:
     assert running_server(up.home) == up.said["api"] == f"{up.said['prefect']}/api"
     for name in ("prefect", "mlflow"):
-        with urlopen(up.said[name], timeout=SECONDS) as page:
+        with urlopen(up.said[name], timeout=PATIENCE) as page:
             assert page.status == 200 and b"<html" in page.read().lower()
 
 
@@ -125,7 +124,7 @@ def test_a_schedule_fires_and_a_run_that_finds_nothing_changed_says_so(
         def ended() -> Any:
             return [run for run in client.read_flow_runs() if run.state and run.state.is_final()]
 
-        first = pico.wait_for(ended, every=2)[0]
+        first = wait_for(ended, every=2)[0]
         client.pause_deployment(made["id"])
         deployment = client.read_deployment(made["id"])
     # a limit at the server is a lease, and Prefect ends a run that loses it
@@ -167,7 +166,7 @@ def test_a_run_whose_worker_was_killed_before_it_ran_frees_its_slot_and_is_told_
         assert client.read_flow_run(killed).state_name == "Crashed"
         assert take(alive)[1] == "Pending"
         assert end_dead_runs(client) == []
-        kind, told = pico.wait_for(lambda: up.told)[0]
+        kind, told = wait_for(lambda: up.told)[0]
     assert kind == "application/json"
     assert (told["deployment"], told["state"]) == ("limited", "Crashed")
     assert told["message"] in told["text"] and gone in told["message"]
@@ -179,7 +178,7 @@ def test_killed_it_leaves_no_process_and_is_not_believed_any_more(up: Up) -> Non
     assert len(family) >= 3
     os.kill(up.process.pid, signal.SIGKILL)
     up.process.wait()
-    _, left = psutil.wait_procs(family, timeout=SECONDS)
+    _, left = psutil.wait_procs(family, timeout=PATIENCE)
     assert left == []
     assert (up.home / "up.json").exists()
     assert running_server(up.home) is None

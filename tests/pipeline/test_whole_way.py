@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import PATIENCE
 from tests.pipeline import pico
 from tests.pipeline.whole_way import walk
 
 pytestmark = pytest.mark.slow
-SECONDS = 1200
 
 
 def test_from_an_empty_home_to_a_champion_that_answers_and_back(
@@ -36,7 +36,7 @@ def test_the_same_on_postgresql_by_environment_variables_alone(
         env=pico.clean_environment(PYTHONPATH=str(pico.ROOT)),
         capture_output=True,
         text=True,
-        timeout=SECONDS,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.endswith("everything is down\n")

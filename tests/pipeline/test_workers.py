@@ -16,6 +16,7 @@ import pytest
 from flows.runs.hands import LOST
 from storage.records import unseal
 from storage.store import Store
+from tests.patience import wait_for
 from tests.pipeline import at_once, pico
 from tests.s3_server import Server
 
@@ -100,7 +101,7 @@ def test_one_of_two_dask_workers_is_killed(
     words = [*pico.arguments("run", settings), "--json"]
     with counted_puts() as puts:
         process = pico.start(words, tmp_path, **s3.environment)
-        pid = pico.wait_for(lambda: process.poll() or holder_of_a_lease(home), every=0.002)
+        pid = wait_for(lambda: holder_of_a_lease(home), 0.002, process)
         assert process.poll() is None, process.communicate()
         worker = psutil.Process(pid)
         assert process.pid in {parent.pid for parent in worker.parents()}

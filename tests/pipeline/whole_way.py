@@ -22,9 +22,9 @@ import psutil
 import yaml
 from openai import OpenAI
 
+from tests.patience import PATIENCE, wait_for
 from tests.pipeline import pico
 
-SECONDS = 300  # that anything may take on a very busy machine
 NAME, PROMPT = "wiki", "The city is the capital of"
 GATES = {
     "perplexity": {"worse_than_dense": "50%", "worse_than_champion": "2%"},
@@ -73,7 +73,7 @@ class Way:
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=SECONDS,
+            timeout=PATIENCE,
         )
         last = done.stderr.strip().splitlines()[-1:] or [""]
         return done.returncode, json.loads(done.stdout) if done.stdout.strip() else None, last[0]
@@ -100,9 +100,9 @@ class Way:
         finally:
             family = [process, *psutil.Process(process.pid).children(recursive=True)]
             process.send_signal(signal.SIGTERM)
-            process.wait(SECONDS)
+            process.wait(PATIENCE)
             process.stdout.close()
-            left = psutil.wait_procs(family[1:], timeout=SECONDS)[1]
+            left = psutil.wait_procs(family[1:], timeout=PATIENCE)[1]
         assert left == []
 
     def champion(self) -> int:
@@ -129,9 +129,9 @@ def scheduled(way: Way, api: str, deployment: str, number: int) -> list[Any]:
             runs = begun()[:number]
             return runs if all(run.state and run.state.is_final() for run in runs) else []
 
-        pico.wait_for(begun, every=2)
+        wait_for(begun, every=2)
         client.pause_deployment(deployment)
-        return list(pico.wait_for(ended, every=2))
+        return list(wait_for(ended, every=2))
 
 
 def walk(home: Path, shared: Path, say: Callable[[str], None]) -> None:
@@ -161,7 +161,7 @@ def walk(home: Path, shared: Path, say: Callable[[str], None]) -> None:
         served = stack.enter_context(
             way.running("serve", f"{NAME}@champion", "--follow", "--port", 0)
         )
-        client = OpenAI(base_url=served["url"], api_key="none", timeout=SECONDS)
+        client = OpenAI(base_url=served["url"], api_key="none", timeout=PATIENCE)
 
         def ask() -> str:
             answer = client.completions.create(
@@ -186,12 +186,12 @@ def walk(home: Path, shared: Path, say: Callable[[str], None]) -> None:
             "promote", NAME, "--gates", gates, "--why", "a larger budget"
         )
         assert (code, way.champion()) == (0, number), (told, line)
-        after = pico.wait_for(lambda: (text := ask()) != before and text)
+        after = wait_for(lambda: (text := ask()) != before and text)
         say(f"version {number} is champion: {PROMPT} →{after!r}")
 
         code, told, line = way.command("rollback", NAME, "--why", "as a test")
         assert (code, way.champion()) == (0, best), (told, line)
-        assert pico.wait_for(lambda: ask() == before)
+        assert wait_for(lambda: ask() == before)
         say(f"rolled back to version {best}")
         code, moves, line = way.command("history", NAME)
         assert [move["after"]["champion"] for move in moves] == [best, number, best], line
