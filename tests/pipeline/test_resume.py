@@ -176,7 +176,8 @@ def test_batch_size_changes_rounding_only(
 
 
 def copy_packages(folder: Path) -> Path:
-    for package in ("compress_core", "storage", "tasks", "flows"):
+    """Ours and the tests' whole: whatever of them a script imports is the copy's."""
+    for package in ("compress_core", "storage", "tasks", "flows", "tests"):
         shutil.copytree(
             pico.ROOT / package,
             folder / package,
@@ -206,9 +207,6 @@ print(json.dumps({"why": why, "computed": sorted(computed)}))
 
 def walk_with(code: Path, settings: dict[str, Any]) -> dict[str, list[str]]:
     """Plans and walks in a process that runs the packages in ``code``."""
-    if not (code / "tests").exists():
-        (code / "tests").mkdir()
-        shutil.copytree(pico.ROOT / "tests/pipeline", code / "tests/pipeline")
     given = json.dumps(settings, default=str)
     return dict(json.loads(run_script(WALK, code, given, folder=code, path=[code])))
 
