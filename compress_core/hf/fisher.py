@@ -15,6 +15,7 @@ from compress_core.errors import NumericsError, TextError
 from compress_core.finite import all_finite
 from compress_core.gradients import token_loss, weight_gradients
 from compress_core.hf.stream import Progress
+from compress_core.learn.loop import saving_memory
 from compress_core.types import LayerRef, ModelLayout
 
 
@@ -31,7 +32,8 @@ def fisher_columns(
     Each window is by itself: its loss is the mean cross-entropy of its predicted tokens in nats,
     and what is averaged over windows is the square of the gradient g (out, in), summed over out.
 
-    Memory: one window's activations, one gradient at a time, and a float64 number per column.
+    Memory: one window's activations (a block's, where they are many), one gradient at a time, and a
+    float64 number per column.
 
     Args:
         model: A whole causal language model on ``device``, in evaluation mode; gradients that it
@@ -65,7 +67,11 @@ def fisher_columns(
             )
         sums[layer.name].add_(squares)
 
-    with weight_gradients(model, layout.layers, add) as scale, torch.enable_grad():
+    with (
+        weight_gradients(model, layout.layers, add) as scale,
+        saving_memory(model, layout, windows.shape[1]),
+        torch.enable_grad(),
+    ):
         for window in windows:
             loss = token_loss(model, window[None].to(device))
             if not math.isfinite(float(loss.detach())):

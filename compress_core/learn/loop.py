@@ -261,6 +261,16 @@ def first_bad_layer(model: Any, layout: ModelLayout, tokens: Tensor) -> str | No
     return bad[0] if bad else None
 
 
+def kept_activations(layout: ModelLayout, tokens: int) -> int:
+    """Bytes of what all layers read and give, in float32, for so many tokens."""
+    return 4 * tokens * sum(layer.in_features + layer.out_features for layer in layout.layers)
+
+
+def runs_again(layout: ModelLayout, tokens: int) -> bool:
+    """Whether blocks are run again in the backward pass of so many tokens."""
+    return kept_activations(layout, tokens) > CHECKPOINTED_BYTES
+
+
 @contextmanager
 def saving_memory(model: Any, layout: ModelLayout, tokens: int) -> Iterator[None]:
     """While it is open, blocks keep no activations for the backward pass where those are many.
@@ -272,8 +282,7 @@ def saving_memory(model: Any, layout: ModelLayout, tokens: int) -> Iterator[None
         layout: Its layout.
         tokens: In one batch.
     """
-    widths = sum(layer.in_features + layer.out_features for layer in layout.layers)
-    if 4 * tokens * widths <= CHECKPOINTED_BYTES:
+    if not runs_again(layout, tokens):
         yield
         return
     blocks = [model.get_submodule(path) for path in layout.blocks]

@@ -92,9 +92,23 @@ class Recovery:
         falling = 0.5 * (1 + math.cos(math.pi * step / self.proper))
         return warm * (END + (1 - END) * falling)
 
+    @property
+    def _every(self) -> int:
+        """Steps of the training proper between two checks."""
+        return max(1, self.proper // CHECKS)
+
     def checks(self, step: int) -> bool:
         """Whether the held-back loss is measured after a step of the training proper."""
-        return (step + 1) % max(1, self.proper // CHECKS) == 0 or step + 1 == self.proper
+        return (step + 1) % self._every == 0 or step + 1 == self.proper
+
+    def watched(self, samples: int) -> int:
+        """Windows that are run to measure the held-back loss, of all such measures, at most.
+
+        Args:
+            samples: Calibration windows.
+        """
+        measures = 1 + self.sides * (len(LADDER) + -(-self.proper // self._every))
+        return measures * held_back(samples, self.held_back)
 
 
 def next_trial(losses: Tensor) -> int | None:

@@ -1,7 +1,8 @@
 """Stage ``collect``, for methods that weigh by gradients: one backward pass of the dense model."""
 
 from compress_core.hf.fisher import fisher_columns
-from tasks.engine.cost import MODEL, Cost, forward_operations
+from tasks.engine.cost import MODEL, Cost
+from tasks.engine.descent import descent
 from tasks.engine.job import Job
 from tasks.engine.units import Unit
 from tasks.engine.whole_models import LOADING, Models
@@ -19,8 +20,7 @@ def fisher_group(job: Job, models: Models, calibration: Unit) -> Group:
     """
     model = job.model
     layers = model.layout.layers
-    tokens = job.samples * job.length  # a backward pass is worth two forward ones
-    operations = 3 * forward_operations(model, tokens, job.length) / len(layers)
+    passed = descent(model, job.samples * job.length, job.length, job.length)
     units = [
         Unit(
             "collect",
@@ -30,8 +30,10 @@ def fisher_group(job: Job, models: Models, calibration: Unit) -> Group:
             sources={"model": model.digest},
             inputs={"calibration tokens": calibration},
             cost=Cost(
-                products={MODEL: operations},
+                products={MODEL: passed.products[MODEL] / len(layers)},
+                logits=passed.logits / len(layers),
                 held=2 * model.parameters,
+                memory=passed.memory,
                 whole=True,
                 disk=8 * layer.in_features,
             ),

@@ -12,11 +12,10 @@ import torch
 
 from compress_core.allocate.base import Curvature
 from compress_core.allocate.fisher import Fisher
-from compress_core.head import PIECE_ELEMENTS
 from compress_core.hf.output_gradients import output_fisher
-from compress_core.learn.loop import CHECKPOINTED_BYTES
 from compress_core.types import LayerRef
-from tasks.engine.cost import MODEL, Cost, add, forward_operations, logits
+from tasks.engine.cost import MODEL, Cost, add
+from tasks.engine.descent import descent
 from tasks.engine.free_memory import free_memory
 from tasks.engine.job import Job
 from tasks.engine.units import Unit
@@ -108,20 +107,18 @@ def _unit(
 def _cost(job: Job, windows: int, layers: Sequence[LayerRef]) -> Mapping[str, Cost]:
     """Of each layer of one pass: its part of the forward and backward, and its own products."""
     model, tokens = job.model, windows * job.length
-    widths = sum(x.in_features + x.out_features for x in model.layout.layers)
-    activations = 4 * job.length * widths
-    again = 1 if activations > CHECKPOINTED_BYTES else 0
-    operations = (2 + again) * forward_operations(model, tokens, job.length) / len(layers)
+    passed = descent(model, tokens, job.length, job.length, weights=False)
     largest = max(8 * x.out_features**2 for x in layers)
-    piece = min(PIECE_ELEMENTS, int(logits(model, job.length)))
-    memory = _sums(layers) + 2 * largest + min(activations, CHECKPOINTED_BYTES) + 16 * piece
     return {
         layer.name: Cost(
-            products=add({MODEL: operations}, {job.products: 2.0 * tokens * layer.out_features**2}),
-            logits=logits(model, tokens) / len(layers),
+            products=add(
+                {MODEL: passed.products[MODEL] / len(layers)},
+                {job.products: 2.0 * tokens * layer.out_features**2},
+            ),
+            logits=passed.logits / len(layers),
             held=model.parameters,
             whole=True,
-            memory=memory,
+            memory=passed.memory + _sums(layers) + 2 * largest,
             disk=2 * layer.out_features * (layer.out_features + 1),
         )
         for layer in layers

@@ -15,7 +15,8 @@ from compress_core.learn.items import HELD_BYTES
 from compress_core.robust_pca import SOLVED
 from compress_core.types import LayerRef
 from tasks.engine.components import describe
-from tasks.engine.cost import MODEL, Cost, forward_operations
+from tasks.engine.cost import MODEL, Cost
+from tasks.engine.descent import descent
 from tasks.engine.job import Job
 from tasks.engine.units import Unit
 from tasks.engine.whole_models import LOADING, Models
@@ -71,8 +72,8 @@ def _unit(
         inputs["teacher"] = teacher
     layers = sum(layer.dense_cost for layer in model.layout.layers)
     entries = job.method.stores_entries
-    # Forward and backward of a model with factors of full rank, about twice its weights.
-    per_step = 6 * forward_operations(model, learner.batch * job.length, job.length)
+    tokens, units = learner.batch * job.length, len(decomposed) + 1
+    passed = descent(model, learner.steps * tokens, tokens, job.length)
     return Unit(
         "learn",
         name,
@@ -87,10 +88,13 @@ def _unit(
         sources={"model": model.digest},
         inputs=inputs,
         cost=Cost(
-            products={MODEL: learner.steps * per_step / (len(decomposed) + 1)},
+            # A model with factors of full rank has about twice the weights.
+            products={MODEL: 2 * passed.products[MODEL] / units},
+            logits=passed.logits / units,
             held=4 * model.parameters,
             whole=True,
-            memory=ITEM_BYTES * layers + min(HELD_BYTES, 8 * layers) if entries else 0,
+            memory=passed.memory
+            + (ITEM_BYTES * layers + min(HELD_BYTES, 8 * layers) if entries else 0),
             disk=1000,
         ),
     )

@@ -5,6 +5,7 @@ does not. The dense model's predictions (stage ``teacher``) are those that every
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,8 +18,9 @@ from compress_core.recover.parts import stored_tensors
 from compress_core.recover.recovery import Recovered, recover
 from compress_core.recover.settings import Recovery
 from tasks.engine.components import describe
-from tasks.engine.cost import MODEL, Cost, forward_operations
+from tasks.engine.cost import MODEL, Cost, add, forward_operations, logits
 from tasks.engine.dense_model import FOLDER
+from tasks.engine.descent import descent
 from tasks.engine.job import Job
 from tasks.engine.units import Unit
 from tasks.engine.whole_models import LOADING, Models
@@ -27,6 +29,7 @@ from tasks.stages.arrays import get_tensor, put_tensor
 from tasks.stages.checkpoints import clear_checkpoints
 from tasks.stages.teacher import read_teacher, teacher_group, training_of
 
+STATE_BYTES = 16  # of a number that is trained: its leaf, two moments and the best state, float32
 TENSOR = "tensor."  # what the arrays of trained tensors are called, beside those of the curves
 
 
@@ -62,7 +65,10 @@ def _unit(
     job: Job, recovery: Recovery, calibration: Unit, teacher: Unit, materialised: Unit
 ) -> Unit:
     model = job.model
-    per_step = 3 * forward_operations(model, recovery.batch * job.length, job.length)
+    tokens, watched = recovery.batch * job.length, recovery.watched(job.samples) * job.length
+    layers = sum(layer.dense_cost for layer in model.layout.layers)
+    passed = descent(model, recovery.all_steps * tokens, tokens, job.length, softmaxes=2)
+    watching = {MODEL: forward_operations(model, watched, job.length)}
     return Unit(
         "recover",
         recovery.how,
@@ -73,11 +79,12 @@ def _unit(
             "calibration tokens": calibration,
             "teacher": teacher,
         },
-        # Beside the model: leaves, two moments and gradients in float32, and the best state.
-        cost=Cost(
-            products={MODEL: recovery.all_steps * per_step},
-            held=6 * model.parameters,
-            whole=True,
+        cost=replace(
+            passed,
+            products=add(passed.products, watching),
+            logits=passed.logits + 2 * logits(model, watched),
+            held=2 * model.parameters,  # with gradients
+            memory=passed.memory + int(STATE_BYTES * job.share * layers),
             disk=int(job.share * model.nbytes),
         ),
     )

@@ -34,7 +34,7 @@ from tasks.engine.units import Unit
 from tasks.engine.work import Group, Work
 from tasks.stages.arrays import get_tensor, put_tensor
 from tasks.stages.checkpoints import clear_checkpoints
-from tasks.stages.recover import TENSOR
+from tasks.stages.recover import STATE_BYTES, TENSOR
 from tasks.stages.teacher import training_of
 
 OF_BLOCK = "block_"  # what names of curves begin with, beside those of the whole model's recovery
@@ -100,7 +100,8 @@ class _Blocks:
         job, recovery = self.job, self.recovery
         model = job.model
         step = 3 * block_operations(model, block, recovery.batch * job.length, job.length)
-        carried = 2 * block_operations(model, block, job.samples * job.length, job.length)
+        passed = 2 * job.samples + recovery.watched(job.samples)  # both models' states, and checks
+        carried = block_operations(model, block, passed * job.length, job.length)
         numbers = block_numbers(model, block)
         unit = Unit(
             "recover",
@@ -112,13 +113,11 @@ class _Blocks:
                 "calibration tokens": self.calibration,
                 **_by_block(self.units),
             },
-            # Beside the block: leaves, two moments and gradients in float32, and the best state.
             cost=Cost(
                 products={MODEL: recovery.all_steps * step + carried},
-                held=6 * numbers + outer_numbers(model),
-                memory=streamed_bytes(
-                    model, job.samples * job.length, 2, recovery.batch * job.length
-                ),
+                held=2 * numbers + outer_numbers(model),
+                memory=int(STATE_BYTES * job.share * numbers)
+                + streamed_bytes(model, job.samples * job.length, 2, recovery.batch * job.length),
                 disk=int(job.share * model.nbytes * numbers / model.parameters),
             ),
         )

@@ -240,6 +240,24 @@ def test_a_loss_that_becomes_so_keeps_the_last_checkpoint(
     assert f"at step {int(checkpoints.kept['step'])};" in str(error.value)
 
 
+@pytest.mark.parametrize("how", HOWS)
+def test_as_many_windows_are_watched_as_a_plan_counts(
+    case: Case, how: How, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched: list[int] = []
+    mean = Objective.mean
+
+    def counted(self: Objective, picks: Tensor, step: int | None = None) -> float:
+        watched.append(len(picks))
+        return mean(self, picks, step)
+
+    monkeypatch.setattr(Objective, "mean", counted)
+    case.run(how=how)
+    most = replace(case.recovery, how=how).watched(len(case.windows))
+    spared = case.recovery.sides * len(LADDER) * max(watched)  # trials beside the best are enough
+    assert most - 2 * spared < sum(watched) <= most
+
+
 def test_what_overlaps_a_held_back_window_is_not_trained_on() -> None:
     starts = [0, 500, 150, 530, 300, 1700]
     windows = torch.stack([torch.arange(i, i + 100) for i in starts])

@@ -19,6 +19,11 @@ def block(tokens: int) -> float:
     return 2.0 * tokens * (WEIGHTS + NORMS) + 4.0 * tokens * LENGTH * WIDTH
 
 
+def head(tokens: int) -> float:
+    """Logits of so many tokens."""
+    return 2.0 * tokens * VOCABULARY * WIDTH
+
+
 def costs(inputs: pico.Inputs, home: Path, **changes: Any) -> dict[tuple[str, str], Cost]:
     pipeline, _, _ = pico.build(inputs.settings(home, **changes))
     return {(unit.stage, unit.name): unit.cost for group in pipeline.groups for unit in group.units}
@@ -58,11 +63,11 @@ def test_a_decomposition_counts_its_products_and_one_eigendecomposition(
 
 def test_an_evaluation_counts_the_head_and_both_models(inputs: pico.Inputs, home: Path) -> None:
     found = costs(inputs, home)
-    once = pico.BLOCKS * block(EVALUATED) + 2.0 * EVALUATED * VOCABULARY * WIDTH
+    once = pico.BLOCKS * block(EVALUATED) + head(EVALUATED)
     (dense, compressed) = (cost for (stage, _), cost in found.items() if stage == "evaluate")
     assert (dense.products, dense.logits) == ({MODEL: once}, EVALUATED * VOCABULARY)
-    head = 2.0 * EVALUATED * VOCABULARY * WIDTH  # what left the dense model's blocks is kept
-    assert compressed.products == {MODEL: once + head}
+    # What left the dense model's blocks is kept.
+    assert compressed.products == {MODEL: once + head(EVALUATED)}
     assert compressed.logits == 2 * EVALUATED * VOCABULARY
     numbers = WEIGHTS + NORMS + VOCABULARY * WIDTH + WIDTH  # a block, and what is outside
     assert (dense.held, compressed.held) == (numbers, 2 * numbers)
@@ -79,6 +84,33 @@ def test_a_sequential_method_runs_both_models(inputs: pico.Inputs, home: Path) -
     measured = found["measure", "model.layers.1.mlp.down_proj"]
     assert measured.products == {MODEL: 2 * block(TOKENS), EXACT: 4.0 * TOKENS * INNER**2}
     assert found["advance", "model.layers.1"].products == {MODEL: 2 * block(TOKENS)}
+
+
+@pytest.mark.parametrize("short", [False, True])
+def test_a_training_counts_what_it_watches_and_what_short_memory_runs_again(
+    short: bool, inputs: pico.Inputs, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if short:
+        monkeypatch.setattr("compress_core.learn.loop.CHECKPOINTED_BYTES", 0)
+        monkeypatch.setattr("tasks.engine.descent.PIECE_ELEMENTS", VOCABULARY)
+    found = costs(inputs, home, recover="factors", recover_steps=4)["recover", "factors"]
+    steps = 7 * 2 + 4  # trials of 2 steps, and the training proper
+    tokens, watched = steps * 4 * LENGTH, 2 * (1 + 7 + 4) * LENGTH  # of 12 windows 2 are watched
+    once = pico.BLOCKS * block(watched) + head(watched)
+    trained = (3 + short) * pico.BLOCKS * block(tokens) + (2 + short) * head(tokens)
+    assert found.products == {MODEL: trained + once}
+    softmaxes = 2  # of the dense model's words and of the text's
+    assert found.logits == softmaxes * VOCABULARY * ((2 + short) * tokens + watched)
+    assert found.whole
+
+
+def test_gradients_count_a_pass_back_and_their_logits(inputs: pico.Inputs, home: Path) -> None:
+    found = costs(inputs, home, method="fwsvd")
+    units = [cost for (stage, name), cost in found.items() if name.startswith("gradients of")]
+    assert len(units) == 7 * pico.BLOCKS
+    operations = sum(cost.products[MODEL] for cost in units)
+    assert operations == pytest.approx(3 * pico.BLOCKS * block(TOKENS) + 2 * head(TOKENS))
+    assert sum(cost.logits for cost in units) == pytest.approx(2 * TOKENS * VOCABULARY)
 
 
 def test_the_folder_is_as_large_as_its_cost_says(
