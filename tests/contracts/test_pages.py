@@ -1,6 +1,7 @@
 """What pages say exists (commands, flags, links, files), and pages that are made are up to date."""
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +25,7 @@ FILES = [
     for file in ROOT.joinpath(folder).rglob("*.*")
 ]
 WRITTEN_BY_READERS = {"nightly.yaml", "gates.yaml", "compress_core/methods/mine.py"}
+SENTENCE = 60  # characters from which a line is prose
 OTHER_TOOLS = re.compile(r"(?:prefect|mlflow|pip|pytest) .*")
 
 
@@ -54,6 +56,13 @@ def test_the_readme_is_short_and_comes_to_ones_own_model_early() -> None:
     lines = README.read_text(encoding="utf-8").splitlines()
     assert len(lines) <= 150
     assert any("eigenpress run --model" in line for line in lines[:35])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_page_says_nothing_twice(page: Path) -> None:
+    lines = page.read_text(encoding="utf-8").splitlines()
+    prose = Counter(line for line in lines if len(line) > SENTENCE and not line.startswith("|"))
+    assert not [line for line, times in prose.items() if times > 1]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
