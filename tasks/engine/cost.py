@@ -89,8 +89,13 @@ def hidden_bytes(model: DenseModel, tokens: int) -> int:
     """
     if model.device.partition(":")[0] != "cpu":
         return 0
+    return model.room.held(state_bytes(model, tokens))
+
+
+def state_bytes(model: DenseModel, tokens: int) -> int:
+    """Hidden states of so many tokens between two blocks."""
     dtype: torch.dtype = getattr(torch, model.compute_dtype)
-    return model.room.held(tokens * _width(model) * dtype.itemsize)
+    return tokens * _width(model) * dtype.itemsize
 
 
 def streamed_bytes(model: DenseModel, tokens: int, models: int, at_once: int) -> int:

@@ -8,8 +8,8 @@ from tasks.engine.cost import (
     Cost,
     forward_operations,
     head_operations,
-    hidden_bytes,
     logits,
+    state_bytes,
 )
 from tasks.engine.dense_model import DenseModel
 
@@ -44,7 +44,7 @@ def descent(
     blocks = (2 + weights + again) * (forward_operations(model, tokens, length) - head)
     kept = kept_activations(layout, at_once)
     if again:
-        kept = len(layout.blocks) * hidden_bytes(model, at_once) + activation_bytes(layout, at_once)
+        kept = len(layout.blocks) * state_bytes(model, at_once) + activation_bytes(layout, at_once)
     return Cost(
         products={MODEL: blocks + (2 + in_pieces) * head},
         logits=softmaxes * (2 + in_pieces) * logits(model, tokens),
