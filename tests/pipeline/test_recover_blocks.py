@@ -210,8 +210,11 @@ def test_a_plan_shows_every_block(recovered: pico.Walk, inputs: pico.Inputs) -> 
     )
     assert planned[0].why == "steps 4 → 40"
     layer = 32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 56
+    block, outside = layer + 2 * 32, 160 * 32 + 32  # with norms; the embedding and the last norm
+    trained = int(16 * 0.6 * block)  # leaf, two moments and the best state of what is kept
     for unit in planned:
         assert sum(unit.cost.products.values()) > 40 * 4 * 48 * 6 * layer
         read, given = 4 * 32 + 2 * 32 + 56, 2 * 32 + 2 * 16 + 2 * 56 + 32  # by a block's layers
-        assert unit.cost.memory == 2 * 12 * 48 * 32 * 4 + 4 * 4 * 48 * (read + given)
-        assert 6 * layer < unit.cost.held < 12 * layer
+        states, batch = 2 * 12 * 48 * 32 * 4, 4 * 4 * 48 * (read + given)
+        assert unit.cost.memory == states + batch + trained
+        assert unit.cost.held == 2 * block + outside  # the block and its gradients
