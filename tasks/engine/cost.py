@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -34,6 +34,11 @@ class Cost:
     memory: int = 0
     disk: int = 0
     whole: bool = False
+
+    def part(self, units: int) -> "Cost":
+        """Of one of so many units that share the work, each with all the memory."""
+        products = {dtype: count / units for dtype, count in self.products.items()}
+        return replace(self, products=products, logits=self.logits / units)
 
 
 def add(*products: Mapping[str, float]) -> dict[str, float]:

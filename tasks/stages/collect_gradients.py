@@ -1,7 +1,8 @@
 """Stage ``collect``, for methods that weigh by gradients: one backward pass of the dense model."""
 
+from dataclasses import replace
+
 from compress_core.hf.fisher import fisher_columns
-from tasks.engine.cost import MODEL, Cost
 from tasks.engine.descent import descent
 from tasks.engine.job import Job
 from tasks.engine.units import Unit
@@ -20,7 +21,7 @@ def fisher_group(job: Job, models: Models, calibration: Unit) -> Group:
     """
     model = job.model
     layers = model.layout.layers
-    passed = descent(model, job.samples * job.length, job.length, job.length)
+    passed = descent(model, job.samples * job.length, job.length, job.length).part(len(layers))
     units = [
         Unit(
             "collect",
@@ -29,14 +30,7 @@ def fisher_group(job: Job, models: Models, calibration: Unit) -> Group:
             code=LOADING,
             sources={"model": model.digest},
             inputs={"calibration tokens": calibration},
-            cost=Cost(
-                products={MODEL: passed.products[MODEL] / len(layers)},
-                logits=passed.logits / len(layers),
-                held=2 * model.parameters,
-                memory=passed.memory,
-                whole=True,
-                disk=8 * layer.in_features,
-            ),
+            cost=replace(passed, held=2 * model.parameters, disk=8 * layer.in_features),
         )
         for layer in layers
     ]

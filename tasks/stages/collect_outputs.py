@@ -7,6 +7,7 @@ by them and a metric that counts them.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -14,7 +15,7 @@ from compress_core.allocate.base import Curvature
 from compress_core.allocate.fisher import Fisher
 from compress_core.hf.output_gradients import output_fisher
 from compress_core.types import LayerRef
-from tasks.engine.cost import MODEL, Cost, add
+from tasks.engine.cost import Cost, add
 from tasks.engine.descent import descent
 from tasks.engine.free_memory import free_memory
 from tasks.engine.job import Job
@@ -107,17 +108,13 @@ def _unit(
 def _cost(job: Job, windows: int, layers: Sequence[LayerRef]) -> Mapping[str, Cost]:
     """Of each layer of one pass: its part of the forward and backward, and its own products."""
     model, tokens = job.model, windows * job.length
-    passed = descent(model, tokens, job.length, job.length, weights=False)
+    passed = descent(model, tokens, job.length, job.length, weights=False).part(len(layers))
     largest = max(8 * x.out_features**2 for x in layers)
     return {
-        layer.name: Cost(
-            products=add(
-                {MODEL: passed.products[MODEL] / len(layers)},
-                {job.products: 2.0 * tokens * layer.out_features**2},
-            ),
-            logits=passed.logits / len(layers),
+        layer.name: replace(
+            passed,
+            products=add(passed.products, {job.products: 2.0 * tokens * layer.out_features**2}),
             held=model.parameters,
-            whole=True,
             memory=passed.memory + _sums(layers) + 2 * largest,
             disk=2 * layer.out_features * (layer.out_features + 1),
         )

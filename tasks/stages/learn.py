@@ -5,6 +5,7 @@ budget or seed trains again and computes nothing else.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 
@@ -15,7 +16,7 @@ from compress_core.learn.items import HELD_BYTES
 from compress_core.robust_pca import SOLVED
 from compress_core.types import LayerRef
 from tasks.engine.components import describe
-from tasks.engine.cost import MODEL, Cost
+from tasks.engine.cost import add
 from tasks.engine.descent import descent
 from tasks.engine.job import Job
 from tasks.engine.units import Unit
@@ -72,8 +73,8 @@ def _unit(
         inputs["teacher"] = teacher
     layers = sum(layer.dense_cost for layer in model.layout.layers)
     entries = job.method.stores_entries
-    tokens, units = learner.batch * job.length, len(decomposed) + 1
-    passed = descent(model, learner.steps * tokens, tokens, job.length)
+    tokens = learner.batch * job.length
+    passed = descent(model, learner.steps * tokens, tokens, job.length).part(len(decomposed) + 1)
     return Unit(
         "learn",
         name,
@@ -87,12 +88,11 @@ def _unit(
         code=[*LOADING, learner],
         sources={"model": model.digest},
         inputs=inputs,
-        cost=Cost(
+        cost=replace(
+            passed,
             # A model with factors of full rank has about twice the weights.
-            products={MODEL: 2 * passed.products[MODEL] / units},
-            logits=passed.logits / units,
+            products=add(passed.products, passed.products),
             held=4 * model.parameters,
-            whole=True,
             memory=passed.memory
             + (ITEM_BYTES * layers + min(HELD_BYTES, 8 * layers) if entries else 0),
             disk=1000,
