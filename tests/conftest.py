@@ -3,6 +3,7 @@
 import os
 import shutil
 import sqlite3
+import tempfile
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -11,6 +12,7 @@ import hypothesis
 import pytest
 import torch
 
+from tasks.engine.free_memory import free_memory
 from tests import s3_server
 from tests.code_cache import code_cache_at
 from tests.pipeline import pico
@@ -21,6 +23,26 @@ hypothesis.settings.load_profile("untimed")
 
 NO_RUNS = "no_runs.db"  # Prefect's tables, as they are before a first run
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+MEMORY, ROOM = Path("/dev/shm"), 8 << 30  # bytes; at its end the suite has 0.6 GB there
+TEMPORARY = "PYTEST_DEBUG_TEMPROOT"
+
+
+def pytest_configure() -> None:
+    """Temporary folders lie in memory where that has room: disks are slow to make and to remove
+    the small folders of thousands of homes."""
+    if TEMPORARY not in os.environ and room_in(MEMORY) > ROOM:
+        os.environ[TEMPORARY] = str(MEMORY)
+
+
+def room_in(memory: Path) -> int:
+    """Bytes that files in memory may take; none where there is no such place, or no code runs."""
+    try:
+        place = os.statvfs(memory)
+    except OSError:
+        return 0
+    if not os.access(memory, os.W_OK) or place.f_flag & os.ST_NOEXEC:
+        return 0
+    return min(place.f_bavail * place.f_frsize, free_memory("cpu"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -46,6 +68,13 @@ def shared() -> Path:
     if not (SHARED / "models").is_dir():
         pytest.skip(f"needs the real models in {SHARED}, which this machine does not have")
     return SHARED
+
+
+@pytest.fixture
+def on_disk() -> Iterator[Path]:
+    """A folder that does not lie in memory, if this machine's temporary files do not."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder).resolve()
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ from compress_core.hf.lm_eval_code import is_installed
 
 _PROGRAMS = ("subprocess.Popen", "os.system", "os.posix_spawn", "sqlite3.connect")
 _SYSTEM = tuple(map(Path, ("/proc", "/sys", "/dev", "/etc")))
+_MEMORY = Path("/dev/shm")  # among the system's folders, and anybody's
 _OWN = Path(__file__).resolve().parents[1]
 
 
@@ -56,8 +57,10 @@ def _is_ours(path: Path) -> bool:
     from huggingface_hub import constants
 
     caches = [config.HF_DATASETS_CACHE, config.HF_MODULES_CACHE, constants.HF_HOME]
-    roots = [*_SYSTEM, _OWN, *map(Path, caches), scratch()]
-    return is_installed(path) or any(path.is_relative_to(r.resolve()) for r in roots)
+    roots = [_OWN, *map(Path, caches), scratch()]
+    if not path.is_relative_to(_MEMORY.resolve()):
+        roots += _SYSTEM
+    return is_installed(path) or any(path.is_relative_to(root.resolve()) for root in roots)
 
 
 def scratch() -> Path:

@@ -31,7 +31,7 @@ Reads = list[tuple[str, bool]]  # key, and whether the thread of whoever asked r
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(on_disk: Path) -> Path:
     """Two files, that split a block between them, each block of 6 MiB."""
     torch.manual_seed(0)
     tensors = {key: torch.randn(1 << 19) for keys in KEYS for key in keys} | {OUTER: torch.ones(3)}
@@ -39,10 +39,10 @@ def folder(tmp_path: Path) -> Path:
     names = {key: "a.safetensors" if key in first else "b.safetensors" for key in tensors}
     for file in ("a.safetensors", "b.safetensors"):
         of_file = {key: tensor for key, tensor in tensors.items() if names[key] == file}
-        save_file(of_file, tmp_path / file, metadata={"format": "pt"})
-    (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
-    return tmp_path
+        save_file(of_file, on_disk / file, metadata={"format": "pt"})
+    (on_disk / "config.json").write_text("{}")
+    (on_disk / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    return on_disk
 
 
 @pytest.fixture

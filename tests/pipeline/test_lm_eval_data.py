@@ -5,6 +5,7 @@ import json
 import os
 import socket
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 
 from compress_core.errors import ConfigError
 from compress_core.hf.lm_eval_find import find_tasks
+from compress_core.hf.lm_eval_watch import Watch
 from tests.pipeline import pico
 
 TASK = """
@@ -229,6 +231,14 @@ def test_new_data_of_the_same_time_and_place_give_their_own_score(
     # All of it without a look-up, and without a copy in the user's cache.
     assert not asked
     assert not (tmp_path / "users").exists()
+
+
+@pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="of machines with a /dev/shm")
+def test_files_in_shared_memory_are_their_users_and_devices_are_not() -> None:
+    watched = Watch()
+    with tempfile.NamedTemporaryFile(dir="/dev/shm") as file:
+        watched.opened |= {file.name, "/dev/null", "/proc/self/status", "/etc/passwd"}
+        assert watched.files() == {Path(file.name)}
 
 
 def test_a_score_is_not_kept_where_nobody_knows_what_it_was_made_of(

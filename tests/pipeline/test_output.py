@@ -34,10 +34,21 @@ print(model(input_ids=tokens["input_ids"]).logits.double().sum().item())
 """
 
 
+@pytest.fixture
+def staying(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A place for folders that the registry of the shared home names, for as long as that lasts."""
+    return tmp_path_factory.mktemp("outputs")
+
+
 def test_output_and_the_configuration_in_it(
-    run: Run, cold: dict[str, Any], cold_home: Path, inputs: pico.Inputs, tmp_path: Path
+    run: Run,
+    cold: dict[str, Any],
+    cold_home: Path,
+    inputs: pico.Inputs,
+    staying: Path,
+    tmp_path: Path,
 ) -> None:
-    target = tmp_path / "deep" / "out"
+    target = staying / "deep" / "out"
     first = run(inputs.settings(cold_home, output=target))
     assert first["model_dir"] == str(target)
     config = build_config(RunConfig, {}, target / "eigenpress.yaml")
@@ -82,9 +93,9 @@ def test_an_output_that_is_not_ours_is_refused_before_any_stage(
 
 
 def test_an_output_folder_is_checked_again_before_it_is_replaced(
-    run: Run, cold_home: Path, inputs: pico.Inputs, tmp_path: Path
+    run: Run, cold_home: Path, inputs: pico.Inputs, staying: Path
 ) -> None:
-    target = tmp_path / "out"
+    target = staying / "out"
     run(inputs.settings(cold_home, output=target))
     (target / "adapter").mkdir()
     (target / "adapter" / "weights.bin").write_bytes(b"trained since")
