@@ -17,7 +17,7 @@ def markdown_table(results: Results) -> str:
     lines = []
     for label in results[0]["metrics"]["dense"]["texts"]:
         lines += [*_text(results, label), ""]
-    lines += _scores(results)
+    lines += scores(results)
     lines += _predicted(results)
     lines += _whole(results)
     lines += _learned(results)
@@ -73,7 +73,7 @@ def _measured(result: Mapping[str, Any], label: str, marked: Collection[tuple[st
     return found
 
 
-def _scores(results: Results) -> list[str]:
+def scores(results: Results) -> list[str]:
     """Scores of tasks with their standard errors, a row per run; nothing without tasks."""
     table = scores_table(results)
     if table is None:

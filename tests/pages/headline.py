@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flows.report.markdown import grid
+from flows.report.markdown import grid, scores
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "docs" / "results"
@@ -18,8 +18,8 @@ ROWS = (
     "ada_svd:factors=plain",
     "svd_llm@importance:factors=plain",
     "svd_llm@fisher:factors=plain",
-    "svd_llm@hull:probe_windows=4:factors=plain",
     "svd_llm@fisher:factors=pivot",
+    "svd_llm@hull:probe_windows=4:factors=pivot",
     "press:entries=false:correct=false:bits=16",
     "press:correct=false:bits=16",
     "press:bits=16:prefix=block",
@@ -51,7 +51,7 @@ def render_headline() -> str:
 
 
 def render_all() -> str:
-    """Every row on record: perplexity on both texts, KL, megabytes, CPU seconds."""
+    """Every row on record: perplexity on both texts and megabytes, and scores of tasks."""
     parts = []
     for file in sorted(RESULTS.glob(f"{MODEL}*/results.json")):
         runs = recorded(file.parent.name)
@@ -59,6 +59,8 @@ def render_all() -> str:
         budgets = sorted({kept for _, kept in runs}, reverse=True)
         parts.append(f"[{file.parent.name}]({file.parent.name}/table.md):\n")
         parts.append(table(runs, methods, budgets, texts=2))
+        if scored := scores(list(runs.values())):
+            parts.append("\n".join(scored))
     return "\n".join(parts)
 
 
@@ -76,10 +78,17 @@ def table(runs: Runs, rows: Iterable[str], budgets: Sequence[float], texts: int 
 
 
 def cell(run: Mapping[str, Any], state: str, texts: int, *, bold: bool = False) -> str:
-    """Perplexities on the first ``texts`` texts, and megabytes."""
+    """Perplexities on the first ``texts`` texts, before a recovery, too, and megabytes."""
+    found = perplexities(run, state, texts)
+    found = f"**{found}**" if bold else found
+    if state == "compressed" and "unrecovered" in run["metrics"]:
+        found = f"{perplexities(run, 'unrecovered', texts)} → {found}"
+    return f"{found} ({run['bytes'][state] / 1e6:.0f} MB)"
+
+
+def perplexities(run: Mapping[str, Any], state: str, texts: int) -> str:
     measured = list(run["metrics"][state]["texts"].values())[:texts]
-    found = " / ".join(f"{text['perplexity']:.4g}" for text in measured)
-    return f"{f'**{found}**' if bold else found} ({run['bytes'][state] / 1e6:.0f} MB)"
+    return " / ".join(f"{text['perplexity']:.4g}" for text in measured)
 
 
 def _best(runs: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
