@@ -189,6 +189,20 @@ def test_a_small_rank_is_probed_at_one_traded_component(rank: int) -> None:
     assert 1 in tried and max(tried) < rank
 
 
+@settings(max_examples=30, deadline=None)
+@given(rank=st.integers(6, 400))
+def test_both_probes_are_the_published_ones_from_six_components_on(rank: int) -> None:
+    """Below six the smaller one would be no trade at all."""
+    tried = []
+
+    def error(given: int) -> float:
+        tried.append(given)
+        return float(given > 0)
+
+    _golden(error, rank)
+    assert tried == [0, round(0.381966 * rank), round(0.0901699 * rank)]
+
+
 @pytest.mark.parametrize("refit", [False, True])
 @pytest.mark.parametrize("search", ["golden", "grid"])
 def test_planted_columns_are_found(refit: bool, search: Search) -> None:
