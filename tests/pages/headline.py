@@ -24,7 +24,6 @@ ROWS = (
     "press:correct=false:bits=16",
     "press:bits=16:prefix=block",
     "saes_svd@fisher:factors=plain",
-    "soco",
     "wanda",
     "sparsegpt",
     "oats:factors=plain",
@@ -46,7 +45,7 @@ def recorded(folder: str) -> Runs:
 
 def render_headline() -> str:
     """README's: perplexity on the first text and megabytes on disk, the best of a column bold."""
-    runs = recorded(MODEL) | recorded(f"{MODEL}-sparse") | recorded(f"{MODEL}-learned")
+    runs = recorded(MODEL) | recorded(f"{MODEL}-sparse")
     return table(runs, ROWS, KEPT)
 
 
