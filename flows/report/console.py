@@ -205,7 +205,10 @@ class Reporter:
             f"{memory['dense'] / 1e6:,.1f} MB in memory",
         )
         if "predicted" in result:
-            self.entry("predicted", f"KL {result['predicted']:.4g} nats/token, of what was cut")
+            others = result.get("passed_over", {}).items()
+            instead = "".join(f"; {name} {left:.4g}" for name, left in others)
+            told = f"KL {result['predicted']:.4g} nats/token, of what was cut{instead}"
+            self.entry("predicted", told)
         models = list(result["metrics"].values())  # dense, before recovery if any, compressed
         for label, compressed in models[-1]["texts"].items():
             texts = [model["texts"][label] for model in models]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from compress_core.secrets import hide_all
-from flows.runs.foretold import predicted_kl
+from flows.runs.foretold import passed_over, predicted_kl
 from flows.runs.pipeline import Evaluation, Pipeline
 from flows.runs.workspace import Workspace
 from flows.settings.config import RunConfig
@@ -118,10 +118,15 @@ def asking_of(config: RunConfig) -> dict[str, Any]:
     return {"asked": {name: getattr(config, name) for name in names}}
 
 
-def predicted_of(pipeline: Pipeline, session: Session) -> dict[str, float]:
-    """The KL that the allocation was predicted to leave ("predicted"), where something says it."""
+def predicted_of(pipeline: Pipeline, session: Session) -> dict[str, Any]:
+    """The KL that the allocation was predicted to leave ("predicted"), where something says it.
+
+    Of a price list also what it would have left with less on it ("passed_over").
+    """
     found = predicted_kl(pipeline, session.artifact)
-    return {} if found is None else {"predicted": found}
+    others = passed_over(pipeline, session.artifact)
+    told: dict[str, Any] = {} if found is None else {"predicted": found}
+    return told | ({"passed_over": others} if others else {})
 
 
 def learned_of(pipeline: Pipeline, session: Session) -> dict[str, Any]:

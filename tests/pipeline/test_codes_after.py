@@ -215,6 +215,18 @@ def test_a_report_shows_what_was_predicted_and_which_bits_there_are(
         assert "Bits of a number: " in page
 
 
+def test_a_result_says_what_the_list_was_chosen_over(results: dict[str, dict[str, Any]]) -> None:
+    """The same room with less on the list; nothing where nothing else was on it."""
+    for method, result in results.items():
+        others = result.get("passed_over", {})
+        if method != "press":
+            assert others == {}
+            continue
+        assert set(others) == {"without entries", "of whole weights in codes alone"}
+        assert 0 < result["predicted"] <= min(others.values()) * (1 + 1e-9)
+        assert others["without entries"] <= others["of whole weights in codes alone"] * (1 + 1e-9)
+
+
 def test_its_speed_and_memory_are_measured(walks: codes.Walks) -> None:
     """As `bench` does with any folder."""
     folder, asked = walks.get("biased", "press", KEPT["press"]).folder, Load(1, 8, 2)
