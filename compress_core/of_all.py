@@ -23,6 +23,7 @@ from compress_core.forms.names import (
     ROUNDING,
     WIDTHS,
 )
+from compress_core.learn.soco import LearnSpectrum
 from compress_core.method import Method
 from compress_core.metric_names import INPUTS, METRIC, METRIC_DAMP, METRIC_NAMES
 from compress_core.options import OptionValue, one_of
@@ -33,7 +34,7 @@ OF_ALL: dict[str, tuple[OptionValue, str]] = {
     FORM: (
         AUTO,
         "how a product of low rank is stored: plain, two factors as in the papers, pivot, or auto, "
-        "the smaller of both; what learns, or is shared among layers, stays plain",
+        "the smaller of both; what learns stays plain in auto, and what layers share always",
     ),
     METRIC: (
         INPUTS,
@@ -109,6 +110,8 @@ def rounded(method: Method, bits: int | None, group: int, rounding: str) -> Meth
     if bits == FULL or (bits is None and not chosen):
         return method
     how = "shares in-factors among layers" if method.sharing else ""
+    if method.learn is not None and method.form not in (PLAIN, EIGHT_BITS):
+        how = "learns, of codes, at the price of plain factors"
     if chosen and isinstance(method.fit, PreserveColumns):
         how = "trades ranks for columns at one price of numbers"
     if how:
@@ -179,9 +182,12 @@ def stored_as(method: Method, factors: str) -> Method:
     alone = isinstance(method.allocate, Entries) and not method.allocate.gives_ranks
     if alone or (method.rounds and not method.corrects):
         return method  # nothing of it is of low rank
-    if method.learn is not None:
-        if factors == AUTO:
-            return method
+    learn = method.learn
+    if learn is not None and factors == AUTO:
+        return method
+    if isinstance(learn, LearnSpectrum):
+        return replace(method, form=factors, learn=replace(learn, form=factors))
+    if learn is not None:
         raise ConfigError(
             f"method {method.name!r} learns at the price of plain factors: leave out "
             f"{FORM}={factors}"

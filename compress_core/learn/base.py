@@ -88,7 +88,7 @@ class Chosen:
             return layer.dense_cost
         entries = 0 if self.entries is None else int(self.entries.sum())
         bias = 0 if self.bias is None else self.bias.numel()
-        return len(self.index) * layer.atom_cost + entries + bias
+        return layer.rank_cost(len(self.index)) + entries + bias
 
 
 def pick(atoms: Atoms, chosen: Chosen) -> LowRank | None:

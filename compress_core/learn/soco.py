@@ -11,13 +11,14 @@ stays on, so that the cut costs nothing. What of this is reconstruction is said 
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from compress_core.allocate.base import check_one_component_each
 from compress_core.errors import ConfigError
+from compress_core.forms.names import PLAIN
 from compress_core.head import Halves
 from compress_core.learn.base import Assignment, Learned, train_whole
 from compress_core.learn.gated import GatedSpectra, Map, Order
@@ -58,6 +59,7 @@ class LearnSpectrum:
             let it until then.
         order: "score": what survives is free; "sigma": in every layer the largest singular values
             survive, as in all other methods, and only their number and scores are learned.
+        form: In which products are stored, and so what a component costs.
     """
 
     phase1: int = 80
@@ -71,6 +73,7 @@ class LearnSpectrum:
     polarise: float = 1.0
     gate_from: int = 1
     order: Order = "score"
+    form: str = PLAIN
 
     def __post_init__(self) -> None:
         if min(self.phase1, self.phase2, self.phase3) < 0 or self.phase1 < 1 or self.batch < 1:
@@ -111,8 +114,12 @@ class LearnSpectrum:
         Raises:
             BudgetError, ConfigError: It cannot be.
         """
-        check_one_component_each(layers, kept, biases=self.biases)
+        check_one_component_each(self.charged(layers), kept, biases=self.biases)
         check_samples(samples)
+
+    def charged(self, layers: Sequence[LayerRef]) -> list[LayerRef]:
+        """The layers with what their components cost as they will be stored."""
+        return [replace(layer, form=self.form) for layer in layers]
 
     def learn(self, given: Assignment) -> Learned:
         """Trains scores and deviation, then cuts at the exact budget.
@@ -134,7 +141,8 @@ class _Run:
         self.halves = Halves(model)
         self.kept, self.teacher, self.training = given.kept, given.teacher, training
         found = {layer.name: given.atoms(layer) for layer in layout.layers}
-        spectra = Spectra.of(layout.layers, [found[x.name].energy for x in layout.layers])
+        layers = settings.charged(layout.layers)
+        spectra = Spectra.of(layers, [found[x.name].energy for x in layers])
         self.gated = GatedSpectra(
             spectra,
             settings.map,
@@ -144,7 +152,6 @@ class _Run:
             training.device,
         )
         install(model, spectra, found, self.gated.effective, self.gated.deviation)
-        self.costs = (spectra.costs / spectra.dense_cost).float().to(training.device)
         self.parameters = [self.gated.raw] + ([self.gated.shift] if self.gated.extras else [])
         self.rates = [settings.rate, settings.deviation]
         self.optimizer = torch.optim.AdamW(
@@ -178,7 +185,7 @@ class _Run:
             scores = gated.all_scores()
             now = gated.kept_now(scores)
             gate = gated.gate(scores)
-            push = self._push(phase, now, gate)
+            push = self._push(now, scores, gate)
             loss = kl
             if phase == 3 and not gated.settled:
                 weight = settings.polarise * float(kl.detach()) * self._done(step)
@@ -205,7 +212,7 @@ class _Run:
         elif phase > 1:
             self.pressure.mul_(UP if over else DOWN)
 
-    def _push(self, phase: int, now: float, gate: Tensor) -> Tensor | None:
+    def _push(self, now: float, scores: Tensor, gate: Tensor) -> Tensor | None:
         """The weighted gradient of the share by the raw scores, (components,).
 
         None at or below the target, and once what stays is settled.
@@ -213,7 +220,8 @@ class _Run:
         over = now - self.kept
         if over <= 0 or self.gated.settled:
             return None
-        share = (self.costs * gate).sum()
+        prices = self.gated.spectra.prices(scores.detach().cpu() > self.settings.threshold)
+        share = (prices.to(gate) * gate).sum()
         (gradient,) = torch.autograd.grad(share, self.gated.raw, retain_graph=True)
         return float(self.pressure) * min(1.0, over / NEAR) * gradient
 

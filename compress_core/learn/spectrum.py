@@ -57,14 +57,12 @@ class Spectra:
         layers: Every compressible layer.
         starts: Where each layer's components begin, and after the last one their number.
         outs: The same of the layers' outputs.
-        costs: Numbers that a component takes, float64 (components of all layers,).
-        worth: Energy of a component for each number it takes, for ties; float64.
+        worth: Energy of a component for each number that a layer's first takes, for ties; float64.
     """
 
     layers: tuple[LayerRef, ...]
     starts: tuple[int, ...]
     outs: tuple[int, ...]
-    costs: Tensor
     worth: Tensor
 
     @classmethod
@@ -75,9 +73,8 @@ class Spectra:
             starts.append(starts[-1] + len(energy))
             outs.append(outs[-1] + layer.out_features)
         pairs = list(zip(layers, energies, strict=True))
-        costs = [torch.full((len(e),), float(x.atom_cost), dtype=torch.float64) for x, e in pairs]
         worth = [e.double().cpu() / x.atom_cost for x, e in pairs]
-        return cls(tuple(layers), tuple(starts), tuple(outs), torch.cat(costs), torch.cat(worth))
+        return cls(tuple(layers), tuple(starts), tuple(outs), torch.cat(worth))
 
     @property
     def dense_cost(self) -> int:
@@ -99,7 +96,23 @@ class Spectra:
     def most(self, index: int, extra: int) -> int:
         """Largest rank at which factors and ``extra`` numbers cost less than the dense weight."""
         layer = self.layers[index]
-        return max(0, (layer.dense_cost - 1 - extra) // layer.atom_cost)
+        return layer.affordable_rank(max(0, layer.dense_cost - 1 - extra))
+
+    def prices(self, alive: Tensor) -> Tensor:
+        """Share of the layers' numbers that a component takes, on average, float64 (components,).
+
+        In plain factors that is each one's own. In the pivot form the last of a square layer's
+        components costs hardly anything, all of them cost the dense weight, and what presses the
+        share down has to see that.
+
+        Args:
+            alive: bool, all components.
+        """
+        found = torch.empty(self.starts[-1], dtype=torch.float64)
+        for index, count in enumerate(self.counts(alive)):
+            rank = max(1, count)
+            found[self.part(index)] = self.layers[index].rank_cost(rank) / rank
+        return found / self.dense_cost
 
     def kept(self, alive: Tensor, extras: bool) -> float:
         """Share of the layers' numbers stored if ``alive`` components stay.
@@ -115,7 +128,7 @@ class Spectra:
             layer = self.layers[index]
             extra = layer.out_features if extras else 0
             dense = count > self.most(index, extra)
-            total += layer.dense_cost if dense else count * layer.atom_cost + extra
+            total += layer.dense_cost if dense else layer.rank_cost(count) + extra
         return total / self.dense_cost
 
 
@@ -211,8 +224,9 @@ def cut(
         torch.arange(len(spectra.layers)), torch.tensor(spectra.starts).diff()
     )
     for place, index in zip(order.tolist(), owner[order].tolist(), strict=True):
-        cost = spectra.layers[index].atom_cost
-        fits = cost <= left and len(chosen[index]) < most[index]
+        rank, layer = len(chosen[index]), spectra.layers[index]
+        cost = layer.rank_cost(rank + 1) - layer.rank_cost(rank) if rank < most[index] else 0
+        fits = cost <= left and rank < most[index]
         if fits and place != chosen[index][0]:
             chosen[index].append(place)
             left -= cost

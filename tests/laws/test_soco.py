@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compress_core.errors import BudgetError, ConfigError, NumericsError
+from compress_core.forms.names import FACTORS, PLAIN
 from compress_core.learn.gated import GatedSpectra, score_map
 from compress_core.learn.soco import LearnSpectrum, _Run
 from compress_core.learn.spectrum import Spectra, affordable_dense, choose, cut, install, overlap
@@ -195,33 +196,66 @@ LAYERS = [LayerRef(f"l{i}", i, m, n, f"l{i}") for i, (m, n) in enumerate(SIZES)]
 SPECTRA = Spectra.of(LAYERS, [torch.linspace(5, 1, min(s)).double() for s in SIZES])
 
 
+def spectra_in(form: str) -> Spectra:
+    """The same components, at what they cost in a form."""
+    layers = tuple(dataclasses.replace(layer, form=form) for layer in LAYERS)
+    return dataclasses.replace(SPECTRA, layers=layers)
+
+
 @settings(deadline=None)
 @given(
     seed=st.integers(0, 10_000),
     kept=st.floats(0.45, 1.0),
     extras=st.booleans(),
     levels=st.integers(1, 30),
+    form=st.sampled_from(FACTORS),
 )
 def test_the_cut_fills_the_budget_with_the_highest_scores(
-    seed: int, kept: float, extras: bool, levels: int
+    seed: int, kept: float, extras: bool, levels: int, form: str
 ) -> None:
+    spectra = spectra_in(form)
     generator = torch.Generator().manual_seed(seed)
-    scores = torch.randint(levels, (SPECTRA.starts[-1],), generator=generator) / levels
-    places = cut(SPECTRA, scores, kept, [False] * 4, extras)
-    chosen = choose(SPECTRA, places, scores, torch.zeros(SPECTRA.outs[-1]) if extras else None)
-    spent = sum(chosen[layer.name].cost(layer) for layer in LAYERS)
-    budget = affordable(kept, SPECTRA.dense_cost)
+    scores = torch.randint(levels, (spectra.starts[-1],), generator=generator) / levels
+    places = cut(spectra, scores, kept, [False] * 4, extras)
+    chosen = choose(spectra, places, scores, torch.zeros(spectra.outs[-1]) if extras else None)
+    spent = sum(chosen[layer.name].cost(layer) for layer in spectra.layers)
+    budget = affordable(kept, spectra.dense_cost)
     assert spent <= budget
-    for index, layer in enumerate(LAYERS):
-        stay, own = places[index], scores[SPECTRA.part(index)]
+    for index, layer in enumerate(spectra.layers):
+        stay, own = places[index], scores[spectra.part(index)]
         assert stay is not None and len(stay) >= 1
-        most = SPECTRA.most(index, layer.out_features if extras else 0)
+        most = spectra.most(index, layer.out_features if extras else 0)
         assert len(stay) <= most
         if len(stay) < most:  # nothing more of it fits
-            assert budget - spent < max(x.atom_cost for x in LAYERS)
+            assert budget - spent < max(x.atom_cost for x in spectra.layers)
         gone = torch.ones(len(own), dtype=torch.bool)
         gone[stay] = False
         assert not gone.any() or float(own[gone].max()) <= float(own[stay].min())
+
+
+@settings(deadline=None)
+@given(seed=st.integers(0, 10_000), form=st.sampled_from(FACTORS))
+def test_average_prices_of_what_is_alive_are_what_it_stores(seed: int, form: str) -> None:
+    spectra = spectra_in(form)
+    alive = torch.rand(spectra.starts[-1], generator=torch.Generator().manual_seed(seed)) < 0.6
+    alive[list(spectra.starts[:-1])] = True  # one of every layer
+    counts = spectra.counts(alive)
+    stored = sum(x.rank_cost(n) for x, n in zip(spectra.layers, counts, strict=True))
+    assert float(spectra.prices(alive)[alive].sum()) == pytest.approx(stored / spectra.dense_cost)
+    if form == PLAIN:
+        own = spectra.prices(~alive)
+        assert torch.equal(own, spectra.prices(alive))  # whatever else is alive
+
+
+def test_in_the_pivot_form_stays_what_plain_factors_could_not_hold() -> None:
+    school = lesson()
+    settings = dataclasses.replace(SHORT, form="pivot")
+    chosen = school.learn(settings, KEPT).chosen
+    priced = settings.charged(school.layout.layers)
+    budget = affordable(KEPT, sum(x.dense_cost for x in priced))
+    stored = sum(chosen[x.name].cost(x) for x in priced)
+    assert budget - max(x.atom_cost for x in priced) < stored <= budget
+    assert sum(chosen[x.name].cost(x) for x in school.layout.layers) > 1.1 * budget
 
 
 def test_a_dense_layer_is_paid_for_and_one_too_many_is_refused() -> None:
