@@ -13,6 +13,8 @@ from transformers import LlamaConfig, PreTrainedConfig
 
 from tests.pipeline import pico
 
+SMOLLM2 = pico.ROOT / "build" / "smollm2-135m"
+
 # A child's maximum begins with what its parent has in memory; a parent that has just made a model
 # has more than the child will take. So a process with nothing in it starts and counts the child.
 BETWEEN = """

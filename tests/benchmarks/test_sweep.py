@@ -5,14 +5,13 @@ from pathlib import Path
 import pytest
 
 from flows.report.spent import spent_of, with_spent
-from tests.benchmarks.commands import by_stage, command
+from tests.benchmarks.commands import SMOLLM2, by_stage, command
 from tests.benchmarks.conftest import Bench
 from tests.pipeline import pico
 
 METHODS = ["svd", "asvd", "svd_llm", "svd_llm_v2"]
 KEPT = [0.9, 0.8, 0.6, 0.4]
 CHECKED = ("svd_llm", 0.6)
-MODEL = pico.ROOT / "build" / "smollm2-135m"
 # As many calibration windows to one of evaluation as the defaults have.
 WINDOWS = {"samples": 16, "length": 512, "eval_windows": 4}
 
@@ -22,10 +21,10 @@ def test_sweep_against_cold_runs(shared: Path, bench: Bench, tmp_path: Path) -> 
 
     What no run keeps (the start, the registration) is measured on that one and counted for all.
     """
-    if not MODEL.is_dir():
-        pytest.skip(f"needs {MODEL}: make build/smollm2-135m")
+    if not SMOLLM2.is_dir():
+        pytest.skip(f"needs {SMOLLM2}: make build/smollm2-135m")
     data = shared / "data"
-    inputs = pico.Inputs(MODEL, data / "wiki2015/valid.jsonl", data / "wikitext2/test.txt")
+    inputs = pico.Inputs(SMOLLM2, data / "wiki2015/valid.jsonl", data / "wikitext2/test.txt")
     homes = [tmp_path / "sweep", tmp_path / "cold"]
     asked = inputs.settings(homes[0], methods=METHODS, kept=KEPT, **WINDOWS)
     sweep = command("sweep", asked, tmp_path)
