@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from flows.report.markdown import grid, scores
+from flows.report.spent import HOUR, spent_of
+from flows.report.tables import kind_part
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "docs" / "results"
@@ -18,12 +20,12 @@ ROWS = (
     "ada_svd:factors=plain",
     "svd_llm@importance:factors=plain",
     "svd_llm@fisher:factors=plain",
+    "svd_llm@hull:probe_windows=4:factors=plain",
     "svd_llm@fisher:factors=pivot",
     "svd_llm@hull:probe_windows=4:factors=pivot",
     "press:entries=false:correct=false:bits=16",
     "press:correct=false:bits=16",
-    "press:bits=16:prefix=block",
-    "saes_svd@fisher:factors=plain",
+    "saes_svd:factors=plain",
     "wanda",
     "sparsegpt",
     "oats:factors=plain",
@@ -50,8 +52,11 @@ def render_headline() -> str:
 
 
 def render_all() -> str:
-    """Every row on record: perplexity on both texts and megabytes, and scores of tasks."""
-    parts = []
+    """Every row on record: perplexity on both texts and megabytes, and scores of tasks.
+
+    At the end what all of it took.
+    """
+    parts, together, cold = [], 0.0, 0.0
     for file in sorted(RESULTS.glob(f"{MODEL}*/results.json")):
         runs = recorded(file.parent.name)
         methods = list(dict.fromkeys(method for method, _ in runs))
@@ -60,6 +65,13 @@ def render_all() -> str:
         parts.append(table(runs, methods, budgets, texts=2))
         if scored := scores(list(runs.values())):
             parts.append("\n".join(scored))
+        spent = spent_of(list(runs.values()))
+        assert spent is not None, f"{file} does not say what it took"
+        together, cold = together + spent[0], cold + spent[1]
+    parts.append(
+        f"All of these tables took {together / HOUR:.1f} CPU hours, what the runs of a folder "
+        f"share counted once; every run by itself, with nothing cached, {cold / HOUR:.1f}.\n"
+    )
     return "\n".join(parts)
 
 
@@ -77,12 +89,17 @@ def table(runs: Runs, rows: Iterable[str], budgets: Sequence[float], texts: int 
 
 
 def cell(run: Mapping[str, Any], state: str, texts: int, *, bold: bool = False) -> str:
-    """Perplexities on the first ``texts`` texts, before a recovery, too, and megabytes."""
+    """Perplexities on the first ``texts`` texts, before a recovery, too, and megabytes.
+
+    Of what has components and entries also the part of the layers' numbers that are entries.
+    """
     found = perplexities(run, state, texts)
     found = f"**{found}**" if bold else found
     if state == "compressed" and "unrecovered" in run["metrics"]:
         found = f"{perplexities(run, 'unrecovered', texts)} → {found}"
-    return f"{found} ({run['bytes'][state] / 1e6:.0f} MB)"
+    part = kind_part(run) if state == "compressed" else ""
+    entries = f", {float(part):.0f} % entries" if part else ""
+    return f"{found} ({run['bytes'][state] / 1e6:.0f} MB{entries})"
 
 
 def perplexities(run: Mapping[str, Any], state: str, texts: int) -> str:
