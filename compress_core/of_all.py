@@ -34,7 +34,7 @@ OF_ALL: dict[str, tuple[OptionValue, str]] = {
     FORM: (
         AUTO,
         "how a product of low rank is stored: plain, two factors as in the papers, pivot, or auto, "
-        "the smaller of both; what learns stays plain in auto, and what layers share always",
+        "the smaller of both; what dobi_svd and cap learn, and what layers share, stays plain",
     ),
     METRIC: (
         INPUTS,
@@ -110,8 +110,10 @@ def rounded(method: Method, bits: int | None, group: int, rounding: str) -> Meth
     if bits == FULL or (bits is None and not chosen):
         return method
     how = "shares in-factors among layers" if method.sharing else ""
-    if method.learn is not None and method.form not in (PLAIN, EIGHT_BITS):
-        how = "learns, of codes, at the price of plain factors"
+    if isinstance(method.learn, LearnSpectrum) and method.form == AUTO:
+        method = stored_as(method, PLAIN)
+    elif method.learn is not None and method.form not in (PLAIN, EIGHT_BITS):
+        how = f"learns at the price of plain factors in codes, and was told {FORM}={method.form}"
     if chosen and isinstance(method.fit, PreserveColumns):
         how = "trades ranks for columns at one price of numbers"
     if how:
@@ -177,17 +179,16 @@ def stored_as(method: Method, factors: str) -> Method:
         ConfigError: There is no such form, or the method's products have one of their own.
     """
     one_of(f"method {method.name!r}", FORM, factors, FACTORS)
+    if isinstance(method.learn, LearnSpectrum):
+        return replace(method, form=factors, learn=replace(method.learn, form=factors))
     if factors == PLAIN:
         return method
     alone = isinstance(method.allocate, Entries) and not method.allocate.gives_ranks
     if alone or (method.rounds and not method.corrects):
         return method  # nothing of it is of low rank
-    learn = method.learn
-    if learn is not None and factors == AUTO:
-        return method
-    if isinstance(learn, LearnSpectrum):
-        return replace(method, form=factors, learn=replace(learn, form=factors))
-    if learn is not None:
+    if method.learn is not None:
+        if factors == AUTO:
+            return method
         raise ConfigError(
             f"method {method.name!r} learns at the price of plain factors: leave out "
             f"{FORM}={factors}"

@@ -19,8 +19,8 @@ perplexity at kept 0.5 of stories260K, windows and seed as in ``docs/results``:
   costs to second order, per stored number (``gains``; with both, 53.4);
 * the policy gradient is one that learns (``entry``): first probabilities that are sharp and whose
   balance of components and entries serves held-out windows best, antithetic draws, the ancestor's
-  divisor and shift, three passes over the data, and the better of before and after on those windows
-  (53.4 becomes 44.7; at ``lambda_scale=0.5`` 22.5 becomes 20.7);
+  divisor and shift, three passes over the data (192 steps at most), and the better of before and
+  after on those windows (53.4 becomes 44.7; at ``lambda_scale=0.5`` 22.5 becomes 20.7);
 * ``refit=turns``, as entries and components are fitted to one another and most of them do not stay
   (20.9; 24.2 without the policy).
 

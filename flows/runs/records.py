@@ -18,7 +18,7 @@ from storage.records import NoRecordError, read_record, write_record
 from storage.store import Store
 from tasks.tracking.speaking import registry_of
 
-FORMAT = 3
+FORMAT = 4
 RECENT_DAYS = 14.0
 """What runs of this many days used stays, if nothing else is asked for."""
 UNSAID = {FORM: PLAIN, METRIC: INPUTS, BITS: FULL}
@@ -152,12 +152,15 @@ def read_run(home: Path, name: str) -> dict[str, Any]:
     except (FileNotFoundError, NoRecordError) as error:
         raise StorageError(f"the record of a run {file} cannot be read: {error}") from error
     if fields.get("format", 1) < FORMAT and isinstance(fields.get("config"), dict):
-        fields["config"] = _with_its_form(fields["config"])
+        fields["config"] = _with_its_form(fields["config"], fields.get("format", 1))
     return fields
 
 
-def _with_its_form(config: dict[str, Any]) -> dict[str, Any]:
-    """Up to format 2 who said nothing of factors got plain ones; of `press`, the smaller ones."""
+def _with_its_form(config: dict[str, Any], version: int) -> dict[str, Any]:
+    """What who said nothing of factors got: up to format 2 plain ones, of `press` the smaller ones.
+
+    In format 3 the smaller ones, of `soco` plain ones.
+    """
     from compress_core.methods import build_method, parse_variant  # for `ls` too dear: torch
 
     try:
@@ -166,7 +169,8 @@ def _with_its_form(config: dict[str, Any]) -> dict[str, Any]:
     except (ConfigError, KeyError):  # what is no method any more says nothing of its form
         return config
     silent = config.get(FORM) is None and f":{FORM}=" not in config["method"]
-    return config | {FORM: PLAIN} if silent and name != "press" and method.form == AUTO else config
+    plain = name == "soco" or (version <= 2 and name != "press")
+    return config | {FORM: PLAIN} if silent and plain and method.form == AUTO else config
 
 
 def _fields(file: Path) -> dict[str, Any]:

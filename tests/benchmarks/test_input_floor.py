@@ -24,6 +24,7 @@ def test_directions_below_the_floor(bench: Bench, shared: Path, tmp_path: Path) 
         "model": str(SMOLLM2),
         "calibration": str(shared / "data" / "wiki2015" / "valid.jsonl"),
         "method": "svd_llm",
+        "kept": 0.8,
         "samples": 48,
         "length": 512,
         "products": "float32",

@@ -24,7 +24,7 @@ OTHERWISE = {"press": {"metric", "bits"}} | {name: {"bits"} for name in ROUNDING
 """Methods with a default of their own, and of which flags."""
 OTHER_THINGS = {"device", "calibration"}
 """Options, speeds of a device and a way to calibrate, called as flags that are not about them."""
-PLAIN = {"wanda", "sparsegpt", "cap", "soco", "dobi_svd"}  # of no low rank, or charged as plain
+PLAIN = {"wanda", "sparsegpt", "cap", "dobi_svd"}  # of no low rank, or charged as plain
 PARTS = {  # where in a method it shows, and as what
     "factors": ("form", "auto"),
     "metric": ("two_sided", None),
@@ -172,7 +172,7 @@ def test_a_record_of_before_does_not_say_what_nobody_said(tmp_path: Path) -> Non
     file = save_run_record(tmp_path, config.model_copy(update=UNSAID), {})
     assert read_run(tmp_path, file.stem)["config"]["bits"] == 16  # which is said now
     record = read_record(file)
-    assert record["format"] == 3
+    assert record["format"] == 4
     write_record(file, record | {"format": 1})
     assert read_run(tmp_path, file.stem)["config"] == config.model_dump(mode="json")
 
@@ -188,18 +188,19 @@ def test_a_record_of_before_does_not_say_what_nobody_said(tmp_path: Path) -> Non
         ("svd_llm", "plain"),
         ("ada_svd@hull:sweeps=3", "plain"),
         ("svd_llm:factors=pivot", None),
-        *(
-            (name, None)
-            for name in ("press", "wanda", "soco", "dobi_svd:remap=true", "a_former_one")
-        ),
+        ("soco", "plain"),
+        *((name, None) for name in ("press", "wanda", "dobi_svd:remap=true", "a_former_one")),
     ],
 )
 def test_an_older_record_says_the_factors_that_were_meant(
     method: str, then: str | None, tmp_path: Path
 ) -> None:
-    """Up to format 2 whoever said nothing of them got plain ones, but for press."""
+    """Up to format 2 whoever said nothing of them got plain ones, but for press; then of soco."""
     file = save_run_record(tmp_path, RunConfig(**LEAST, method=method, home=tmp_path), {})
     assert read_run(tmp_path, file.stem)["config"]["factors"] is None
     for older in (1, 2):
         write_record(file, read_record(file) | {"format": older})
         assert read_run(tmp_path, file.stem)["config"]["factors"] == then
+    write_record(file, read_record(file) | {"format": 3})
+    found = read_run(tmp_path, file.stem)["config"]["factors"]
+    assert found == (then if method == "soco" else None)

@@ -36,7 +36,8 @@ SHAPES = {"wide": (12, 20), "tall": (20, 12)}
 RANKS = (1, 3, 6)
 VARIANTS = (
     "soco:phase1=8:phase2=8:phase3=8:rate=0.15",
-    "soco:map=relu:deviation=0:phase1=8:phase2=4:phase3=8:rate=0.15",
+    "soco:phase1=8:phase2=8:phase3=8:rate=0.15:factors=plain",
+    "soco:map=relu:deviation=0:phase1=8:phase2=4:phase3=8:rate=0.15:factors=plain",
     "dobi_svd:steps=8:beta=0.5:rate=0.03",
     "dobi_svd:steps=8:beta=0.5:rate=0.03:remap=true",
     "cap:reading=printed:iterations=3",
@@ -175,7 +176,7 @@ def learned_values(method: Method) -> dict[str, list[float]]:
     teacher = teach(made_up_model(1), school.windows, VOCABULARY, batch_size=4, device="cpu")
     school = replace(school, teacher=teacher)  # with its own, the first gradient is rounding only
     learned = school.learn(method.learn, KEPT)
-    layers = school.layout.layers
+    layers = [stack.as_layer for stack in method.stacks(school.layout.layers)]
     values = {name: curve.tolist() for name, curve in learned.curves.items()}
     values["numbers stored"] = [learned.chosen[layer.name].cost(layer) for layer in layers]
     return values
