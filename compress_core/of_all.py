@@ -34,7 +34,8 @@ OF_ALL: dict[str, tuple[OptionValue, str]] = {
     FORM: (
         AUTO,
         "how a product of low rank is stored: plain, two factors as in the papers, pivot, or auto, "
-        "the smaller of both; what dobi_svd and cap learn, and what layers share, stays plain",
+        "the smaller of both; what dobi_svd and cap learn, soco in codes, and what layers share, "
+        "stays plain",
     ),
     METRIC: (
         INPUTS,
@@ -113,7 +114,7 @@ def rounded(method: Method, bits: int | None, group: int, rounding: str) -> Meth
     if isinstance(method.learn, LearnSpectrum) and method.form == AUTO:
         method = stored_as(method, PLAIN)
     elif method.learn is not None and method.form not in (PLAIN, EIGHT_BITS):
-        how = f"learns at the price of plain factors in codes, and was told {FORM}={method.form}"
+        how = f"learns of codes at the price of plain factors ({FORM}={method.form})"
     if chosen and isinstance(method.fit, PreserveColumns):
         how = "trades ranks for columns at one price of numbers"
     if how:

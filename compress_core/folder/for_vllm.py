@@ -140,17 +140,13 @@ def _tensors(
     stem = key.removesuffix("weight")
     out_factor, in_factor = _factors(read_parts(checkpoint, layer), layer)
     (rows, rank), inputs = out_factor.shape, in_factor.shape[1]
-    paired = pays(rows, inputs, {"rank": rank})
+    # The dense layer has no place for a bias that only the compressed one got.
+    paired = pays(rows, inputs, {"rank": rank}) or bool(layer.entry.get("bias"))
     if paired:
         sizes = {"in_features": inputs, "out_features": rows, "rank": rank}
         pairs[layer.name] = {**sizes, "bias": bool(layer.bias)}
         yield f"{stem}in_factor.weight", in_factor.clone()  # a shared one is stored twice
         yield f"{stem}out_factor.weight", out_factor
-    elif layer.entry.get("bias"):
-        raise ModelError(
-            f"{checkpoint.folder}: {layer.name} keeps too much for a pair of linear layers, and "
-            "its dense form has no place for the bias that it got; serve the folder itself"
-        )
     else:
         yield key, dense_weight(checkpoint, layer)
     for bias in layer.bias:

@@ -19,9 +19,9 @@ was, and only survivors are trained on; the sparsity loss weighs as much as the 
 is therefore part of what Adam normalises; steps, rates and thresholds. The 256 most likely tokens
 of the dense model stand for all of its logits.
 
-In plain factors (``factors=plain``, the paper's) every component costs the same. In the pivot form,
-which is ours and the default, the next one costs less than the last; the compression loss then
-counts each at the average price of its layer's.
+In plain factors (``factors=plain``, the paper's) every component of a layer costs the same. In the
+smaller of both forms, which is ours and the default, the next one costs less than the last; the
+compression loss then counts each at the average price of its layer's.
 
 ``basis=weight`` is the plain SVD as the abstract reads; ``basis=whitened`` are the components of
 SVD-LLM, each of which costs exactly its energy in output error.

@@ -12,8 +12,9 @@ from flows.report.console import Reporter
 from flows.report.lines import duration, entry, make_console, say
 from flows.runs.estimate import Estimate, estimate
 from flows.runs.forecast import Planned, Planner
-from flows.runs.foretold import FISHER_MISSES, PRESS_MISSES, Foretold, foretold
+from flows.runs.foretold import FISHER_MISSES, PRESS_MISSES, SEEN, Foretold, foretold
 from flows.runs.opened import open_command
+from flows.runs.prediction import WITHOUT_ROUNDING
 from flows.runs.workspace import LIBRARIES
 from flows.settings.config import DEFAULT_METHOD, RunConfig, Settings, SweepConfig, build_config
 from flows.settings.reading import file_and_flags
@@ -23,7 +24,7 @@ UNITS = 27  # where a plan's lines go on
 LARGEST_TOLD = 1000  # times the dense model's perplexity: beyond it a prediction says nothing
 # Held to what is on record by tests/contracts/test_results.py.
 TOO_LOW = (
-    f"of second order: KL measured in docs/results came to {PRESS_MISSES[0]:g} to "
+    f"of second order: in docs/results KL above {SEEN:g} came to {PRESS_MISSES[0]:g} to "
     f"{PRESS_MISSES[1]:g} times that of press, to {FISHER_MISSES[0]:g} to {FISHER_MISSES[1]:g} "
     "times that of ranks by fisher"
 )
@@ -149,14 +150,16 @@ def _print_curves(curves: Mapping[str, Sequence[Foretold]]) -> None:
     for label, curve in curves.items():
         for point in curve:
             words = f"{label} kept {point.kept:.3f}, {point.bytes / 1e6:,.1f} MB"
-            entry(console, "predicted", f"{words}: {_foreseen(point.divergence)}")
+            entry(console, "predicted", f"{words}: {_foreseen(point)}")
     if any(curves.values()):
         entry(console, "", TOO_LOW)
 
 
-def _foreseen(divergence: float) -> str:
+def _foreseen(point: Foretold) -> str:
     """A KL and what it makes of a perplexity, were the text what the dense model expects."""
-    told = f"KL {divergence:.3g} nats per token"
-    if divergence > math.log(LARGEST_TOLD):
+    told = f"KL {point.divergence:.3g} nats per token"
+    if not point.rounding:
+        return f"{told}; {WITHOUT_ROUNDING}"
+    if point.divergence > math.log(LARGEST_TOLD):
         return told
-    return f"{told}, perplexity {math.exp(divergence):.3g} times the dense one's"
+    return f"{told}, perplexity {math.exp(point.divergence):.3g} times the dense one's"

@@ -20,6 +20,7 @@ from flows.report.shown import Floats, Prediction
 from flows.settings.config import MADE_BY
 
 GRID = tuple(n / 10 for n in range(2, 10))  # shares at which something is predicted
+WITHOUT_ROUNDING = "what rounding to codes adds is not in it"
 
 
 @dataclass(frozen=True)
@@ -80,9 +81,15 @@ def predict(
         _tensors(known.entries),
         _tensors(known.columns),
     )
-    if method.coding is not None and method.coding.bits and "codes" not in allocator.reads:
-        how += "; what rounding to codes adds is not in it"
+    if leaves_rounding_out(method, allocator):
+        how += f"; {WITHOUT_ROUNDING}"
     return _curve(layers, stacks, allocator, how, evidence)
+
+
+def leaves_rounding_out(method: Method, allocator: Allocator) -> bool:
+    """Whether numbers go into codes and what the allocator predicts is of the cut alone."""
+    coded = method.coding is not None and bool(method.coding.bits)
+    return coded and "codes" not in allocator.reads
 
 
 def _tensors(arrays: Mapping[str, Floats]) -> dict[str, torch.Tensor]:

@@ -168,8 +168,10 @@ def _with_its_form(config: dict[str, Any], version: int) -> dict[str, Any]:
         method = build_method(config["method"], config["options"], config["allocate"], bits=FULL)
     except (ConfigError, KeyError):  # what is no method any more says nothing of its form
         return config
-    silent = config.get(FORM) is None and f":{FORM}=" not in config["method"]
-    plain = name == "soco" or (version <= 2 and name != "press")
+    learned = name == "soco"  # whose products were plain in `auto`, too
+    said = config.get(FORM)
+    silent = (said is None or (learned and said == AUTO)) and f":{FORM}=" not in config["method"]
+    plain = learned or (version <= 2 and name != "press")
     return config | {FORM: PLAIN} if silent and plain and method.form == AUTO else config
 
 

@@ -8,11 +8,11 @@ import compress_core
 
 SOURCES = Path(compress_core.__file__).parent
 ABOUT = ("folder", "layer", "recover")  # what reads, writes, makes and trains what layers store
-OF_A_KIND = {"codes", "columns", "index", "nonzeros", "pivot", "sparse", "CodedParts"}
+OF_A_KIND = {"base", "codes", "columns", "index", "nonzeros", "pivot", "sparse", "CodedParts"}
 ASKING = {
     "folder/for_vllm.py": 1,  # refuses codes
     "layer/make.py": 4,  # what a share asks for, and what robust PCA found
-    "layer/stored.py": 4,  # what a method ended with, as parts
+    "layer/stored.py": 5,  # what a method ended with, as parts
     "recover/parts.py": 1,  # of codes the scales are trained
 }
 

@@ -12,6 +12,7 @@ from compress_core.forms.names import FACTORS, PLAIN
 from compress_core.learn.gated import GatedSpectra, score_map
 from compress_core.learn.soco import LearnSpectrum, _Run
 from compress_core.learn.spectrum import Spectra, affordable_dense, choose, cut, install, overlap
+from compress_core.methods import build_method
 from compress_core.types import LayerRef, affordable
 from tests.families import token_batch
 from tests.learning import Lesson, Memory, lesson, same
@@ -256,6 +257,15 @@ def test_in_the_pivot_form_stays_what_plain_factors_could_not_hold() -> None:
     stored = sum(chosen[x.name].cost(x) for x in priced)
     assert budget - max(x.atom_cost for x in priced) < stored <= budget
     assert sum(chosen[x.name].cost(x) for x in school.layout.layers) > 1.1 * budget
+
+
+def test_in_codes_it_is_priced_as_plain_factors_or_refused() -> None:
+    for name in ("soco:bits=4", "soco:bits=4:factors=plain"):
+        method = build_method(name)
+        assert isinstance(method.learn, LearnSpectrum)
+        assert (method.form, method.learn.form) == (PLAIN, PLAIN)
+    with pytest.raises(ConfigError, match=r"factors=pivot\): leave out bits=4"):
+        build_method("soco:bits=4:factors=pivot")
 
 
 def test_a_dense_layer_is_paid_for_and_one_too_many_is_refused() -> None:
