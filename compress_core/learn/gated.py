@@ -101,10 +101,9 @@ class GatedSpectra:
         """Scores of all layers in one line."""
         return torch.cat([self.scores(index) for index in range(len(self.spectra.layers))])
 
-    def kept_now(self, scores: Tensor) -> float:
-        """Share of the layers' numbers that would be stored now."""
-        alive = self._stays() if self.settled else scores.detach().cpu() > self.threshold
-        return self.spectra.kept(alive, self.extras)
+    def alive(self, scores: Tensor) -> Tensor:
+        """What would stay now: bool on the CPU, (components,)."""
+        return self._stays() if self.settled else scores.detach().cpu() > self.threshold
 
     def settle(self, kept: float) -> None:
         """Decides what stays, at the exact budget; layers of which more stays than pays are dense.
@@ -114,7 +113,7 @@ class GatedSpectra:
         """
         scores = self.all_scores().detach()
         beyond = []
-        for index, count in enumerate(self.spectra.counts(scores.cpu() > self.threshold)):
+        for index, count in enumerate(self.spectra.counts(self.alive(scores))):
             layer = self.spectra.layers[index]
             most = self.spectra.most(index, layer.out_features if self.extras else 0)
             beyond.append((count - most) / max(1, most))

@@ -183,9 +183,10 @@ class _Run:
             kl = self.halves.total(hidden, taught.divergence) / len(hidden)
             require_finite(kl, "soco", step, self.model, self.layout, tokens)
             scores = gated.all_scores()
-            now = gated.kept_now(scores)
+            alive = gated.alive(scores)
+            now = gated.spectra.kept(alive, gated.extras)
             gate = gated.gate(scores)
-            push = self._push(now, scores, gate)
+            push = self._push(now, alive, gate)
             loss = kl
             if phase == 3 and not gated.settled:
                 weight = settings.polarise * float(kl.detach()) * self._done(step)
@@ -212,7 +213,7 @@ class _Run:
         elif phase > 1:
             self.pressure.mul_(UP if over else DOWN)
 
-    def _push(self, now: float, scores: Tensor, gate: Tensor) -> Tensor | None:
+    def _push(self, now: float, alive: Tensor, gate: Tensor) -> Tensor | None:
         """The weighted gradient of the share by the raw scores, (components,).
 
         None at or below the target, and once what stays is settled.
@@ -220,8 +221,7 @@ class _Run:
         over = now - self.kept
         if over <= 0 or self.gated.settled:
             return None
-        prices = self.gated.spectra.prices(scores.detach().cpu() > self.settings.threshold)
-        share = (prices.to(gate) * gate).sum()
+        share = (self.gated.spectra.prices(alive).to(gate) * gate).sum()
         (gradient,) = torch.autograd.grad(share, self.gated.raw, retain_graph=True)
         return float(self.pressure) * min(1.0, over / NEAR) * gradient
 

@@ -225,9 +225,10 @@ def cut(
     )
     for place, index in zip(order.tolist(), owner[order].tolist(), strict=True):
         rank, layer = len(chosen[index]), spectra.layers[index]
-        cost = layer.rank_cost(rank + 1) - layer.rank_cost(rank) if rank < most[index] else 0
-        fits = cost <= left and rank < most[index]
-        if fits and place != chosen[index][0]:
+        if rank == most[index] or place == chosen[index][0]:
+            continue
+        cost = layer.rank_cost(rank + 1) - layer.rank_cost(rank)
+        if cost <= left:
             chosen[index].append(place)
             left -= cost
     return [

@@ -44,7 +44,7 @@ class Foretold:
     kept: float
     bytes: int
     divergence: float
-    rounding: bool = True
+    rounding: bool
 
 
 def foretold(planner: Planner, pipeline: Pipeline) -> list[Foretold]:

@@ -7,7 +7,6 @@ from typing import Any
 
 from flows.report.markdown import grid, scores
 from flows.report.spent import HOUR, spent_of
-from flows.report.tables import kind_part
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "docs" / "results"
@@ -97,8 +96,8 @@ def cell(run: Mapping[str, Any], state: str, texts: int, *, bold: bool = False) 
     found = f"**{found}**" if bold else found
     if state == "compressed" and "unrecovered" in run["metrics"]:
         found = f"{perplexities(run, 'unrecovered', texts)} → {found}"
-    part = kind_part(run) if state == "compressed" else ""
-    entries = f", {float(part):.0f} % entries" if part else ""
+    told = state == "compressed" and "entries" in run
+    entries = f", {100 * run['entries']:.0f} % entries" if told else ""
     return f"{found} ({run['bytes'][state] / 1e6:.0f} MB{entries})"
 
 
